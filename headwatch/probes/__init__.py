@@ -1,1 +1,6 @@
-"""."""
+"""Frozen, fingerprinted pairs of clean and corrupted prompts, and the families that make them."""
+
+from headwatch.probes.families import FAMILIES
+from headwatch.probes.probe_set import ProbeSet
+
+__all__ = ["FAMILIES", "ProbeSet"]
