@@ -1,0 +1,151 @@
+"""The life of a head: its states, the events that lead from one to the next, and its spells. Pure numpy."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+States = NDArray[np.int8]
+Bools = NDArray[np.bool_]
+
+
+class HeadState(IntEnum):
+    """Where a head is in its life.
+
+    INACTIVE: not in the base's active set and never emerged. BASE: active at the base probe (the state of that probe
+    alone). RETAINED: base and active. DROPPED: base and lost. EMERGED: not base, gained. PRUNED: had emerged, lost.
+    REEMERGED: pruned, gained again.
+    """
+
+    INACTIVE = 0
+    BASE = 1
+    RETAINED = 2
+    DROPPED = 3
+    EMERGED = 4
+    PRUNED = 5
+    REEMERGED = 6
+
+    @property
+    def label(self) -> str:
+        """The word for logs and figures: "re-emerged" for REEMERGED, else the name in lower case."""
+        return "re-emerged" if self is HeadState.REEMERGED else self.name.lower()
+
+
+OF_BASE = (HeadState.BASE, HeadState.RETAINED, HeadState.DROPPED)
+ACTIVE = (HeadState.BASE, HeadState.RETAINED, HeadState.EMERGED, HeadState.REEMERGED)
+NEWLY_ACTIVE = (HeadState.EMERGED, HeadState.REEMERGED)
+
+EVENT_KINDS = ("emerged", "pruned", "re-emerged", "dropped", "returned")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change in the life of one head.
+
+    kind: "emerged", "pruned", "re-emerged", "dropped", or "returned" (a dropped base head that is active again).
+    share_before, share_now: the share at the probe compared with (base; or, for pruned, re-emerged and returned, the
+    head's own last event) and now. p_value, q_value: of that paired change; None under the circuit rule, where
+    share_before and share_now hold the importance and `stability` the share of resamples that keep the head.
+    """
+
+    step: int
+    family: str
+    layer: int
+    head: int
+    kind: str
+    share_before: float | None
+    share_now: float | None
+    p_value: float | None = None
+    q_value: float | None = None
+    rule: str = "evidence"
+    stability: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is not finite becomes None."""
+        values = asdict(self)
+        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Event":
+        """The event of one line of events.jsonl; unknown keys are left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
+
+
+@dataclass(frozen=True)
+class Spell:
+    """One uninterrupted active stretch of a head, in training steps.
+
+    start: step of the probe that first found it active. end: step of the probe that found it gone, or None: still
+    active at `last_seen`, the last probe (right-censored). Both are known only to the cadence of the probes.
+    number: 1 for the head's first spell. base: a base head, whose birth nobody saw.
+    """
+
+    layer: int
+    head: int
+    start: int
+    end: int | None
+    last_seen: int
+    number: int
+    base: bool
+
+    @property
+    def length(self) -> int:
+        """Steps from start to end, or to the last probe where it has not ended."""
+        return (self.last_seen if self.end is None else self.end) - self.start
+
+
+def advance(state: States, rise: Bools, fall: Bools) -> States:
+    """The next states [L, H]: `rise` makes an inactive head active, `fall` an active one inactive; both are justified."""
+    following = np.where(state == HeadState.BASE, HeadState.RETAINED, state)
+    for before, change, after in (
+        (HeadState.INACTIVE, rise, HeadState.EMERGED),
+        (HeadState.PRUNED, rise, HeadState.REEMERGED),
+        (HeadState.DROPPED, rise, HeadState.RETAINED),
+        (HeadState.BASE, fall, HeadState.DROPPED),
+        (HeadState.RETAINED, fall, HeadState.DROPPED),
+        (HeadState.EMERGED, fall, HeadState.PRUNED),
+        (HeadState.REEMERGED, fall, HeadState.PRUNED),
+    ):
+        following = np.where((state == before) & change, after, following)
+    return following.astype(np.int8)
+
+
+def event_kind(before: int, after: int) -> str:
+    """The word for a change of state."""
+    if before == HeadState.DROPPED and after == HeadState.RETAINED:
+        return "returned"
+    return HeadState(after).label
+
+
+def is_in(state: NDArray[Any], states: tuple[HeadState, ...]) -> Bools:
+    """Where `state` is one of `states`, as bool of its shape."""
+    return np.isin(state, [int(s) for s in states])
+
+
+def spells(steps: list[int], state: NDArray[np.int8]) -> list[Spell]:
+    """All spells of all heads, by layer, head and time. steps: [P] of the probes; state: [P, L, H]."""
+    if not steps:
+        return []
+    active = is_in(state, ACTIVE)
+    edges = np.diff(np.pad(active.astype(np.int8), ((1, 1), (0, 0), (0, 0))), axis=0)  # [P + 1, L, H]
+    found = []
+    for layer, head in np.argwhere(active.any(axis=0)):
+        starts, ends = (np.flatnonzero(edges[:, layer, head] == sign) for sign in (1, -1))
+        base = bool(is_in(state[starts[0], layer, head], OF_BASE))
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
+            ended = steps[end] if end < len(steps) else None
+            found.append(Spell(int(layer), int(head), steps[start], ended, steps[-1], number, base))
+    return found
+
+
+def cohorts(steps: list[int], state: NDArray[np.int8]) -> dict[int, list[int]]:
+    """Step of first emergence -> how many of those heads are newly active at each probe. state: [P, L, H]."""
+    newly = is_in(state, NEWLY_ACTIVE)
+    ever = newly.any(axis=0)
+    first = np.argmax(newly, axis=0) if len(steps) else np.zeros(ever.shape, np.int64)
+    born = {int(index): ever & (first == index) for index in np.unique(first[ever])}
+    return {steps[index]: [int(n) for n in (newly & heads).sum(axis=(1, 2))] for index, heads in born.items()}
