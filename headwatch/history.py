@@ -1,31 +1,16 @@
 """HeadHistory: the lives of all heads over a run, by the evidence rule or by the paper's circuit rule. Pure numpy."""
 
 import os
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headwatch import evidence
-from headwatch.coupling import Coupling, couple
 from headwatch.errors import UserError
 from headwatch.evidence import Change, EvidenceSettings, Shares
-from headwatch.lives import (
-    ACTIVE,
-    NEWLY_ACTIVE,
-    OF_BASE,
-    Event,
-    HeadState,
-    Spell,
-    advance,
-    cohorts,
-    event_kind,
-    is_in,
-    spells,
-)
+from headwatch.lives import OF_BASE, Event, HeadState, Lives, advance, event_kind, is_in
 from headwatch.run_folder import RunFolder
-from headwatch.survival import KaplanMeier, kaplan_meier
 
 RULES = ("evidence", "circuit")
 EPSILON = 1e-6  # the paper's, in E(l, h)
@@ -40,7 +25,7 @@ def effect(importance_post: ArrayLike, importance_pre: ArrayLike) -> NDArray[np.
     return (post - pre) / (post + pre + EPSILON)
 
 
-class HeadHistory:
+class HeadHistory(Lives):
     """Every head's life, probe by probe, for one family of probe pairs.
 
     Evidence rule (`add`). With the active set of `evidence.membership` and each head's *mark*, the probe of its last
@@ -203,11 +188,6 @@ class HeadHistory:
         return self._stack("state", np.int8)
 
     @property
-    def active(self) -> NDArray[np.bool_]:
-        """Whether a head's life has it active (base, retained, emerged or re-emerged), [P, L, H]."""
-        return is_in(self.state, ACTIVE)
-
-    @property
     def member(self) -> NDArray[np.bool_]:
         """Whether a head is in the active set itself, evidence or not, [P, L, H]."""
         return self._stack("member", np.bool_)
@@ -272,23 +252,6 @@ class HeadHistory:
 
     # --- lives ------------------------------------------------------------------------------------------------------
 
-    def counts(self) -> dict[str, list[int]]:
-        """Heads in each state, by the state's label, at each probe; at every probe they sum to L * H."""
-        state = self.state
-        return {s.label: [int(n) for n in (state == s).sum(axis=(1, 2))] for s in HeadState}
-
-    def newly_active(self) -> list[int]:
-        """Active heads that the base did not have (emerged or re-emerged), at each probe."""
-        return [int(n) for n in is_in(self.state, NEWLY_ACTIVE).sum(axis=(1, 2))]
-
-    def cohorts(self) -> dict[int, list[int]]:
-        """Step of first emergence -> how many of those heads are active at each probe; they sum to newly_active()."""
-        return cohorts(self.steps, self.state)
-
-    def activation_frequency(self) -> NDArray[np.float64]:
-        """The part of all probes at which each head is active, [L, H] in [0, 1]."""
-        return self.active.mean(axis=0) if self.steps else np.zeros((self.n_layers, self.n_heads))
-
     def effect(self) -> NDArray[np.float64]:
         """E(l, h) of every probe after the base against the base, mean over probes, [L, H] in [-1, 1]."""
         told = [index for index, said in enumerate(self.signal) if said == evidence.OK]
@@ -301,28 +264,6 @@ class HeadHistory:
         """Mean raw score minus the base's, [P, L, H] (zeros before there is a base)."""
         raw = self.raw
         return raw - raw[self.steps.index(self.base_step)] if self.base_step is not None else np.zeros_like(raw)
-
-    def spells(self) -> list[Spell]:
-        """Every uninterrupted active stretch of every head."""
-        return spells(self.steps, self.state)
-
-    def survival(self, group: str = "emerged", first_only: bool = True) -> KaplanMeier:
-        """Survival of spells in training steps; heads active at the last probe are right-censored.
-
-        group: "emerged", or "base" (heads that no one saw born: time counts from the base probe, a curve of its own).
-        """
-        if group not in ("emerged", "base"):
-            raise UserError(f"group={group!r}: give 'emerged' or 'base'")
-        chosen = [s for s in self.spells() if s.base == (group == "base") and (s.number == 1 or not first_only)]
-        return kaplan_meier([s.length for s in chosen], [s.end is not None for s in chosen])
-
-    def median_spell(self) -> float:
-        """Median survival of emerged heads' first spells, in training steps; NaN while more than half go on."""
-        return self.survival().median
-
-    def coupling(self, training: Iterable[Mapping[str, Any]], key: str = "reward") -> Coupling:
-        """Rank correlation of the number of newly active heads with a logged value, aligned at the probes."""
-        return couple(self.steps, self.newly_active(), list(training), key)
 
     def latest_scalars(self) -> dict[str, float]:
         """The headline numbers of the last probe, by name; cohorts as cohort/<step of first emergence>."""

@@ -1,12 +1,17 @@
 """The life of a head: its states, the events that lead from one to the next, and its spells. Pure numpy."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from headwatch.coupling import Coupling, couple
+from headwatch.errors import UserError
+from headwatch.survival import KaplanMeier, kaplan_meier
 
 States = NDArray[np.int8]
 Bools = NDArray[np.bool_]
@@ -99,7 +104,7 @@ class Spell:
 
 
 def advance(state: States, rise: Bools, fall: Bools) -> States:
-    """The next states [L, H]: `rise` makes an inactive head active, `fall` an active one inactive; both are justified."""
+    """The next states [L, H]: `rise` makes an inactive head active, `fall` an active one inactive; both justified."""
     following = np.where(state == HeadState.BASE, HeadState.RETAINED, state)
     for before, change, after in (
         (HeadState.INACTIVE, rise, HeadState.EMERGED),
@@ -149,3 +154,58 @@ def cohorts(steps: list[int], state: NDArray[np.int8]) -> dict[int, list[int]]:
     first = np.argmax(newly, axis=0) if len(steps) else np.zeros(ever.shape, np.int64)
     born = {int(index): ever & (first == index) for index in np.unique(first[ever])}
     return {steps[index]: [int(n) for n in (newly & heads).sum(axis=(1, 2))] for index, heads in born.items()}
+
+
+class Lives:
+    """What follows from the states alone, whichever rule made them. `steps` has P entries, `state` is [P, L, H]."""
+
+    steps: list[int]
+
+    @property
+    def state(self) -> States:
+        """HeadState of every head, [P, L, H]."""
+        raise NotImplementedError
+
+    @property
+    def active(self) -> NDArray[np.bool_]:
+        """Whether a head's life has it active (base, retained, emerged or re-emerged), [P, L, H]."""
+        return is_in(self.state, ACTIVE)
+
+    def counts(self) -> dict[str, list[int]]:
+        """Heads in each state, by the state's label, at each probe; at every probe they sum to L * H."""
+        state = self.state
+        return {s.label: [int(n) for n in (state == s).sum(axis=(1, 2))] for s in HeadState}
+
+    def newly_active(self) -> list[int]:
+        """Active heads that the base did not have (emerged or re-emerged), at each probe."""
+        return [int(n) for n in is_in(self.state, NEWLY_ACTIVE).sum(axis=(1, 2))]
+
+    def cohorts(self) -> dict[int, list[int]]:
+        """Step of first emergence -> how many of those heads are active at each probe; they sum to newly_active()."""
+        return cohorts(self.steps, self.state)
+
+    def activation_frequency(self) -> NDArray[np.float64]:
+        """The part of all probes at which each head is active, [L, H] in [0, 1]."""
+        return self.active.mean(axis=0) if self.steps else np.zeros(self.state.shape[1:])
+
+    def spells(self) -> list[Spell]:
+        """Every uninterrupted active stretch of every head."""
+        return spells(self.steps, self.state)
+
+    def survival(self, group: str = "emerged", first_only: bool = True) -> KaplanMeier:
+        """Survival of spells in training steps; heads active at the last probe are right-censored.
+
+        group: "emerged", or "base" (heads that no one saw born: time counts from the base probe, a curve of its own).
+        """
+        if group not in ("emerged", "base"):
+            raise UserError(f"group={group!r}: give 'emerged' or 'base'")
+        chosen = [s for s in self.spells() if s.base == (group == "base") and (s.number == 1 or not first_only)]
+        return kaplan_meier([s.length for s in chosen], [s.end is not None for s in chosen])
+
+    def median_spell(self) -> float:
+        """Median survival of emerged heads' first spells, in training steps; NaN while more than half go on."""
+        return self.survival().median
+
+    def coupling(self, training: Iterable[Mapping[str, Any]], key: str = "reward") -> Coupling:
+        """Rank correlation of the number of newly active heads with a logged value, aligned at the probes."""
+        return couple(self.steps, self.newly_active(), list(training), key)

@@ -52,8 +52,8 @@ def kaplan_meier(lengths: ArrayLike, ended: ArrayLike) -> KaplanMeier:
         )
     )
     with np.errstate(divide="ignore", invalid="ignore"):
-        survival: NDArray[np.float64] = np.cumprod(1.0 - deaths / np.maximum(at_risk, 1))
-        greenwood: NDArray[np.float64] = np.cumsum(np.where(deaths > 0, deaths / (at_risk * (at_risk - deaths)), 0.0))
+        survival = np.cumprod(1.0 - deaths / np.maximum(at_risk, 1), dtype=np.float64)
+        greenwood = np.cumsum(np.where(deaths > 0, deaths / (at_risk * (at_risk - deaths)), 0.0))
         reach = Z_95 * np.sqrt(greenwood) / np.abs(np.log(survival))
         lower, upper = survival ** np.exp(reach), survival ** np.exp(-reach)
     lower[survival == 1.0] = upper[survival == 1.0] = 1.0

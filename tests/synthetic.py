@@ -1,12 +1,14 @@
 """A small, deterministic run written through RunFolder, with planted per-pair effects: for tests of views and readers.
 
-What is planted is told by `PLANTED`: in each family some heads really gain or lose share; everything else is noise.
+What is planted is told by `planted` (which heads) and `plan` (when): in each family some heads really gain or lose
+share, the second family a tenth of the run later than the first; everything else is noise.
 "sft": gains that come early and stay. "grpo": gains that come and go with the reward, one of which comes back.
 """
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ SIZE = 0.12  # share that a planted head gains at its height; the largest base h
 
 
 def planted(
-    kind: str, n_layers: int, n_heads: int, n_families: int, seed: int
+    n_layers: int, n_heads: int, n_families: int, seed: int
 ) -> tuple[list[Floats], list[list[tuple[int, int]]]]:
     """Base shares [L, H] of each family, and the heads that its plan moves: the last two are base heads that fade."""
     rng = np.random.default_rng([seed, 1])
@@ -31,7 +33,7 @@ def planted(
         base = (0.14 * np.exp(-ranks / 5.0) * np.where(ranks % 5 == 4, -1.0, 1.0)).reshape(n_layers, n_heads)
         order = np.argsort(ranks)  # heads from the strongest to the weakest
         late = [int(h) for h in order if ranks[h] >= 25]
-        chosen = late[:5] + [int(order[1]), int(order[3])]
+        chosen = [*late[:5], int(order[1]), int(order[3])]
         bases.append(base)
         moved.append([(h // n_heads, h % n_heads) for h in chosen])
     return bases, moved
@@ -40,13 +42,16 @@ def planted(
 def plan(kind: str, x: float) -> list[float]:
     """How far each of the seven planted heads is from its base share at x in [0, 1] of the run, 1 = all the way."""
     if kind == "sft":  # two of five emerge at once, the others follow; all stay
-        return [float(x > start) for start in (0.0, 0.0, 0.25, 0.45, 0.65)] + [min(1.0, 2.0 * x), float(x > 0.55)]
+        return [float(x > start) for start in (0.0, 0.0, 0.25, 0.45, 0.65)] + [
+            min(1.0, max(0.0, 2.0 * x)),
+            float(x > 0.55),
+        ]
     return [
         float(0.0 < x < 0.35),  # emerges, is pruned
         float(0.15 < x < 0.45 or x > 0.65),  # emerges, is pruned, comes back
         float(0.35 < x < 0.75),
         float(x > 0.55),
-        float(0.85 < x),
+        float(x > 0.85),
         float(x > 0.45),
         0.0,
     ]
@@ -70,7 +75,7 @@ def write_synthetic_run(
     if n_layers * n_heads < 32:
         raise ValueError(f"n_layers={n_layers}, n_heads={n_heads}: the plan needs 32 heads at the least")
     rng = np.random.default_rng([seed, 0])
-    bases, moved = planted(kind, n_layers, n_heads, len(families), seed)
+    bases, moved = planted(n_layers, n_heads, len(families), seed)
     shape = (n_pairs, n_layers, n_heads)
     run = RunFolder.create(folder, _manifest(kind, seed, n_layers, n_heads, n_pairs, families))
     # What makes a pair itself never changes: this is what pairing cancels.
@@ -83,11 +88,11 @@ def write_synthetic_run(
     ]
     for step in steps:
         x = step / max(steps[-1], 1)
-        parts: dict[str, list[NDArray[np.generic]]] = {}
+        parts: dict[str, list[NDArray[Any]]] = {}
         events: list[Event] = []
         scalars: dict[str, float] = {}
         for f, name in enumerate(families):
-            share = _shares_at(kind, x, bases[f], moved[f])
+            share = _shares_at(kind, x - 0.1 * f, bases[f], moved[f])
             gap = -6.0 * (1.0 - 0.25 * x) * gap_size[f] * np.exp(0.02 * rng.standard_normal(n_pairs))
             drift = 0.1 * x * rng.standard_normal(shape) * (np.abs(share) + 0.004)
             scores = gap[:, None, None] * (share + pair_taste[f] + drift)
@@ -111,7 +116,7 @@ def write_synthetic_run(
             events += by_circuit.add_membership(step, active, importance, stability)
             scalars |= {f"{name}/{key}": value for key, value in by_evidence.latest_scalars().items()}
             scalars |= {f"{name}/circuit/{key}": value for key, value in by_circuit.latest_scalars().items()}
-            scalars[f"{name}/accuracy"] = float(np.mean(parts["correct"][-1]))
+            scalars[f"{name}/accuracy"] = float(np.mean(parts["correct"][-1].astype(np.float64)))
         run.write_scores(step, ProbeScores(**{key: np.concatenate(arrays) for key, arrays in parts.items()}))
         run.append_events(events)
         run.append_scalars(
@@ -141,7 +146,7 @@ def _circuit(scores: Floats, rng: np.random.Generator) -> tuple[NDArray[np.bool_
 
 
 def _real_edges(n_layers: int, n_heads: int) -> NDArray[np.bool_]:
-    """Which of [S, R] edges exist; sources input, layer by layer heads then MLP; targets q, k, v a head, MLP; logits."""
+    """Which of [S, R] edges exist: from input, each layer's heads and MLP to q, k, v a head, each MLP, logits."""
     a_layer, b_layer = n_heads + 1, 3 * n_heads + 1
     real = np.zeros((1 + n_layers * a_layer, n_layers * b_layer + 1), np.bool_)
     for layer in range(n_layers):
