@@ -220,16 +220,15 @@ def _reshard_fsdp2(model: nn.Module, *, failed: bool) -> None:
         from torch.distributed.fsdp import FSDPModule
     except ImportError:  # a torch built without distributed
         return
-    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    if not sharded:
-        return
-    if failed:
-        root: Any = sharded[0]
-        if hasattr(root, "reset_iter_state"):  # torch 2.13
-            root.reset_iter_state()
-        elif hasattr(root, "_get_fsdp_state"):  # private: what FSDP2 runs at the end of every backward
-            root._get_fsdp_state()._root_post_backward_final_callback()
-    for module in sharded:
+    for module in model.modules():
+        if not isinstance(module, FSDPModule):
+            continue
+        state: Any = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None  # private: see the test
+        if failed and getattr(state, "_is_root", False):  # unset before the first forward: nothing is stuck then
+            if hasattr(module, "reset_iter_state"):  # torch 2.13: made for this
+                module.reset_iter_state()
+            else:  # what FSDP2 runs at the end of every backward
+                state._root_post_backward_final_callback()
         module.reshard()
 
 
