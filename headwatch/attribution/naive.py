@@ -1,0 +1,146 @@
+"""The reference that the fast pass is held against: it reads like the formula, and is as slow as that.
+
+One pair, one point of the path at a time, without padding, batching or a key/value cache. Every target really is given a
+copy of the residual vector of its own, and autograd is asked for the gradient at that copy: nothing here is derived.
+
+    edge(s, r) = sum_t  delta_s[t] . (1/m) sum_k dL/d(input of r)[t]   at embeddings e' + alpha_k (e - e')
+"""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headwatch.anatomy import KINDS, Anatomy, Kind, linear_map
+from headwatch.attribution.metrics import Metric, Reads, path_points, resolve_metric
+from headwatch.guard import read_only_pass
+from headwatch.probes import ProbeSet
+
+
+def naive_edges(
+    model: nn.Module, probes: ProbeSet, metric: str | Metric = "logit_diff", steps: int = 5, alphas: str = "midpoint"
+) -> Tensor:
+    """Edge scores by the definition, [N, S, R], in the model's dtype."""
+    anatomy = Anatomy.of(model)
+    name, function = resolve_metric(metric)
+    points = path_points(alphas, steps, name)
+    with read_only_pass(model):
+        return torch.stack([_pair(anatomy, probes, pair, function, points) for pair in range(len(probes))])
+
+
+def naive_heads(
+    model: nn.Module, probes: ProbeSet, metric: str | Metric = "logit_diff", steps: int = 5, alphas: str = "midpoint"
+) -> Tensor:
+    """Head scores by the definition, [N, L, H]: delta_s . mean over alphas of dL/d(output of s), as a row sum."""
+    anatomy = Anatomy.of(model)
+    rows = naive_edges(model, probes, metric, steps, alphas).sum(-1)
+    return torch.stack([rows[:, anatomy.head_source(layer)] for layer in range(anatomy.n_layers)], 1)
+
+
+def _pair(anatomy: Anatomy, probes: ProbeSet, pair: int, metric: Metric, points: list[float]) -> Tensor:
+    real = probes.attention_mask[pair].bool()
+    device = next(anatomy.model.parameters()).device
+    clean, corrupted = probes.clean[pair, real].to(device), probes.corrupted[pair, real].to(device)
+    present = probes.read_positions[pair] >= 0
+    columns = (probes.read_positions[pair, present] - int(real.int().argmax())).to(device)
+    reads = Reads(
+        probes.answers[[pair]].to(device),
+        probes.targets[[pair]][:, present].to(device),
+        torch.ones(1, len(columns), dtype=torch.bool, device=device),
+    )
+
+    with torch.no_grad():
+        clean_logits, clean_outputs, e = _outputs(anatomy, clean)
+        _, corrupted_outputs, e_corrupted = _outputs(anatomy, corrupted)
+    delta = corrupted_outputs - clean_outputs  # [S, T, M]
+
+    gradient = torch.zeros(len(anatomy.targets), *delta.shape[1:], dtype=delta.dtype, device=device)  # [R, T, M]
+    for alpha in points:
+        x = (e_corrupted + alpha * (e - e_corrupted)).requires_grad_()
+        logits, copies = _run_with_copies(anatomy, x)
+        value = metric(logits[:, columns], clean_logits[:, columns], reads).sum()
+        gradient += torch.stack(torch.autograd.grad(value, copies)).squeeze(1) / len(points)
+    edges = torch.einsum("stm,rtm->sr", delta, gradient)
+    return edges * anatomy.is_real().to(edges)
+
+
+def _outputs(anatomy: Anatomy, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One run: its logits [1, T, V], what every source adds to the residual stream [S, T, M], its embeddings."""
+    seen: dict[Any, Tensor] = {}
+
+    def keep_input(key: Any) -> Any:
+        return lambda module, args: seen.__setitem__(key, args[0])
+
+    def keep_output(key: Any) -> Any:
+        return lambda module, args, output: seen.__setitem__(key, output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as stack:
+        stack.callback(anatomy.embedding.register_forward_hook(keep_output("e")).remove)
+        stack.callback(anatomy.decoder_layers[0].register_forward_pre_hook(keep_input("input")).remove)
+        for index, layer in enumerate(anatomy.layers):
+            stack.callback(layer.out.register_forward_pre_hook(keep_input(("z", index))).remove)
+            stack.callback(layer.mlp.register_forward_hook(keep_output(("mlp", index))).remove)
+        logits = anatomy.model(input_ids=ids[None], use_cache=False).logits
+
+    outputs = [seen["input"][0]]
+    for index, layer in enumerate(anatomy.layers):
+        weight, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
+        for head in range(anatomy.n_heads):
+            columns = slice(head * anatomy.head_dim, (head + 1) * anatomy.head_dim)
+            outputs.append(seen["z", index][0][:, columns] @ weight[:, columns].T.to(logits))  # z_h W_O^T
+        outputs.append(seen["mlp", index][0])
+    return logits, torch.stack(outputs), seen["e"]
+
+
+def _run_with_copies(anatomy: Anatomy, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """One run in which each target reads its own copy of the residual vector: logits and the copies, in target order."""
+    copies: dict[Any, Tensor] = {}
+    residual: dict[int, Tensor] = {}
+
+    def own_copy(key: Any) -> Any:
+        def hook(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            copies[key] = args[0].clone()
+            return (copies[key], *args[1:])
+
+        return hook
+
+    def by_head(index: int, kind: Kind) -> Any:
+        layer = anatomy.layers[index]
+        weight, bias = linear_map(layer.projection(kind), anatomy.d_model)
+
+        def hook(module: Any, args: Any, output: Tensor) -> Tensor:
+            per_head = []
+            for head in range(anatomy.n_heads):
+                copy = copies[index, head, kind] = residual[index].clone()
+                row = (head if kind == "q" else head // anatomy.heads_per_kv) * anatomy.head_dim
+                rows = slice(row, row + anatomy.head_dim)
+                normed = layer.attn_norm.module.forward(copy)  # the norm is applied to the copy: .forward skips hooks
+                per_head.append(F.linear(normed, weight[rows].to(normed), bias[rows].to(normed)))
+            return torch.cat(per_head, -1)
+
+        return hook
+
+    with ExitStack() as stack:
+        stack.callback(anatomy.embedding.register_forward_hook(lambda module, args, output: embeddings).remove)
+        for index, layer in enumerate(anatomy.layers):
+
+            def keep_residual(module: Any, args: tuple[Tensor, ...], index: int = index) -> None:
+                residual[index] = args[0]
+
+            stack.callback(layer.attn_norm.module.register_forward_pre_hook(keep_residual).remove)
+            for kind in KINDS:
+                stack.callback(layer.projection(kind).register_forward_hook(by_head(index, kind)).remove)
+            stack.callback(layer.mlp_norm.register_forward_pre_hook(own_copy((index, "mlp"))).remove)
+            attention: Any = layer.attention
+            stack.callback(setattr, attention, "num_key_value_groups", attention.num_key_value_groups)
+            attention.num_key_value_groups = 1
+        stack.callback(anatomy.final_norm.register_forward_pre_hook(own_copy("logits")).remove)
+        ids = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        logits = anatomy.model(input_ids=ids, use_cache=False).logits
+
+    order: list[Any] = []
+    for index in range(anatomy.n_layers):
+        order += [(index, head, kind) for head in range(anatomy.n_heads) for kind in KINDS] + [(index, "mlp")]
+    return logits, [copies[key] for key in [*order, "logits"]]

@@ -1,0 +1,334 @@
+"""score_heads and score_edges: one fused EAP-IG pass over all pairs, on the unmodified model."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwatch.anatomy import Anatomy
+from headwatch.attribution.batches import Batch, batches, spans
+from headwatch.attribution.edges import EdgeCollector
+from headwatch.attribution.metrics import (
+    Metric,
+    accuracy,
+    clean_reference,
+    mean_relative_error,
+    path_points,
+    resolve_metric,
+)
+from headwatch.attribution.runs import Endpoints, endpoints, hooked, interpolated, prefix_cache, run, wide
+from headwatch.attribution.scores import Checks, EdgeScores, HeadScores, Readings
+from headwatch.errors import UserError
+from headwatch.guard import read_only_pass
+from headwatch.probes import ProbeSet
+
+GIB = 2**30
+
+
+def score_heads(
+    model: nn.Module,
+    probes: ProbeSet,
+    metric: str | Metric = "logit_diff",
+    steps: int = 5,
+    alphas: str = "midpoint",
+    *,
+    batch_size: int | None = None,
+    memory_budget_gb: float = 2.0,
+    reuse_prefix: bool = True,
+    optimizer: object | None = None,
+) -> HeadScores:
+    """Score every attention head on every pair: sum over positions of delta_s . mean over alphas of dL/d(output of s).
+
+    Args:
+        model: a Hugging Face causal language model, plain or wrapped by PEFT; it comes out exactly as it went in.
+        probes: the pairs.
+        metric: "logit_diff", "kl", "nll", or a callable (`headwatch.attribution.Metric`).
+        steps: m, the points of the path; ignored by alphas="clean".
+        alphas: "midpoint", "right" (the paper), "left", or "clean" (plain attribution patching).
+        batch_size: pairs a batch; None chooses it by the memory budget.
+        memory_budget_gb: an estimate of what activations and differences of one batch may take, in GiB.
+        reuse_prefix: run what a pair's prompts share before their first difference once, without gradients.
+        optimizer: the trainer's optimizer; needed under ZeRO-3 only.
+
+    Returns:
+        Scores for N pairs, [N, L, H].
+
+    Raises:
+        UserError: bad input, in one line.
+        UnsupportedModelError: the model cannot be taken apart.
+    """
+    settings = _settings(metric, steps, alphas, probes)
+    parts = _run_all(model, probes, settings, False, batch_size, memory_budget_gb, reuse_prefix, optimizer)
+    return parts.heads(probes, settings)
+
+
+def score_edges(
+    model: nn.Module,
+    probes: ProbeSet,
+    metric: str | Metric = "logit_diff",
+    steps: int = 5,
+    alphas: str = "midpoint",
+    *,
+    batch_size: int | None = None,
+    memory_budget_gb: float = 2.0,
+    reuse_prefix: bool = True,
+    optimizer: object | None = None,
+) -> EdgeScores:
+    """Score every edge on every pair (EAP-IG, paper section 2): see `score_heads` for the arguments.
+
+    edge(s, r) = sum over positions of delta_s . mean over alphas of dL/d(input of r), the input being the residual
+    vector before r's own norm, one copy for each query head's q, k and v, each MLP, and the logits.
+
+    Returns:
+        Scores for N pairs, S sources and R targets, [N, S, R], with the head scores of the same pass beside them.
+    """
+    settings = _settings(metric, steps, alphas, probes)
+    parts = _run_all(model, probes, settings, True, batch_size, memory_budget_gb, reuse_prefix, optimizer)
+    return parts.with_edges(probes, settings)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    metric_name: str
+    metric: Metric
+    alphas: str
+    points: list[float]
+
+
+def _settings(metric: str | Metric, steps: int, alphas: str, probes: ProbeSet) -> _Settings:
+    name, function = resolve_metric(metric)
+    missing = {"logit_diff": probes.answers, "nll": probes.targets[:, 0]}.get(name)
+    if missing is not None and bool((missing < 0).any()):
+        what = "a clean and a corrupted answer" if name == "logit_diff" else "a clean continuation"
+        rows = (missing.reshape(len(probes), -1) < 0).any(-1).nonzero()[:, 0].tolist()
+        raise UserError(
+            f'metric="{name}" needs {what} for every pair, but {len(rows)} of {len(probes)} have none '
+            f'(the first: pair {rows[0]}); give them answers, or use metric="kl"'
+        )
+    return _Settings(name, function, alphas, path_points(alphas, steps, name))
+
+
+@dataclass
+class _Parts:
+    """The arrays of a pass, filled batch by batch; on the CPU."""
+
+    anatomy: Anatomy
+    head: Tensor
+    input: Tensor
+    clean: Tensor
+    corrupted: Tensor
+    correct: Tensor
+    edge: Tensor | None
+    stream_error: float = 0.0
+    seconds: float = 0.0
+    peak_memory_mb: float | None = None
+
+    def heads(self, probes: ProbeSet, settings: _Settings, row_sums: float | None = None) -> HeadScores:
+        return HeadScores(
+            per_pair=self.head,
+            input=self.input,
+            readings=Readings(self.clean, self.corrupted, self.correct),
+            families=probes.families,
+            metric=settings.metric_name,
+            steps=len(settings.points),
+            alphas=settings.alphas,
+            checks=Checks(
+                completeness=mean_relative_error(self.input, self.corrupted - self.clean),
+                row_sums=row_sums,
+                stream=self.stream_error,
+            ),
+            seconds=self.seconds,
+            peak_memory_mb=self.peak_memory_mb,
+        )
+
+    def with_edges(self, probes: ProbeSet, settings: _Settings) -> EdgeScores:
+        assert self.edge is not None
+        rows = torch.cat([self.edge[:, self.anatomy.head_source(i)] for i in range(self.anatomy.n_layers)], 1).sum(-1)
+        largest = float(self.head.abs().max())
+        error = float((rows - self.head.flatten(1)).abs().max())
+        return EdgeScores(
+            per_pair=self.edge,
+            sources=self.anatomy.sources,
+            targets=self.anatomy.targets,
+            is_real=self.anatomy.is_real(),
+            heads=self.heads(probes, settings, row_sums=error / largest if largest else error),
+        )
+
+
+def _run_all(
+    model: nn.Module,
+    probes: ProbeSet,
+    settings: _Settings,
+    with_edges: bool,
+    batch_size: int | None,
+    memory_budget_gb: float,
+    reuse_prefix: bool,
+    optimizer: object | None,
+) -> _Parts:
+    anatomy = Anatomy.of(model)
+    like = next(model.parameters())
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    n = len(probes)
+    parts = _Parts(
+        anatomy=anatomy,
+        head=torch.zeros(n, anatomy.n_layers, anatomy.n_heads, dtype=dtype),
+        input=torch.zeros(n, dtype=dtype),
+        clean=torch.zeros(n, dtype=dtype),
+        corrupted=torch.zeros(n, dtype=dtype),
+        correct=torch.zeros(n, dtype=torch.bool),
+        edge=torch.zeros(n, len(anatomy.sources), len(anatomy.targets), dtype=dtype) if with_edges else None,
+    )
+    on_gpu = like.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+    began = time.perf_counter()
+    size, alphas_at_once = _sizes(anatomy, probes, len(settings.points), batch_size, memory_budget_gb, reuse_prefix)
+    with read_only_pass(model, optimizer):
+        for batch in batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64):
+            _run_batch(parts, batch, settings, alphas_at_once)
+    if on_gpu:
+        torch.cuda.synchronize()
+        parts.peak_memory_mb = (torch.cuda.max_memory_allocated() - held) / 2**20
+    parts.seconds = time.perf_counter() - began
+    return parts
+
+
+def _run_batch(parts: _Parts, batch: Batch, settings: _Settings, alphas_at_once: int) -> None:
+    """One batch: the prefix once, both endpoints, then the points of the path, a few at a time."""
+    anatomy = parts.anatomy
+    cache = prefix_cache(anatomy, batch)
+    ends = endpoints(anatomy, batch, cache)
+    m = len(settings.points)
+    edges = EdgeCollector(anatomy, ends) if parts.edge is not None else None
+    heads = ends.input.new_zeros(batch.size, anatomy.n_layers, anatomy.n_heads)
+    at_input = ends.input.new_zeros(batch.size)
+    embedding_difference = wide(ends.corrupted_embedding) - wide(ends.clean_embedding)
+    reference = clean_reference(ends.clean_logits)
+    for first in range(0, m, alphas_at_once):
+        points = interpolated(ends, settings.points[first : first + alphas_at_once])
+        times = len(points) // batch.size
+        handles = [anatomy.embedding.register_forward_hook(lambda module, args, output, x=points: x)]
+        for index, layer in enumerate(anatomy.layers):
+            handles.append(layer.out.register_forward_pre_hook(_head_hook(heads[:, index], ends.z[index])))
+        if edges is not None:
+            handles += edges.start()
+        with hooked(*handles):
+            if edges is None:
+                logits = run(anatomy, batch, batch.clean[:, batch.cut :].repeat(times, 1), cache)
+            else:
+                with _query_head_copies(anatomy):
+                    logits = run(
+                        anatomy,
+                        batch,
+                        batch.clean[:, batch.cut :].repeat(times, 1),
+                        cache,
+                        heads_per_kv=anatomy.heads_per_kv,
+                    )
+            values = settings.metric(wide(logits), reference.repeat(times, 1, 1), batch.reads.repeat(times))
+            (gradient,) = torch.autograd.grad(values.sum(), points)
+        if edges is not None:
+            edges.finish()
+        at_input += (wide(gradient).unflatten(0, (times, -1)) * embedding_difference).sum((0, 2, 3))
+    _store(parts, batch, settings, ends, heads / m, at_input / m, reference, edges)
+
+
+def _store(
+    parts: _Parts,
+    batch: Batch,
+    settings: _Settings,
+    ends: Endpoints,
+    heads: Tensor,
+    at_input: Tensor,
+    reference: Tensor,
+    edges: EdgeCollector | None,
+) -> None:
+    rows = batch.pairs
+    with torch.no_grad():
+        parts.head[rows] = heads.cpu()
+        parts.input[rows] = at_input.cpu()
+        parts.clean[rows] = settings.metric(ends.clean_logits, reference, batch.reads).cpu().to(parts.clean.dtype)
+        parts.corrupted[rows] = (
+            settings.metric(ends.corrupted_logits, reference, batch.reads).cpu().to(parts.clean.dtype)
+        )
+        parts.correct[rows] = accuracy(ends.clean_logits, batch.reads).cpu()
+        parts.stream_error = max(parts.stream_error, _stream_error(parts.anatomy, ends))
+        if edges is not None and parts.edge is not None:
+            parts.edge[rows] = (edges.scores / len(settings.points)).cpu()
+
+
+def _head_hook(scores: Tensor, difference: Tensor) -> Any:
+    """Add sum over (T, D) of dz * dL/dz to one layer's head scores [B, H], for every point of the path."""
+
+    def on_gradient(grad: Tensor) -> None:
+        with torch.no_grad():
+            summed = wide(grad.unflatten(0, (-1, len(scores))).sum(0, dtype=wide(grad[:0]).dtype))
+            scores.add_((summed * difference).unflatten(-1, (scores.shape[1], -1)).sum((1, 3)))
+
+    def hook(module: Any, args: tuple[Tensor, ...]) -> None:
+        args[0].register_hook(on_gradient)
+
+    return hook
+
+
+def _stream_error(anatomy: Anatomy, ends: Endpoints) -> float:
+    """Whether the differences of all sources add up to the difference of the final residual vector."""
+    total = ends.input.clone()
+    for z, mlp, layer in zip(ends.z, ends.mlp, anatomy.layers, strict=True):
+        bias = getattr(layer.out, "bias", None)
+        out = layer.out.forward(z.to(next(layer.out.parameters()).dtype))
+        total += wide(out if bias is None else out - bias) + mlp
+    largest = float(ends.stream.abs().max())
+    error = float((total - ends.stream).abs().max())
+    return error / largest if largest else error
+
+
+class _query_head_copies:
+    """Inside, an attention layer takes as many key and value heads as it has query heads."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.modules: list[Any] = [layer.attention for layer in anatomy.layers if anatomy.heads_per_kv > 1]
+
+    def __enter__(self) -> None:
+        self.before = [module.num_key_value_groups for module in self.modules]
+        for module in self.modules:
+            module.num_key_value_groups = 1
+
+    def __exit__(self, *exception: object) -> None:
+        for module, groups in zip(self.modules, self.before, strict=True):
+            module.num_key_value_groups = groups
+
+
+def _sizes(
+    anatomy: Anatomy,
+    probes: ProbeSet,
+    m: int,
+    batch_size: int | None,
+    memory_budget_gb: float,
+    reuse_prefix: bool,
+) -> tuple[int, int]:
+    """Pairs a batch and points of the path at once, so that one batch stays within the memory budget.
+
+    The estimate, in floats a token: about 12 M + 5 (widest projection) a layer that autograd keeps for an interpolated
+    run, and S M for the sources' differences, once a pair.
+    """
+    if batch_size is not None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size={batch_size!r} must be a whole number of at least 1, or None")
+        return batch_size, m
+    if not memory_budget_gb > 0:
+        raise UserError(f"memory_budget_gb={memory_budget_gb!r} must be above 0 (2.0 is the default)")
+    tokens = max(span.suffix if reuse_prefix else span.length for span in spans(probes))
+    like = next(anatomy.model.parameters())
+    config: Any = getattr(anatomy.model, "config", None)
+    hidden = getattr(config, "intermediate_size", None) or 4 * anatomy.d_model
+    kept = anatomy.n_layers * (12 * anatomy.d_model + 5 * hidden) * like.element_size()
+    sources = len(anatomy.sources) * anatomy.d_model * 4
+    budget = memory_budget_gb * GIB / tokens
+    pairs = int(budget // (m * kept + sources))
+    if pairs >= 1:
+        return min(pairs, len(probes)), m
+    return 1, max(1, min(m, int((budget - sources) // kept)))
