@@ -75,9 +75,7 @@ class EdgeCollector:
         handles = [self.anatomy.final_norm.register_forward_pre_hook(self._read_alone(self._logits_gradient))]
         for index, layer in enumerate(self.anatomy.layers):
             handles.append(layer.attn_norm.module.register_forward_pre_hook(self._keep_x(index)))
-            handles += [
-                layer.projection(kind).register_forward_hook(self._read_by_head(index, kind)) for kind in KINDS
-            ]
+            handles += [layer.projection(kind).register_forward_hook(self._read_by_head(index, kind)) for kind in KINDS]
             handles.append(layer.mlp_norm.register_forward_pre_hook(self._read_alone(self._mlp_gradient(index))))
         return handles
 
