@@ -5,7 +5,6 @@ drowns membership counts. A *share* is a ratio of means, mean head score / mean 
 its change is tested by linearised per-pair influence values. Nothing here reads or moves a global random state.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -27,11 +26,14 @@ class EvidenceSettings:
     """The numbers of the evidence rule; every field is a default that was chosen, not tuned on a run.
 
     carry: a head enters the active set inside the smallest set of heads that carries this part of the total |share|.
-    keep: a head that was in the set leaves it only outside the smallest set that carries this part (hysteresis).
+    keep: a head that was in the set leaves it only outside the smallest set that carries this part (hysteresis). Where
+      no true share changes (270 heads, about 42 in the set, 32 pairs), 1.9 heads cross the edge a probe without a band
+      (keep = carry), 0.30 with 0.85 and 0.27 with 0.90 or 0.95: the narrowest band that does the work.
     q: Benjamini-Hochberg level over all heads of one family at one probe.
     material: the smallest change that counts, as a part of the base's total |share|.
     min_pairs: a family with fewer pairs says nothing.
-    min_gap_t: a probe whose mean metric gap has a smaller |t| over pairs says nothing; a ratio needs a denominator.
+    min_gap_t: a probe whose mean metric gap has a smaller |t| over pairs says nothing: a ratio needs a denominator. 4
+      bounds the relative error of the gap by 25 %, and a true gap of zero passes 1 time in 2,700 (32 normal pairs).
     """
 
     carry: float = 0.80
@@ -136,6 +138,12 @@ def paired_change(before: Shares, after: Shares) -> Change:
 
     v_i = after.influence_i - before.influence_i, standard error = sd(v) / sqrt(N). A difference of exactly zero has
     p = 1. q_value is Benjamini-Hochberg over all heads.
+
+    What it promises, simulated with 270 heads and 8 to 64 pairs where no share changes (300 runs each): some head has
+    q <= 0.01 in at most 1 % of runs with normal, heavy-tailed (t with 3 degrees of freedom) or sparse noise (one pair
+    in ten). It takes the noise as symmetric: with log-normal noise (skewness 6) 16 % to 81 % of runs have such a head,
+    and materiality is what holds (in at most 1.3 % of runs a change of 0.5 % too; 11 % to 22 % with noise as large as
+    the heads' own scores).
     """
     n_pairs = len(after.influence)
     if len(before.influence) != n_pairs:
@@ -184,10 +192,10 @@ def membership(share: ArrayLike, previous: Bools | None, settings: EvidenceSetti
 def split_half_agreement(scores: ArrayLike, splits: int = 10, seed: int = 0) -> float:
     """Spearman correlation over heads between mean scores of two random halves of the pairs, mean over `splits`.
 
-    scores: [N, L, H]. NaN with fewer than 4 pairs.
+    scores: [N, L, H]. NaN with fewer than 4 pairs, or where a score is not finite.
     """
     s = np.asarray(scores, np.float64)
-    if len(s) < 4:
+    if len(s) < 4 or not np.isfinite(s).all():
         return float("nan")
     rng = np.random.default_rng(seed)
     halves = [np.array_split(rng.permutation(len(s)), 2) for _ in range(splits)]
@@ -254,23 +262,23 @@ def null_band(
     "halves", two disjoint halves (no pair is shared, but each has only N / 2 of them).
     """
     settings = settings or EvidenceSettings()
-    s, gap = _checked(scores, metric_clean, metric_corrupted)
-    mean = [(s[rows].mean(axis=0), gap[rows].mean()) for rows in _samples(len(s), how, resamples, seed)]
-    # The sign and size of the gap do not move a set that is defined by parts of a total.
-    sets = [carrying_set(score, settings.carry) for score, _ in mean]
-    return NullBand(np.array([int((one ^ other).sum()) for one, other in zip(sets[::2], sets[1::2], strict=True)]))
+    s, _ = _checked(scores, metric_clean, metric_corrupted)
+    # The gap only scales all shares, and a set that is defined by parts of a total does not see that.
+    means = (_samples(len(s), how, resamples, seed) @ s.reshape(len(s), -1)).reshape(2, resamples, *s.shape[1:])
+    sets = [[carrying_set(mean, settings.carry) for mean in side] for side in means]
+    return NullBand(np.array([int((one ^ other).sum()) for one, other in zip(*sets, strict=True)]))
 
 
-def _samples(n_pairs: int, how: str, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Row indices of the two samples of each resample, one after the other."""
-    if how not in ("resamples", "halves"):
-        raise UserError(f"how={how!r}: give 'resamples' or 'halves'")
+def _samples(n_pairs: int, how: str, resamples: int, seed: int) -> Floats:
+    """Weights of the pairs in the two samples of each resample, [2 * resamples, N], each row of sum 1."""
     rng = np.random.default_rng(seed)
-    for _ in range(resamples):
-        if how == "halves":
-            yield from np.array_split(rng.permutation(n_pairs), 2)
-        else:
-            yield from rng.integers(n_pairs, size=(2, n_pairs))
+    if how == "resamples":
+        return rng.multinomial(n_pairs, np.full(n_pairs, 1.0 / n_pairs), size=2 * resamples) / n_pairs
+    if how == "halves":
+        first = np.argsort(rng.random((resamples, n_pairs)), axis=1) < n_pairs // 2
+        halves = np.concatenate([first, ~first]).astype(np.float64)
+        return halves / halves.sum(axis=1, keepdims=True)
+    raise UserError(f"how={how!r}: give 'resamples' or 'halves'")
 
 
 # --- small statistics -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from headwatch import evidence
 from headwatch.errors import UserError
-from headwatch.evidence import Change, EvidenceSettings, Shares
+from headwatch.evidence import Change, EvidenceSettings, NullBand, Shares
 from headwatch.lives import OF_BASE, Event, HeadState, Lives, advance, event_kind, is_in
 from headwatch.run_folder import RunFolder
 
@@ -76,9 +76,15 @@ class HeadHistory(Lives):
         the same, in the same order. Values are rounded to float32, so that a history read back from disk is the same.
         """
         self._expect(step, "evidence")
-        s, clean, corrupted = (
-            np.asarray(x, np.float32).astype(np.float64) for x in (scores, metric_clean, metric_corrupted)
-        )
+        with np.errstate(over="ignore"):
+            s, clean, corrupted = (
+                np.asarray(x, np.float32).astype(np.float64) for x in (scores, metric_clean, metric_corrupted)
+            )
+        if s.ndim != 3 or not len(s) or clean.shape != s.shape[:1] or corrupted.shape != s.shape[:1]:
+            raise UserError(
+                f"scores {s.shape}, metric_clean {clean.shape}, metric_corrupted {corrupted.shape}: "
+                "give [N, L, H], [N] and [N] of the same N >= 1 pairs"
+            )
         self._expect_shape("scores", s.shape[1:])
         if self._n_pairs not in (None, len(s)):
             raise UserError(
@@ -87,7 +93,8 @@ class HeadHistory(Lives):
         self._n_pairs = len(s)
         shape = (self.n_layers, self.n_heads)
         nan, no = np.full(shape, np.nan), np.zeros(shape, np.bool_)
-        row: dict[str, Any] = {"raw": s.mean(axis=0), "metric_gap": float((corrupted - clean).mean())}
+        with np.errstate(invalid="ignore"):
+            row: dict[str, Any] = {"raw": s.mean(axis=0), "metric_gap": float((corrupted - clean).mean())}
         row["split_half"] = evidence.split_half_agreement(s)
         signal = evidence.signal(s, clean, corrupted, self.settings)
         member, state = self._last("member"), self._last("state")
@@ -100,6 +107,7 @@ class HeadHistory(Lives):
         now = evidence.shares(s, clean, corrupted)
         size = np.abs(now.share)
         row |= {"share": now.share, "share_error": now.standard_error, "importance": _normalised(size)}
+        row["null_band"] = evidence.null_band(s, clean, corrupted, self.settings, resamples=100)
         row["member"] = member = evidence.membership(now.share, member, self.settings)
         if self._base is None or self._mark is None:
             self._base = self._mark = now
@@ -128,8 +136,9 @@ class HeadHistory(Lives):
         the share of bootstrap resamples that keep the head.
         """
         self._expect(step, "circuit")
-        member, size = np.array(active, np.bool_), np.asarray(importance, np.float64)
-        keeps = np.full(member.shape, np.nan) if stability is None else np.array(stability, np.float64)
+        member = np.array(active, np.bool_)
+        given = np.full(member.shape, np.nan) if stability is None else stability
+        size, keeps = (np.asarray(x, np.float32).astype(np.float64) for x in (importance, given))
         for name, array in (("active", member), ("importance", size), ("stability", keeps)):
             self._expect_shape(name, array.shape)
         no, nan = np.zeros(member.shape, np.bool_), np.full(member.shape, np.nan)
@@ -246,6 +255,11 @@ class HeadHistory(Lives):
         return list(self._rows.get("split_half", []))
 
     @property
+    def null_band(self) -> list[NullBand | None]:
+        """How many heads enter or leave the active set by the sample of pairs alone; None without signal."""
+        return list(self._rows.get("null_band", []))
+
+    @property
     def base_step(self) -> int | None:
         """Step of the probe that lives are compared with: the first one with signal; None until there is one."""
         return next((step for step, said in zip(self.steps, self.signal, strict=True) if said == evidence.OK), None)
@@ -286,6 +300,10 @@ class HeadHistory(Lives):
             scalars["weakened"] = int(self.weakened[-1].sum())
             scalars["importance_intensity"] = float(np.abs(self.raw[-1]).sum())
             scalars["metric_gap"], scalars["split_half_agreement"] = self.metric_gap[-1], self.split_half[-1]
+            since_base = self.member[-1] ^ self.member[self.steps.index(self.base_step or self.steps[0])]
+            scalars["membership_changes"] = int(since_base.sum())
+            if (band := self.null_band[-1]) is not None:
+                scalars["membership_changes_by_chance"] = band.median
             scalars["signal"] = float(self.signal[-1] == evidence.OK)
         return scalars
 
@@ -342,7 +360,8 @@ class HeadHistory(Lives):
     ) -> list[Event]:
         self.steps.append(int(step))
         self.signal.append(signal)
-        for name, value in {"stability": np.full(state.shape, np.nan), **row, "state": state.astype(np.int8)}.items():
+        row = {"stability": np.full(state.shape, np.nan), "null_band": None, **row, "state": state.astype(np.int8)}
+        for name, value in row.items():
             self._rows.setdefault(name, []).append(value)
         self.events += events
         return list(events)

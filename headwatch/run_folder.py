@@ -97,7 +97,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], manifest: dict[str, Any]) -> "RunFolder":
-        """Begin a record at `path`. An older record there is moved to previous-<n>/ inside it, never overwritten."""
+        """Begin a record at `path`. An older record there is moved to previous-<n>/ inside it, never overwritten.
+
+        manifest: what the run is; its "format" is set here. Save the probe set after this, not before.
+        """
         run = cls(Path(path))
         run.path.mkdir(parents=True, exist_ok=True)
         record = [
@@ -249,8 +252,9 @@ class RunFolder:
         return _merged(_latest(self.path / "training.jsonl"))
 
     def events(self) -> list[Event]:
-        """All events, by step."""
-        return [Event.from_json(row) for row in _latest(self.path / "events.jsonl")]
+        """All events, by step; of a step that was probed again, each head's last."""
+        events = (Event.from_json(row) for row in _latest(self.path / "events.jsonl"))
+        return list({(e.step, e.family, e.rule, e.layer, e.head): e for e in events}.values())
 
     # --- files ------------------------------------------------------------------------------------------------------
 
