@@ -99,14 +99,18 @@ class PairTokenizer:
     def _join(self, side: str, prompt: str, answer: str) -> tuple[list[int], list[int]]:
         """Rule 1: the ids of prompt and answer, tokenised apart, if the joined text gives the same ids."""
         prompt_ids, joined = self.encode_prompt(prompt), self.encode_prompt(prompt + answer)
-        answer_ids = joined[len(prompt_ids) :] if self._answers_need_context else self.encode(answer)
-        if not prompt_ids or not answer_ids:
-            raise MisalignedError(f"the {side} {'answer' if prompt_ids else 'prompt'} has no tokens")
-        unknown = self.tokenizer.unk_token_id
-        if unknown is not None and unknown in joined[len(self.prefix) :]:
+        if not prompt_ids:
+            raise MisalignedError(f"the {side} prompt has no tokens")
+        unknown, written = self.tokenizer.unk_token_id, self.tokenizer.unk_token
+        # Where the unknown token doubles as end token (GPT-2), a text may hold it on purpose.
+        if unknown is not None and unknown in joined[len(self.prefix) :] and written not in prompt + answer:
             raise MisalignedError("the tokenizer has no token for part of the text")
+        in_place = joined[len(prompt_ids) :]
+        answer_ids = in_place if self._answers_need_context else self.encode(answer)
         if prompt_ids + answer_ids != joined:
             raise MisalignedError("prompt and answer merge when they are tokenised together", f"answer {answer!r}")
+        if not answer_ids:
+            raise MisalignedError(f"the {side} answer has no tokens")
         return prompt_ids, answer_ids
 
 

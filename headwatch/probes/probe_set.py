@@ -232,6 +232,8 @@ class ProbeSet:
             if len(rows) == 0:
                 raise UserError(f"no pair of family {which!r}: this set has {', '.join(self.family_names)}")
         else:
+            if which is None or isinstance(which, bool):
+                raise UserError(f"select: {which!r}; give a family, indices or a boolean mask")
             try:
                 index = torch.as_tensor(list(which)) if isinstance(which, Sequence) else which
                 rows = torch.arange(len(self))[index].reshape(-1)
