@@ -92,7 +92,7 @@ class HeadWatchCallback(TrainerCallback):
         self.evidence = evidence or EvidenceSettings()
         self._given = (probes, n_pairs, seed, tokenizer)
         self._folder = Path(folder) if folder is not None else None
-        self._pass = {
+        self._pass: dict[str, Any] = {
             "metric": metric,
             "steps": steps,
             "alphas": alphas,
@@ -243,9 +243,8 @@ class HeadWatchCallback(TrainerCallback):
         self._probed = step
         began = time.perf_counter()
         try:
-            scores = (score_edges if self._edges else score_heads)(
-                model, self.probes, optimizer=optimizer, **self._pass
-            )  # type: ignore[arg-type]
+            score = score_edges if self._edges else score_heads
+            scores = score(model, self.probes, optimizer=optimizer, **self._pass)
             self._record(step, scores, began)
         except Exception as error:
             self._fail(error, step, "failed")

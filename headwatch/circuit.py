@@ -1,4 +1,4 @@
-"""The paper's circuit rule: keep the top-n edges, prune what hangs loose, read off the heads; and how stable that is."""
+"""The paper's circuit rule: keep the top-n edges, prune what hangs loose, read off the heads; and its stability."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Pairs laid out for the model: left-padded, and cut where they begin to differ, so that the shared prefix runs once."""
+"""Pairs laid out for the model: left-padded, and cut where they begin to differ: what they share runs once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -6,11 +6,12 @@ and g_h = dL/dy_h, the gradient at the head's own copy of the residual vector x,
     dL/dx = r (w * W_h^T g_h) - r xhat (g_h . (y_h - b_h)) / M
 
 (the second term is the norm's own Jacobian). Summed over the path's points k, the first term needs only
-A_h = sum_k r_k g_{h,k}, [T, D]; the second only the numbers c_{h,k} = r_k g_{h,k} . (y_{h,k} - b_h) / M beside xhat_k. So
+A_h = sum_k r_k g_{h,k}, [T, D]; the second only the numbers c_{h,k} = r_k g_{h,k} . (y_{h,k} - b_h) / M beside
+xhat_k. So
 
     edge(s, h) = sum_t  delta_s . (w * W_h^T A_h)  -  sum_{t,k} (delta_s . xhat_k) c_{h,k}
 
-is one matrix product of the sources' differences with [w * W_h^T A_h, xhat_k], layer by layer, during the backward pass.
+is one matrix product of the sources' differences with [w * W_h^T A_h, xhat_k], layer by layer, in the backward pass.
 """
 
 from collections.abc import Callable

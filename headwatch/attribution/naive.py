@@ -1,7 +1,7 @@
 """The reference that the fast pass is held against: it reads like the formula, and is as slow as that.
 
-One pair, one point of the path at a time, without padding, batching or a key/value cache. Every target really is given a
-copy of the residual vector of its own, and autograd is asked for the gradient at that copy: nothing here is derived.
+One pair, one point of the path at a time, without padding, batching or a key/value cache. Every target really is given
+a copy of the residual vector of its own, and autograd is asked for the gradient at that copy: nothing here is derived.
 
     edge(s, r) = sum_t  delta_s[t] . (1/m) sum_k dL/d(input of r)[t]   at embeddings e' + alpha_k (e - e')
 """
@@ -95,7 +95,7 @@ def _outputs(anatomy: Anatomy, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _run_with_copies(anatomy: Anatomy, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """One run in which each target reads its own copy of the residual vector: logits and the copies, in target order."""
+    """One run in which each target reads its own copy of the residual vector: logits, and the copies by target."""
     copies: dict[Any, Tensor] = {}
     residual: dict[int, Tensor] = {}
 

@@ -83,7 +83,8 @@ def prefix_cache(anatomy: Anatomy, batch: Batch) -> Cache | None:
         use_cache=True,
         logits_to_keep=1,
     )
-    return [(layer.keys, layer.values) for layer in past.layers]
+    layers: list[Any] = past.layers
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def endpoints(anatomy: Anatomy, batch: Batch, cache: Cache | None) -> Endpoints:
 
 
 def interpolated(ends: Endpoints, alphas: list[float]) -> Tensor:
-    """x(alpha) = corrupted + alpha (clean - corrupted), one alpha after the other, [m B, T - C, M], asking for gradients."""
+    """x(alpha) = corrupted + alpha (clean - corrupted), one alpha after the other: [m B, T - C, M], a leaf."""
     clean, corrupted = wide(ends.clean_embedding), wide(ends.corrupted_embedding)
     points = torch.cat([corrupted + alpha * (clean - corrupted) for alpha in alphas])
     return points.to(ends.clean_embedding.dtype).requires_grad_()

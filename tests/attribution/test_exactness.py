@@ -1,0 +1,99 @@
+"""The fast pass equals the naive reference, on everything that changes its path through the code."""
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, largest_error, random_pairs, tiny_model
+
+from headwatch import score_edges, score_heads
+from headwatch.attribution.naive import naive_edges, naive_heads
+
+METRICS = ("logit_diff", "kl", "nll")
+RULES = [(m, a) for m in METRICS for a in ("midpoint", "right", "left", "clean") if (m, a) != ("kl", "clean")]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_edges_equal_the_naive_reference_in_every_architecture(architecture: str, attention: str) -> None:
+    model, probes = tiny_model(architecture, attention=attention), random_pairs()
+    expected = naive_edges(model, probes, steps=3)
+    for reuse_prefix in (True, False):
+        edges = score_edges(model, probes, steps=3, reuse_prefix=reuse_prefix)
+        assert largest_error(edges.per_pair, expected) < 1e-9
+        assert edges.per_pair[:, ~edges.is_real].abs().max() == 0
+        assert edges.checks.row_sums < 1e-9
+        assert edges.checks.stream < 1e-9
+    heads = score_heads(model, probes, steps=3)
+    assert largest_error(heads.per_pair, edges.head_scores().per_pair) < 1e-9
+
+
+@pytest.mark.parametrize(("metric", "alphas"), RULES)
+def test_every_metric_and_rule(metric: str, alphas: str) -> None:
+    model, probes = tiny_model("qwen2"), random_pairs(reads=2)
+    expected = naive_edges(model, probes, metric, 3, alphas)
+    assert largest_error(score_edges(model, probes, metric, 3, alphas).per_pair, expected) < 1e-9
+    heads = naive_heads(model, probes, metric, 3, alphas)
+    assert largest_error(score_heads(model, probes, metric, 3, alphas).per_pair, heads) < 1e-9
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_float32_is_as_good_as_float32_can_be(architecture: str, attention: str) -> None:
+    probes = random_pairs()
+    wide = score_edges(tiny_model(architecture), probes)
+    narrow = score_edges(tiny_model(architecture, torch.float32, attention), probes)
+    assert narrow.per_pair.dtype == torch.float32
+    assert largest_error(narrow.per_pair, wide.per_pair) < 1e-5
+    assert largest_error(narrow.heads.per_pair, wide.heads.per_pair) < 1e-5
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_padding_on_either_side(side: str, dtype: torch.dtype) -> None:
+    probes = random_pairs(side=side)
+    expected = naive_edges(tiny_model("qwen2"), probes, steps=2)  # which strips the padding
+    found = score_edges(tiny_model("qwen2", dtype), probes, steps=2, batch_size=5)
+    assert largest_error(found.per_pair, expected) < (1e-9 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("how", [{"batch_size": 1}, {"batch_size": 3}, {"memory_budget_gb": 2e-4}])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_splitting_changes_nothing(how: dict[str, float], dtype: torch.dtype) -> None:
+    model, probes = tiny_model("qwen2", dtype), random_pairs(n=7)
+    whole = score_edges(model, probes, batch_size=7)
+    parts = score_edges(model, probes, **how)
+    assert largest_error(parts.per_pair, whole.per_pair) < (1e-9 if dtype == torch.float64 else 1e-5)
+
+
+def test_a_small_budget_splits_the_path_too() -> None:
+    from headwatch.anatomy import Anatomy
+    from headwatch.attribution.scoring import _sizes
+
+    model, probes = tiny_model("qwen2"), random_pairs()
+    pairs, points = _sizes(Anatomy.of(model), probes, 5, None, 2e-4, True)
+    assert pairs == 1
+    assert points < 5
+
+
+def test_a_constant_metric_gives_zeros() -> None:
+    def constant(logits, clean_logits, reads):
+        return logits.sum((1, 2)) * 0
+
+    edges = score_edges(tiny_model("llama"), random_pairs(), constant)
+    assert edges.per_pair.abs().max() == 0
+    assert edges.heads.metric == "constant"
+
+
+def test_a_callable_metric_is_the_named_one() -> None:
+    def mine(logits, clean_logits, reads):
+        return logits[:, 0].gather(-1, reads.answers) @ torch.tensor([1.0, -1.0], dtype=logits.dtype)
+
+    model, probes = tiny_model("llama"), random_pairs()
+    assert torch.allclose(score_edges(model, probes, mine).per_pair, score_edges(model, probes).per_pair)
+
+
+def test_bf16_keeps_the_ranking() -> None:
+    probes = random_pairs(n=8)
+    wide = score_heads(tiny_model("qwen2"), probes).mean().flatten()
+    narrow = score_heads(tiny_model("qwen2", torch.bfloat16), probes).mean().flatten()
+    assert narrow.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([wide.float(), narrow]))[0, 1] > 0.98

@@ -1,0 +1,85 @@
+"""Random models of every supported architecture, small enough for the naive reference, and pairs for them."""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from headwatch import ProbeSet
+
+VOCABULARY = 40
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "intermediate_size": 28,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 64,
+}
+# What differs from COMMON, by architecture: (configuration class, its own settings).
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "llama-biases": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
+    "llama-mha": ("LlamaConfig", {"num_key_value_heads": 6}),
+    "llama-wide-heads": ("LlamaConfig", {"head_dim": 6}),
+    "mistral-sliding": ("MistralConfig", {"sliding_window": 4}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {}),
+}
+
+
+def tiny_model(architecture: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa", seed: int = 0) -> Any:
+    """A random model, in eval mode; in float64 all of it, norms included."""
+    name, own = ARCHITECTURES[architecture]
+    config = getattr(transformers, name)(**{**COMMON, **own})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).double().eval()
+        for parameter in model.parameters():
+            # Norm weights around 1, everything else large enough that no path is negligible.
+            parameter.data.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.3)
+    model.to(dtype)  # the same weights in every dtype
+    if dtype == torch.float64:
+        widen(model)
+    return model
+
+
+def widen(model: nn.Module) -> None:
+    """Let the norms compute in float64: Hugging Face's cast to float32, which alone would leave an error of 1e-7."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = _rms_norm_in_float64(module)  # type: ignore[method-assign]
+
+
+def _rms_norm_in_float64(norm: Any) -> Any:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return norm.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))
+
+    return forward
+
+
+def random_pairs(n: int = 5, length: int = 9, side: str = "both", seed: int = 0, reads: int = 1) -> ProbeSet:
+    """Pairs that begin to differ at various places, of various lengths, padded on the left, on the right or on both."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.randint(VOCABULARY, (n, length), generator=generator)
+    corrupted, mask = clean.clone(), torch.ones_like(clean)
+    for row in range(n):
+        padding = row % 3
+        left = {"left": padding, "right": 0, "both": padding if row % 2 else 0, "none": 0}[side]
+        right = 0 if side in ("left", "none") else padding - left
+        mask[row, :left] = 0
+        mask[row, length - right :] = 0
+        for place in (left + row % 4, left + 4):
+            corrupted[row, place] = (clean[row, place] + 1 + place) % VOCABULARY
+    answers = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:2] for _ in range(n)])
+    last = (mask * torch.arange(length)).argmax(1)
+    positions = torch.stack([last - reads + 1 + i for i in range(reads)], 1)
+    return ProbeSet.from_token_ids(clean, corrupted, attention_mask=mask, answers=answers, read_positions=positions)
+
+
+def largest_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, over the largest entry of what was expected."""
+    return float((found - expected).abs().max() / expected.abs().max())
