@@ -23,7 +23,9 @@ from headwatch.history import HeadHistory
 from headwatch.lives import Event
 from headwatch.probes import ProbeSet
 from headwatch.run_folder import ProbeScores, RunFolder, describe_probes
+from headwatch.sinks import Sink, WandbSink
 from headwatch.versions import versions
+from headwatch.views import figures, plotly_figures
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +113,9 @@ class HeadWatchCallback(TrainerCallback):
             "tau": tau,
             "evidence": vars(self.evidence),
         }
-        self._sink: Any = None
+        if wandb not in ("auto", "start", "off"):
+            raise UserError(f"wandb={wandb!r}: use 'auto' (the run that exists), 'start' (or a new one) or 'off'")
+        self._wandb = wandb
         self._reset()
 
     def _reset(self) -> None:
@@ -119,7 +123,10 @@ class HeadWatchCallback(TrainerCallback):
         self.run: RunFolder | None = None
         self.histories: dict[str, HeadHistory] = {}
         self.circuits: dict[str, HeadHistory] = {}
+        self._sink: Sink | None = None
+        self._training: list[dict[str, Any]] = []
         self._probed: int | None = None
+        self._linked = False  # whether the manifest names the W&B run
         self._failed = False
         self._warned: set[str] = set()
         self._main = True
@@ -137,6 +144,8 @@ class HeadWatchCallback(TrainerCallback):
         except Exception as error:
             self._fail(error, state.global_step, "could not start")
             return
+        if self._main and self._wandb != "off":
+            self._sink = WandbSink(self._wandb, name=getattr(args, "run_name", None), config=self._settings)
         if self._probed != state.global_step:
             self._probe(state, **kwargs)
 
@@ -144,6 +153,7 @@ class HeadWatchCallback(TrainerCallback):
         """Keep what the trainer logs (reward, loss) beside the probes, on the same steps."""
         if logs and self._main and self.run is not None:
             run = self.run
+            self._training.append({**logs, "step": state.global_step})
             self._guarded(
                 lambda: run.append_training(state.global_step, logs), state, "could not keep the trainer's log"
             )
@@ -199,6 +209,7 @@ class HeadWatchCallback(TrainerCallback):
             run.cut_after(step)
             run.update_manifest(status="running")
             self.run = run
+        self._training = run.training()
         for family in self.probes.family_names:
             self.histories[family] = HeadHistory.from_run(run, family)
             if self._edges:
@@ -245,11 +256,11 @@ class HeadWatchCallback(TrainerCallback):
         try:
             score = score_edges if self._edges else score_heads
             scores = score(model, self.probes, optimizer=optimizer, **self._pass)
-            self._record(step, scores, began)
+            self._record(step, scores, began, final=step >= state.max_steps)
         except Exception as error:
             self._fail(error, step, "failed")
 
-    def _record(self, step: int, scores: EdgeScores | HeadScores, began: float) -> None:
+    def _record(self, step: int, scores: EdgeScores | HeadScores, began: float, final: bool) -> None:
         """Tell the histories, the run folder and the sinks about one probe."""
         assert self.probes is not None
         heads = scores.heads if isinstance(scores, EdgeScores) else scores
@@ -287,7 +298,12 @@ class HeadWatchCallback(TrainerCallback):
             return
         self._write(step, heads, circuits, mean_abs, events, scalars)
         if self._sink is not None:
-            self._tell(self._sink, step, scalars)
+            # Figures are data of their own by now: the sink draws them in its thread while training goes on.
+            data = {family: figures.all_figures(h, self._training) for family, h in self.histories.items()}
+            self._sink.log(step, scalars, lambda: _drawn(data), final=final)
+            if self.run is not None and not self._linked and (info := self._sink.run_info()):
+                self.run.update_manifest(wandb=info)
+                self._linked = True
 
     def _circuit(self, scores: EdgeScores) -> CircuitHeads:
         graph = Graph(scores.sources, scores.targets, scores.is_real.numpy())
@@ -318,9 +334,6 @@ class HeadWatchCallback(TrainerCallback):
         )
         self.run.append_events(events)
         self.run.append_scalars(step, scalars)
-
-    def _tell(self, sink: Any, step: int, scalars: dict[str, Any]) -> None:
-        raise NotImplementedError
 
     # --- when something is wrong ------------------------------------------------------------------------------------
 
@@ -356,3 +369,8 @@ class HeadWatchCallback(TrainerCallback):
             type(error).__name__,
             error,
         )
+
+
+def _drawn(data: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Every family's figures as plotly JSON, named family/figure."""
+    return {f"{family}/{name}": figure for family, f in data.items() for name, figure in plotly_figures.draw(f).items()}
