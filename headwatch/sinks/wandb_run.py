@@ -1,0 +1,89 @@
+"""The W&B run: the one that exists, or one of our own that neither asks, waits nor raises."""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+INIT_TIMEOUT_S = 30.0
+
+
+def existing_run() -> Any:
+    """The process's W&B run, or None. Where nobody has imported wandb there is none: it need not be imported."""
+    return getattr(sys.modules.get("wandb"), "run", None)
+
+
+def start_run(project: str | None, name: str | None, config: Mapping[str, object] | None, run_id: str | None) -> Any:
+    """A new run: online if there are credentials and a server that answers, else offline; None if that fails too.
+
+    Args:
+        project: None stands for WANDB_PROJECT, then "headwatch".
+        name, config: as in wandb.init.
+        run_id: continue this run where it exists.
+    """
+    try:
+        import wandb
+    except ImportError:
+        logger.warning("headwatch: wandb='start', but wandb is not installed: pip install 'headwatch[wandb]'.")
+        return None
+    project = project or os.environ.get("WANDB_PROJECT", "headwatch")
+    options: dict[str, Any] = {"project": project, "name": name, "config": dict(config or {}), "id": run_id}
+    try:
+        if _asks_for_key(wandb):
+            raise RuntimeError("no API key; `wandb login` stores one")
+        settings = wandb.Settings(init_timeout=INIT_TIMEOUT_S)
+        return wandb.init(settings=settings, resume="allow" if run_id else None, **options)
+    except Exception as error:
+        logger.warning(
+            "headwatch: no online W&B run (%s); it is kept offline, and `wandb sync` can upload it later.",
+            (str(error) or type(error).__name__).splitlines()[0],
+        )
+    try:
+        return wandb.init(mode="offline", **options)
+    except Exception as error:
+        logger.warning("headwatch: no offline W&B run either (%s); training goes on without one.", error)
+        return None
+
+
+def finish_run(run: Any, timeout: float) -> None:
+    """Finish a run within `timeout` seconds, or leave it: a server that is away would hold the process for good.
+
+    In a thread of its own, because wandb's own time limit is younger than the versions that are supported.
+    """
+
+    def finish() -> None:
+        try:
+            run.finish()
+        except Exception as error:
+            logger.warning("headwatch: the W&B run could not be finished (%s).", error)
+
+    thread = threading.Thread(target=finish, name="headwatch-wandb-finish", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        logger.warning("headwatch: W&B did not finish its run within %g s; `wandb sync` can upload the rest.", timeout)
+
+
+def run_info(run: Any) -> dict[str, str | None]:
+    """The run's id, project, entity and url; the last two are None offline."""
+    online = not getattr(run, "offline", False)
+    return {
+        "id": run.id,
+        "project": run.project or None,
+        "entity": (run.entity or None) if online else None,
+        "url": (run.url or None) if online else None,
+    }
+
+
+def _asks_for_key(wandb: Any) -> bool:
+    """Whether wandb.init would ask for a key on the terminal: a training must not wait for an answer."""
+    if os.environ.get("WANDB_MODE", "online") not in ("online", "run", "shared"):
+        return False
+    try:
+        return not wandb.login(prompt=False, verify=False)
+    except TypeError:  # a wandb whose login has no `prompt` yet
+        return not wandb.api.api_key

@@ -1,0 +1,228 @@
+"""Weights & Biases: one row a probe, in the run that the training already has or in one of our own.
+
+Why it is written this way (measured with wandb 0.31):
+- `step=` is never passed: W&B drops a row whose step lies behind its own counter, and TRL's profiling rows advance that
+  counter. The x axis comes from a `train/global_step` in the row and one `define_metric`.
+- No wandb.Table and no wandb.plot.*: each is a blocking call to the server. Scalars and Plotly figures are not.
+- A row's scalars and figures must reach `run.log` together, and drawing must not hold up the training: so one daemon
+  thread draws and logs whole rows, in order.
+"""
+
+import logging
+import math
+import queue
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headwatch.errors import UserError
+from headwatch.sinks.base import Figure, Figures, Scalars, Sink
+from headwatch.sinks.thinning import Thinning
+from headwatch.sinks.wandb_run import existing_run, finish_run, run_info, start_run
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "headwatch/"
+STEP_KEY = "train/global_step"  # the x axis that transformers' own callback uses
+MAX_WAITING = 32  # rows, each a probe: more means that W&B hangs
+
+
+@dataclass
+class _Row:
+    step: int
+    scalars: dict[str, float]
+    figures: Figures | None
+    final: bool
+    run: Any = None  # bound when the row is handed over: a hyper-parameter search goes on to another run
+
+
+class WandbSink(Sink):
+    """Show probes in Weights & Biases. Nothing here raises into the training or waits for a server.
+
+    Args:
+        mode: "auto" uses the run that exists when a probe is logged, whoever made it, and makes none (probes that come
+            before there is a run are held). "start" makes one when there is none by then: offline if need be.
+        project, name, config: of the run that "start" makes; an existing run keeps its own.
+        run_id: the run that "start" continues, when training resumes from a checkpoint.
+        media_limit: upper bound of the figures logged in the whole run; W&B limits a run to 1,000 files.
+    """
+
+    def __init__(
+        self,
+        mode: str = "auto",
+        *,
+        project: str | None = None,
+        name: str | None = None,
+        config: Mapping[str, object] | None = None,
+        run_id: str | None = None,
+        media_limit: int = 150,
+    ) -> None:
+        if mode not in ("auto", "start"):
+            raise UserError(f"wandb={mode!r}: use 'auto' (the run that exists), 'start' (or a new one) or 'off'")
+        self._may_start = mode == "start"
+        self._start_options = (project, name, config, run_id)
+        self._run: Any = None
+        self._own_run: Any = None
+        self._held: deque[_Row] = deque(maxlen=MAX_WAITING)
+        self._rows: queue.Queue[_Row | None] = queue.Queue(maxsize=MAX_WAITING)
+        self._thread: threading.Thread | None = None
+        self._finished = False
+        self._thinning = Thinning(media_limit)
+        self._last_figures: int | None = None  # the step that the last figures show; the thread's own
+        self._logging = _Patience("logging to W&B")
+        self._drawing = _Patience("drawing figures for W&B")
+
+    def log(self, step: int, scalars: Scalars, figures: Figures | None = None, *, final: bool = False) -> None:
+        """Hand over one probe as one row. Costs the training microseconds; see Sink.log for the arguments."""
+        if figures is not None and not final and not self._thinning.due():
+            figures = None
+        self._take(_Row(step, _plain_scalars(scalars), figures, final))
+
+    def scalars(self, step: int, scalars: Scalars) -> None:
+        """One row of scalars alone."""
+        self._take(_Row(step, _plain_scalars(scalars), None, final=False))
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        """One row of one figure alone, not thinned; `log` puts a probe into one row."""
+        self._take(_Row(step, {}, {name: figure}, final=False))
+
+    def run_info(self) -> dict[str, str | None] | None:
+        """The run's id, project, entity and url (the last two None offline); None without a run that keeps anything."""
+        run = self._current_run()
+        return None if run is None or getattr(run, "disabled", False) else run_info(run)
+
+    def finish(self, timeout: float = 30.0) -> None:
+        """Deliver the rows on their way, then finish the run if this sink made it: each within `timeout` seconds."""
+        if self._finished:
+            return
+        self._hand_over()
+        self._finished = True
+        if self._held:
+            logger.info("headwatch: there was no W&B run to show the probes in; the run folder has them.")
+        if self._thread is not None:
+            try:
+                self._rows.put(None, timeout=timeout)
+                self._thread.join(timeout)
+            except queue.Full:
+                pass
+            if self._thread.is_alive():
+                logger.warning("headwatch: W&B took more than %g s; %d rows are left out.", timeout, self._rows.qsize())
+        if self._own_run is not None:
+            finish_run(self._own_run, timeout)
+
+    # ---- the training's thread
+
+    def _take(self, row: _Row) -> None:
+        if self._finished or self._logging.out:
+            return
+        self._held.append(row)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give the held rows to the thread, as soon as there is a run."""
+        if not self._held or (run := self._current_run()) is None:
+            return
+        if getattr(run, "disabled", False):
+            self._held.clear()
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._deliver, name="headwatch-wandb", daemon=True)
+            self._thread.start()
+        while self._held:
+            row = self._held.popleft()
+            row.run = run
+            try:
+                self._rows.put_nowait(row)
+            except queue.Full:
+                self._logging.failed(f"{MAX_WAITING} rows wait for it; the one of step {row.step} is left out")
+
+    def _current_run(self) -> Any:
+        """The run to log to, None while there is none. One that takes the place of another is prepared afresh."""
+        run = existing_run()
+        if run is None and self._may_start:
+            run = self._own_run = start_run(*self._start_options)
+            self._may_start = False
+        if run is not None and run is not self._run:
+            self._run = run
+            try:
+                run.define_metric(PREFIX + "*", step_metric=STEP_KEY)
+            except Exception as error:
+                self._logging.failed(error)
+        return self._run
+
+    # ---- the sink's own thread
+
+    def _deliver(self) -> None:
+        while (row := self._rows.get()) is not None:
+            if not self._logging.out:
+                self._log_row(row)
+            self._rows.task_done()
+
+    def _log_row(self, row: _Row) -> None:
+        payload = {PREFIX + name: value for name, value in row.scalars.items()} | self._media(row)
+        try:
+            if payload:
+                row.run.log({**payload, STEP_KEY: row.step})
+        except Exception as error:
+            self._logging.failed(error)
+
+    def _media(self, row: _Row) -> dict[str, Any]:
+        """A row's figures as W&B media; empty where it has none, the limit is reached or drawing fails."""
+        if row.figures is None or self._drawing.out or (row.final and row.step == self._last_figures):
+            return {}
+        try:
+            import plotly.graph_objects as go
+            import wandb
+
+            figures = row.figures() if callable(row.figures) else row.figures
+            if not self._thinning.spend(len(figures), final=row.final):
+                return {}
+            media = {PREFIX + name: wandb.Plotly(go.Figure(plain(figure))) for name, figure in figures.items()}
+        except Exception as error:
+            self._drawing.failed(error)
+            return {}
+        self._last_figures = row.step
+        return media
+
+
+class _Patience:
+    """Warns of the first failure of something; after `limit` failures it is out."""
+
+    def __init__(self, what: str, limit: int = 3) -> None:
+        self.what, self.limit, self.failures = what, limit, 0
+
+    @property
+    def out(self) -> bool:
+        return self.failures >= self.limit
+
+    def failed(self, error: Exception | str) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            said = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+            logger.warning(
+                "headwatch: %s failed (%s). Training goes on and the run folder has everything; "
+                "after %d failures it is no longer tried.",
+                *(self.what, said, self.limit),
+            )
+
+
+def plain(value: Any) -> Any:
+    """A figure as plain lists and numbers of four decimals, with None for what is not finite.
+
+    plotly >= 6 writes numpy arrays as base64 ("bdata"), which the W&B page has shown as empty charts.
+    """
+    if hasattr(value, "tolist"):  # a numpy array or scalar
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
+
+
+def _plain_scalars(scalars: Scalars) -> dict[str, float]:
+    return {name: float(value) for name, value in scalars.items() if value is not None and math.isfinite(value)}

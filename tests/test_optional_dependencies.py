@@ -1,0 +1,12 @@
+"""headwatch is importable where only its own dependencies are installed."""
+
+import subprocess
+import sys
+
+OPTIONAL = ("trl", "wandb", "plotly", "peft", "datasets", "accelerate")
+
+
+def test_importing_headwatch_needs_none_of_the_optional_packages() -> None:
+    script = f"import sys\nfor name in {OPTIONAL}: sys.modules[name] = None\nimport headwatch.sinks, headwatch.callback"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
