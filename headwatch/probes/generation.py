@@ -23,7 +23,7 @@ def generate(
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"{name}={value!r}: give a whole number")
     if n_pairs < 1:
-        raise UserError(f"n_pairs={n_pairs}: give 1 or more pairs a family (64 or more for results that replicate)")
+        raise UserError(f"n_pairs={n_pairs}: give 1 or more pairs a family (the default is 64)")
     known = {name for family in chosen for name in family.options}
     for name in options:
         if name not in known:
@@ -42,6 +42,8 @@ def generate(
 
 def choose_families(names: str | Sequence[str]) -> list[Family]:
     """The families of these names; UserError for an unknown or repeated one, or none at all."""
+    if not isinstance(names, str | Sequence) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"family={names!r}: give a name or a list of names: {', '.join(FAMILIES)}")
     wanted = [names] if isinstance(names, str) else list(names)
     if not wanted:
         raise UserError(f"families=[]: name at least one of {', '.join(FAMILIES)}")

@@ -71,7 +71,7 @@ class ProbeSet:
         Args:
             family: one of FAMILIES, or several.
             tokenizer: a Hugging Face tokenizer, left as it was.
-            n_pairs: pairs a family; fewer than 64 rarely replicate.
+            n_pairs: pairs a family. Sampling noise over pairs is large: 64 is meant as a lower bound for real runs.
             seed: the same seed gives the same pairs in every process; a family's pairs do not depend on the others.
             options: the families' difficulty: ``digits`` of addition and carry, ``entries`` of recall.
 
@@ -79,7 +79,7 @@ class ProbeSet:
         the tokenizer cannot align it (with the number of candidates tried and the commonest reason).
 
         >>> ProbeSet.generate(["addition", "carry"], tokenizer, n_pairs=64)        # doctest: +SKIP
-        ProbeSet(128 pairs x 15 tokens, addition 64, carry 64, tokenizer 'SmolLM2-135M', fingerprint ...)
+        ProbeSet(128 pairs x 16 tokens, addition 64, carry 64, tokenizer 'SmolLM2-135M', fingerprint ...)
         """
         from headwatch.probes.generation import generate  # it builds ProbeSets
 

@@ -215,6 +215,8 @@ def test_text_outside_the_vocabulary_is_refused():
     ("arguments", "parts"),
     [
         ({"family": "additon"}, ["'additon'", "addition", "recall"]),
+        ({"family": 3}, ["family=3", "recall"]),
+        ({"family": ["carry", None]}, ["None", "recall"]),
         ({"family": []}, ["families=[]", "addition"]),
         ({"family": ["carry", "carry"]}, ["'carry'", "2 times"]),
         ({"family": "carry", "n_pairs": 0}, ["n_pairs=0"]),
