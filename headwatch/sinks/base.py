@@ -19,7 +19,7 @@ class Sink:
             scalars: by name, without a prefix ("active", "cohort/100"); None and what is not finite are left out.
             figures: plotly JSON by name, or a function that draws them. It may be called later and in another thread:
                 it must own what it draws from (a snapshot), not read a history that goes on growing.
-            final: this is the run's last word: figures are shown even when thinning would skip them.
+            final: this is known to be the run's last probe: its figures are not thinned out.
         """
         self.scalars(step, scalars)
         for name, figure in (figures() if callable(figures) else figures or {}).items():

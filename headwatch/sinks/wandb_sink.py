@@ -14,7 +14,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headwatch.errors import UserError
@@ -70,14 +70,12 @@ class WandbSink(Sink):
         self._thread: threading.Thread | None = None
         self._finished = False
         self._thinning = Thinning(media_limit)
-        self._last_figures: int | None = None  # the step that the last figures show; the thread's own
+        self._skipped: _Row | None = None  # the latest probe, if its figures were not shown
         self._logging = _Patience("logging to W&B")
         self._drawing = _Patience("drawing figures for W&B")
 
     def log(self, step: int, scalars: Scalars, figures: Figures | None = None, *, final: bool = False) -> None:
         """Hand over one probe as one row. Costs the training microseconds; see Sink.log for the arguments."""
-        if figures is not None and not final and not self._thinning.due():
-            figures = None
         self._take(_Row(step, _plain_scalars(scalars), figures, final))
 
     def scalars(self, step: int, scalars: Scalars) -> None:
@@ -85,7 +83,7 @@ class WandbSink(Sink):
         self._take(_Row(step, _plain_scalars(scalars), None, final=False))
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
-        """One row of one figure alone, not thinned; `log` puts a probe into one row."""
+        """One row of one figure alone, which counts as a probe in the thinning; `log` puts a probe into one row."""
         self._take(_Row(step, {}, {name: figure}, final=False))
 
     def run_info(self) -> dict[str, str | None] | None:
@@ -159,6 +157,8 @@ class WandbSink(Sink):
             if not self._logging.out:
                 self._log_row(row)
             self._rows.task_done()
+        if self._skipped is not None:  # training ended before a probe that was announced as final
+            self._log_row(replace(self._skipped, scalars={}, final=True))
 
     def _log_row(self, row: _Row) -> None:
         payload = {PREFIX + name: value for name, value in row.scalars.items()} | self._media(row)
@@ -169,8 +169,11 @@ class WandbSink(Sink):
             self._logging.failed(error)
 
     def _media(self, row: _Row) -> dict[str, Any]:
-        """A row's figures as W&B media; empty where it has none, the limit is reached or drawing fails."""
-        if row.figures is None or self._drawing.out or (row.final and row.step == self._last_figures):
+        """A row's figures as W&B media; empty where it has none, they are thinned out or drawing fails."""
+        if row.figures is None or self._drawing.out:
+            return {}
+        self._skipped = None if row.final else row
+        if not self._thinning.due() and not row.final:
             return {}
         try:
             import plotly.graph_objects as go
@@ -183,7 +186,7 @@ class WandbSink(Sink):
         except Exception as error:
             self._drawing.failed(error)
             return {}
-        self._last_figures = row.step
+        self._skipped = None
         return media
 
 

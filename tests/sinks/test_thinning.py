@@ -2,7 +2,7 @@
 
 import pytest
 
-from headwatch.sinks.thinning import Thinning
+from headwatch.sinks.thinning import REACH, Thinning
 
 
 def carried(n_probes: int, n_figures: int, limit: int = 150) -> list[int]:
@@ -14,7 +14,8 @@ def carried(n_probes: int, n_figures: int, limit: int = 150) -> list[int]:
 
 
 def test_early_probes_are_dense_and_later_ones_spread_out() -> None:
-    assert carried(40, 6) == [0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 36]
+    assert carried(40, 6) == [0, 1, 2, 3, 5, 7, 10, 14, 19, 26, 35]
+    assert carried(400, 30) == [0, 1, 6, 34]
 
 
 @pytest.mark.parametrize("n_figures", [1, 6, 7, 75])
@@ -29,6 +30,8 @@ def test_more_figures_than_the_limit_are_not_shown() -> None:
     assert thinning.spent == 0
 
 
-def test_the_reach_that_the_docstring_states() -> None:
-    assert len(carried(20_000, 6)) == 24
-    assert carried(20_000, 6)[-1] == 220
+@pytest.mark.parametrize("n_figures", [1, 6, 15, 30])
+def test_a_thousand_probes_do_not_use_the_budget_up_early(n_figures: int) -> None:
+    probes = carried(1_000, n_figures)
+    factor = REACH ** (1 / (150 // n_figures - 1))
+    assert 1_000 / probes[-1] <= factor**2  # at the end the figures shown are at most two gaps old

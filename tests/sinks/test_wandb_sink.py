@@ -23,6 +23,11 @@ FIGURE = {
 }
 
 
+def titled(step: int) -> dict[str, dict[str, Any]]:
+    figure = {"data": [{"type": "scatter", "y": [step]}], "layout": {"title": {"text": f"step {step}"}}}
+    return {"a": figure, "b": figure}
+
+
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """wandb.init as a user's script calls it, but offline and in a folder of its own."""
@@ -100,26 +105,33 @@ def test_rows_of_others_stay_as_they_are(start: Callable[..., Any], tmp_path: Pa
 def test_media_are_bounded_and_the_final_set_is_shown(start: Callable[..., Any], tmp_path: Path) -> None:
     run = start()
     sink = WandbSink(media_limit=13)
-    for step in range(40):
-        sink.log(step, {"active": step}, {"a": FIGURE, "b": FIGURE})
+    for step in range(20):
+        sink.log(step, {"active": step}, titled(step))
         sink._rows.join()
-    sink.log(40, {"active": 40}, {"a": FIGURE, "b": FIGURE}, final=True)
+    sink.log(20, {"active": 20}, titled(20), final=True)
     sink.finish()
     run.finish()
     read = only_run(tmp_path)
-    assert [row["train/global_step"] for row in read.rows if "headwatch/a" in row] == [0, 1, 2, 3, 4, 40]
-    assert len(read.media()) == 12
-    assert [row["train/global_step"] for row in read.rows] == list(range(41))
+    assert [row["train/global_step"] for row in read.rows if "headwatch/a" in row] == [0, 1, 4, 16, 20]
+    assert len(read.media()) == 10
+    assert [row["train/global_step"] for row in read.rows] == list(range(21))
 
 
-def test_a_final_set_that_was_just_shown_is_not_repeated(start: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n_probes", "rows"), [(2, [0, 1]), (3, [0, 1, 2, 2])])
+def test_a_training_that_ends_early_shows_its_last_figures(
+    n_probes: int, rows: list[int], start: Callable[..., Any], tmp_path: Path
+) -> None:
     run = start()
-    sink = WandbSink()
-    sink.log(0, {"active": 1}, {"life": FIGURE})
-    sink.log(0, {}, {"life": FIGURE}, final=True)
+    sink = WandbSink(media_limit=13)
+    for step in range(n_probes):
+        sink.log(step, {"active": step}, titled(step))
     sink.finish()
     run.finish()
-    assert len(only_run(tmp_path).rows) == 1
+    read = only_run(tmp_path)
+    assert [row["train/global_step"] for row in read.rows] == rows
+    assert [row["headwatch/active"] for row in read.rows if "headwatch/active" in row] == list(range(n_probes))
+    last = json.loads((read.folder / "files" / read.rows[-1]["headwatch/a"]["path"]).read_text())
+    assert last["layout"]["title"]["text"] == f"step {n_probes - 1}"
 
 
 def test_probes_that_come_before_the_run_are_held(start: Callable[..., Any], tmp_path: Path) -> None:
