@@ -9,20 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from headwatch import evidence
 from headwatch.errors import UserError
 from headwatch.evidence import Change, EvidenceSettings, NullBand, Shares
+from headwatch.importance import effect, entropy, kurtosis, normalised
 from headwatch.lives import OF_BASE, Event, HeadState, Lives, advance, event_kind, is_in
 from headwatch.run_folder import RunFolder
 
 RULES = ("evidence", "circuit")
-EPSILON = 1e-6  # the paper's, in E(l, h)
-
-
-def effect(importance_post: ArrayLike, importance_pre: ArrayLike) -> NDArray[np.float64]:
-    """E(l, h) = (I_post - I_pre) / (I_post + I_pre + 1e-6), in [-1, 1] (arXiv 2509.25758).
-
-    Both [L, H] (or any shapes that broadcast), the importance of every head, normalised to sum 1 over heads.
-    """
-    post, pre = np.asarray(importance_post, np.float64), np.asarray(importance_pre, np.float64)
-    return (post - pre) / (post + pre + EPSILON)
 
 
 class HeadHistory(Lives):
@@ -106,7 +97,7 @@ class HeadHistory(Lives):
 
         now = evidence.shares(s, clean, corrupted)
         size = np.abs(now.share)
-        row |= {"share": now.share, "share_error": now.standard_error, "importance": _normalised(size)}
+        row |= {"share": now.share, "share_error": now.standard_error, "importance": normalised(size)}
         row["null_band"] = evidence.null_band(s, clean, corrupted, self.settings, resamples=100)
         row["member"] = member = evidence.membership(now.share, member, self.settings)
         if self._base is None or self._mark is None:
@@ -142,7 +133,7 @@ class HeadHistory(Lives):
         for name, array in (("active", member), ("importance", size), ("stability", keeps)):
             self._expect_shape(name, array.shape)
         no, nan = np.zeros(member.shape, np.bool_), np.full(member.shape, np.nan)
-        now = _normalised(np.abs(size))
+        now = normalised(np.abs(size))
         row: dict[str, Any] = dict.fromkeys(("share", "share_error", "q_value", "raw"), nan)
         row |= {"strengthened": no, "weakened": no, "metric_gap": float("nan"), "split_half": float("nan")}
         row |= {"member": member, "importance": now, "stability": keeps}
@@ -294,7 +285,7 @@ class HeadHistory(Lives):
         scalars["events"] = sum(event.step == step for event in self.events)
         scalars["median_spell"] = self.median_spell()
         scalars |= {f"cohort/{first}": n[-1] for first, n in self.cohorts().items()}
-        scalars["importance_entropy"], scalars["importance_kurtosis"] = _entropy(importance), _kurtosis(importance)
+        scalars["importance_entropy"], scalars["importance_kurtosis"] = entropy(importance), kurtosis(importance)
         if self.rule == "evidence":
             scalars["strengthened"] = int(self.strengthened[-1].sum())
             scalars["weakened"] = int(self.weakened[-1].sum())
@@ -381,21 +372,3 @@ _HOW_TO_ADD = {"evidence": "add(step, scores, ...)", "circuit": "add_membership(
 def _changed(state: NDArray[np.int8], following: NDArray[np.int8]) -> NDArray[np.bool_]:
     """Where something happened; base -> retained is only the passing of the base probe."""
     return (following != state) & ~((state == HeadState.BASE) & (following == HeadState.RETAINED))
-
-
-def _normalised(size: NDArray[np.float64]) -> NDArray[np.float64]:
-    total = size.sum()
-    return size / total if total > 0.0 else np.zeros_like(size)
-
-
-def _entropy(importance: NDArray[np.float64]) -> float:
-    """Entropy over heads as a part of the largest possible one: 1 when all heads weigh the same."""
-    p = importance[importance > 0.0]
-    return float(-(p * np.log(p)).sum() / np.log(importance.size)) if len(p) and importance.size > 1 else float("nan")
-
-
-def _kurtosis(importance: NDArray[np.float64]) -> float:
-    """Excess kurtosis over heads: large when few heads carry much."""
-    z = importance - importance.mean()
-    variance = (z**2).mean()
-    return float((z**4).mean() / variance**2 - 3.0) if variance > 0.0 else float("nan")

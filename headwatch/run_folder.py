@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ProbeScores:
-    """The arrays of one probe. N pairs, L layers, H heads, F families, S sources, R targets.
+    """The arrays of one probe, cast to the types below. N pairs, L layers, H heads, F families, S sources, R targets.
 
     head_scores: float32 [N, L, H], (metric if the head were corrupted) - (metric as it is).
     metric_clean, metric_corrupted: float32 [N]. correct: uint8 [N], 1 where the most likely token is the clean answer.
@@ -43,15 +43,15 @@ class ProbeScores:
     manifest's order. edges_mean_abs: float32 [F, S, R], mean |edge score|.
     """
 
-    head_scores: NDArray[np.float32]
-    metric_clean: NDArray[np.float32]
-    metric_corrupted: NDArray[np.float32]
-    correct: NDArray[np.uint8] | None = None
-    kl_from_base: NDArray[np.float32] | None = None
-    circuit_active: NDArray[np.bool_] | None = None
-    circuit_stability: NDArray[np.float32] | None = None
-    importance: NDArray[np.float32] | None = None
-    edges_mean_abs: NDArray[np.float32] | None = None
+    head_scores: NDArray[Any]
+    metric_clean: NDArray[Any]
+    metric_corrupted: NDArray[Any]
+    correct: NDArray[Any] | None = None
+    kl_from_base: NDArray[Any] | None = None
+    circuit_active: NDArray[Any] | None = None
+    circuit_stability: NDArray[Any] | None = None
+    importance: NDArray[Any] | None = None
+    edges_mean_abs: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         types = {"correct": np.uint8, "circuit_active": np.bool_}

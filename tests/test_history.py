@@ -148,6 +148,42 @@ def test_membership_without_evidence_keeps_the_life_and_its_spell() -> None:
     assert all(spell.end is None for spell in history.spells())
 
 
+def test_a_change_of_share_that_leaves_the_head_on_its_side_is_no_event() -> None:
+    run = Run(seed=16)
+    run.add(0, BASE)
+    assert run.add(1, shares(h23=0.04)) == []  # stronger, and still outside the set
+    assert run.history.strengthened[1, 2, 3]
+    assert not run.history.member[1, 2, 3]
+    assert run.add(2, shares(h23=0.25)) == ["emerged 2.3"]
+    assert run.add(3, shares(h23=0.15)) == []  # weaker than when it emerged, and still inside
+    assert run.history.member[3, 2, 3]
+    assert run.add(4, shares(h00=0.22)) == ["pruned 2.3"]
+    assert run.history.weakened[4, 0, 0]  # the base head 0.0 too, and inside
+    assert state(run.history, 0, 0) == ["base", *["retained"] * 4]
+
+
+def test_coming_back_to_the_base_share_is_no_emergence() -> None:
+    """Pruned below its base share, then back at it, inside a set that has become smaller."""
+    run = Run(seed=17, noise=0.001, settings=EvidenceSettings(keep=0.8))
+    run.add(0, shares(h23=0.115))
+    assert run.add(1, shares(h23=0.25)) == ["emerged 2.3"]
+    assert run.add(2, shares(h23=0.0)) == ["pruned 2.3"]
+    run.add(3, shares(h23=0.115, h20=0.0, h10=0.15, h00=0.25))
+    assert run.history.member[:, 2, 3].tolist() == [False, True, False, True]
+    assert state(run.history, 2, 3)[-1] == "pruned"
+    assert run.add(4, shares(h23=0.2, h20=0.0)) == ["re-emerged 2.3"]
+
+
+def test_falling_back_to_the_base_share_is_no_drop() -> None:
+    """A base head that returned stronger than ever, then is at its base share again, outside a set without room."""
+    run = Run(seed=18, noise=0.001, settings=EvidenceSettings(keep=0.8))
+    told = [run.add(step, shares(h20=x)) for step, x in enumerate((0.12, 0.0, 0.25))]
+    assert told == [[], ["dropped 2.0"], ["returned 2.0"]]
+    assert run.add(3, shares(h23=0.14)) == ["emerged 2.3"]
+    assert not run.history.member[3, 2, 0]
+    assert state(run.history, 2, 0)[-1] == "retained"
+
+
 @pytest.mark.parametrize(("gain", "expected"), [(0.003, []), (0.03, ["emerged 2.3"])], ids=["0.3 %", "3 %"])
 def test_a_change_too_small_to_matter_is_no_event(gain: float, expected: list[str]) -> None:
     """A head just outside the set gains its way in, beyond doubt; 0.3 % of the total is not material."""
