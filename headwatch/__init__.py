@@ -6,18 +6,38 @@
 >>> trainer = GRPOTrainer(..., callbacks=[hw.HeadWatchCallback()])      # doctest: +SKIP
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-from headwatch.anatomy import Anatomy
-from headwatch.attribution import EdgeScores, HeadScores, score_edges, score_heads
-from headwatch.callback import HeadWatchCallback
-from headwatch.circuit import Circuit
-from headwatch.errors import UnsupportedModelError, UserError
-from headwatch.evidence import EvidenceSettings
-from headwatch.guard import read_only_pass
-from headwatch.history import HeadHistory, effect
-from headwatch.probes import ProbeSet
-from headwatch.run_folder import RunFolder
+if TYPE_CHECKING:
+    from headwatch.anatomy import Anatomy
+    from headwatch.attribution import EdgeScores, HeadScores, score_edges, score_heads
+    from headwatch.callback import HeadWatchCallback
+    from headwatch.circuit import Circuit
+    from headwatch.errors import UnsupportedModelError, UserError
+    from headwatch.evidence import EvidenceSettings
+    from headwatch.guard import read_only_pass
+    from headwatch.history import HeadHistory, effect
+    from headwatch.probes import ProbeSet
+    from headwatch.run_folder import RunFolder
+
+# Where each public name lives. It is imported on first use: reading a record needs neither torch nor transformers,
+# which take seconds to load.
+_HOMES = {
+    "anatomy": ("Anatomy",),
+    "attribution": ("EdgeScores", "HeadScores", "score_edges", "score_heads"),
+    "callback": ("HeadWatchCallback",),
+    "circuit": ("Circuit",),
+    "errors": ("UnsupportedModelError", "UserError"),
+    "evidence": ("EvidenceSettings",),
+    "guard": ("read_only_pass",),
+    "history": ("HeadHistory", "effect"),
+    "probes": ("ProbeSet",),
+    "run_folder": ("RunFolder",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Anatomy",
@@ -36,3 +56,13 @@ __all__ = [
     "score_edges",
     "score_heads",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'headwatch' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"headwatch.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

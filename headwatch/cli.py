@@ -1,0 +1,193 @@
+"""The command line: `headwatch demo`, `headwatch score MODEL`, `headwatch report RUN_FOLDER ...`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from headwatch import __version__
+from headwatch.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it worked, 2 with one line on standard error for a user's mistake."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except UserError as error:
+        print(f"headwatch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("headwatch: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headwatch",
+        description="Watch which attention heads your post-training creates, keeps and throws away.",
+    )
+    parser.add_argument("--version", action="version", version=f"headwatch {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = _command(
+        commands,
+        "demo",
+        _demo,
+        "train a small model by SFT and by GRPO on this machine, with the callback, and write the report",
+        "headwatch demo --out my-demo --seed 1",
+    )
+    demo.add_argument("--out", default="headwatch-demo", help="folder for models, run folders and the report")
+    demo.add_argument("--seed", type=int, default=0, help="the same seed gives the same result")
+    demo.add_argument("--quick", action="store_true", help="a much shorter training: it runs, but shows little")
+    demo.add_argument("--json", action="store_true", help="print the paths as JSON")
+
+    score = _command(
+        commands,
+        "score",
+        _score,
+        "score the attention heads of a model on probe pairs",
+        "headwatch score Qwen/Qwen2.5-Math-1.5B --probes addition recall --top 20",
+    )
+    score.add_argument("model", help="a model folder, or a name on the Hugging Face Hub")
+    score.add_argument(
+        "--probes", nargs="+", default=["addition"], help="probe families, or one file of pairs (.jsonl, .safetensors)"
+    )
+    score.add_argument("--pairs", type=int, default=64, help="pairs a family (64)")
+    score.add_argument("--seed", type=int, default=0, help="of the generated pairs (0)")
+    score.add_argument("--metric", default="logit_diff", help="logit_diff, kl or nll (logit_diff)")
+    score.add_argument("--steps", type=int, default=5, help="points of the integrated-gradients path (5)")
+    score.add_argument("--alphas", default="midpoint", help="midpoint, right, left or clean (midpoint)")
+    score.add_argument("--top", type=int, default=15, help="how many heads to print a family (15)")
+    score.add_argument("--dtype", default="auto", help="float32, bfloat16, ... ; auto is the checkpoint's (auto)")
+    score.add_argument("--device", default=None, help="cpu, cuda, ... (a GPU where there is one)")
+    score.add_argument("--gguf-file", default=None, help="a GGUF file inside the model folder")
+    score.add_argument("--json", action="store_true", help="print all heads as JSON")
+
+    report = _command(
+        commands,
+        "report",
+        _report,
+        "write one self-contained HTML page of one or several runs",
+        "headwatch report outputs/sft outputs/grpo --out report.html",
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="{output_dir}/headwatch, or the output_dir")
+    report.add_argument("--out", default=None, help="the file to write (report.html in the first run folder)")
+    report.add_argument("--json", action="store_true", help="print the path as JSON")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    _needs("trl", "the demo trains by TRL", "pip install 'headwatch[train,wandb]'")
+    from headwatch.training.demo import run_demo
+
+    result = run_demo(Path(arguments.out), seed=arguments.seed, quick=arguments.quick)
+    print(json.dumps({"report": str(result)}) if arguments.json else f"\nOpen the report: {result}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from headwatch.views.report import write_report
+
+    path = write_report(arguments.runs, arguments.out)
+    print(json.dumps({"report": str(path)}) if arguments.json else path)
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    # Imported here: `headwatch report` and `--help` need no torch, which takes seconds to load.
+    from headwatch.attribution import score_heads
+    from headwatch.evidence import INSUFFICIENT, EvidenceSettings, carrying_set, shares, signal
+    from headwatch.probes import ProbeSet
+
+    if arguments.top < 1:
+        raise UserError(f"--top {arguments.top} must be at least 1")
+    model, tokenizer = _load(arguments)
+    named: Any = arguments.probes if len(arguments.probes) > 1 else arguments.probes[0]
+    probes = ProbeSet.resolve(named, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
+    scores = score_heads(model, probes, arguments.metric, arguments.steps, arguments.alphas)
+    settings = EvidenceSettings()
+    families: dict[str, Any] = {}
+    for family in probes.family_names:
+        mine = scores.select(family)
+        arrays = [mine.per_pair.numpy(), mine.readings.metric_clean.numpy(), mine.readings.metric_corrupted.numpy()]
+        said = signal(*arrays, settings)
+        share = None if said == INSUFFICIENT else shares(*arrays).share
+        active = None if share is None else carrying_set(share, settings.carry)
+        families[family] = {
+            "pairs": len(mine.families),
+            "accuracy": float(mine.readings.correct.float().mean()),
+            "metric_clean": float(mine.readings.metric_clean.mean()),
+            "metric_corrupted": float(mine.readings.metric_corrupted.mean()),
+            "signal": said,
+            "heads": [
+                {
+                    "head": f"a{layer}.h{head}",
+                    "score": float(value),
+                    "share": None if share is None else float(share[layer, head]),
+                    "active": None if active is None else bool(active[layer, head]),
+                }
+                for layer, row in enumerate(mine.mean().tolist())
+                for head, value in enumerate(row)
+            ],
+        }
+        families[family]["heads"].sort(key=lambda entry: -abs(entry["score"]))
+    if arguments.json:
+        print(json.dumps({"model": arguments.model, "fingerprint": probes.fingerprint, "families": families}))
+        return 0
+    for family, found in families.items():
+        print(
+            f"{family}: {found['pairs']} pairs, {found['accuracy']:.0%} answered right, {scores.metric} "
+            f"{found['metric_clean']:.3g} clean, {found['metric_corrupted']:.3g} corrupted, {found['signal']}"
+        )
+        print(f"  {'head':>9} {'score':>10} {'share':>8}")
+        for entry in found["heads"][: arguments.top]:
+            share_text = "" if entry["share"] is None else f"{entry['share']:8.3f}"
+            print(f"  {entry['head']:>9} {entry['score']:10.4f} {share_text:>8} {'active' if entry['active'] else ''}")
+    return 0
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dtype: Any = arguments.dtype
+    if dtype != "auto":
+        dtype = getattr(torch, dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise UserError(f"--dtype {arguments.dtype} is no torch dtype; use auto, float32, bfloat16 or float16")
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = {"gguf_file": arguments.gguf_file} if arguments.gguf_file else {}
+    if arguments.model.startswith(("/", ".", "~")) and not Path(arguments.model).is_dir():
+        raise UserError(f"model {arguments.model!r} is no folder: give a model folder or a name on the Hub")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model, **where)
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype, **where)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"model {arguments.model!r} could not be loaded: {reason}") from error
+    try:
+        return model.to(device), tokenizer
+    except RuntimeError as error:
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _needs(package: str, why: str, fix: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise UserError(f"{why}, and {package} is not installed: {fix}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
