@@ -168,15 +168,19 @@ def benjamini_hochberg(p_value: ArrayLike) -> Floats:
 
 
 def carrying_set(share: ArrayLike, part: float) -> Bools:
-    """The smallest set of heads whose |share| sums to at least `part` of the total, as bool of share's shape."""
+    """The smallest set of heads whose |share| sums to at least `part` of the total.
+
+    share: [..., L, H]; the result is bool of the same shape, a set for each leading index.
+    """
     size = np.abs(np.asarray(share, np.float64))
-    order = np.argsort(-size, axis=None, kind="stable")
-    ordered = size.ravel()[order]
-    before = np.cumsum(ordered) - ordered
+    flat = size.reshape(*size.shape[:-2], -1)
+    order = np.argsort(-flat, axis=-1, kind="stable")
+    ordered = np.take_along_axis(flat, order, axis=-1)
+    before = np.cumsum(ordered, axis=-1) - ordered
     # A hair under `part`, so that ten equal heads at 0.8 are eight and not nine by rounding.
-    inside = (before < part * ordered.sum() * (1.0 - 1e-9)) & (ordered > 0.0)
-    chosen = np.zeros(size.size, np.bool_)
-    chosen[order] = inside
+    inside = (before < part * ordered.sum(axis=-1, keepdims=True) * (1.0 - 1e-9)) & (ordered > 0.0)
+    chosen = np.zeros(flat.shape, np.bool_)
+    np.put_along_axis(chosen, order, inside, axis=-1)
     return chosen.reshape(size.shape)
 
 
@@ -265,8 +269,8 @@ def null_band(
     s, _ = _checked(scores, metric_clean, metric_corrupted)
     # The gap only scales all shares, and a set that is defined by parts of a total does not see that.
     means = (_samples(len(s), how, resamples, seed) @ s.reshape(len(s), -1)).reshape(2, resamples, *s.shape[1:])
-    sets = [[carrying_set(mean, settings.carry) for mean in side] for side in means]
-    return NullBand(np.array([int((one ^ other).sum()) for one, other in zip(*sets, strict=True)]))
+    one, other = carrying_set(means, settings.carry)
+    return NullBand((one ^ other).sum(axis=(1, 2)))
 
 
 def _samples(n_pairs: int, how: str, resamples: int, seed: int) -> Floats:

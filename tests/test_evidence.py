@@ -231,6 +231,13 @@ def test_the_carrying_set_is_the_smallest() -> None:
         assert np.abs(share)[chosen].min() >= np.abs(share)[~chosen].max(initial=0.0)
 
 
+def test_many_carrying_sets_at_once_are_one_after_the_other() -> None:
+    share = np.random.default_rng(24).standard_normal((2, 7, L, H))
+    together = evidence.carrying_set(share, 0.8)
+    for index in np.ndindex(2, 7):
+        np.testing.assert_array_equal(together[index], evidence.carrying_set(share[index], 0.8))
+
+
 def test_the_carrying_set_of_equal_and_of_no_heads() -> None:
     assert evidence.carrying_set(np.full((2, 5), -0.1), 0.8).sum() == 8
     assert not evidence.carrying_set(np.zeros((2, 5)), 0.8).any()

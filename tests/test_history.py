@@ -12,7 +12,6 @@ from headwatch.errors import UserError
 from headwatch.evidence import EvidenceSettings, carrying_set
 from headwatch.history import HeadHistory, effect
 from headwatch.lives import ACTIVE, HeadState, is_in
-from headwatch.survival import kaplan_meier
 
 Floats = NDArray[np.float64]
 L, H, N = 3, 4, 32
@@ -347,111 +346,6 @@ def test_effect_is_the_papers_formula() -> None:
     np.testing.assert_allclose(effect(post, pre), expected)
     np.testing.assert_allclose(effect(pre, post), -np.array(expected))
     assert (effect(np.zeros((2, 2)), np.zeros((2, 2))) == 0.0).all()
-
-
-# --- survival -------------------------------------------------------------------------------------------------------
-
-
-def naive_kaplan_meier(lengths: list[int], ended: list[bool], t: float) -> tuple[float, float]:
-    """S(t) and Greenwood's sum, from the definition: one factor for each time at which a spell ended."""
-    survival, greenwood = 1.0, 0.0
-    for time in sorted({x for x, over in zip(lengths, ended, strict=True) if over and x <= t}):
-        d = sum(1 for x, over in zip(lengths, ended, strict=True) if over and x == time)
-        n = sum(1 for x in lengths if x >= time)
-        survival *= 1 - d / n
-        greenwood += d / (n * (n - d)) if n > d else float("inf")
-    return survival, greenwood
-
-
-def test_kaplan_meier_against_the_definition() -> None:
-    rng = np.random.default_rng(13)
-    for _ in range(30):
-        n = int(rng.integers(1, 25))
-        lengths = [int(x) for x in rng.integers(0, 8, n)]
-        ended = [bool(x) for x in rng.random(n) < 0.6]
-        curve = kaplan_meier(lengths, ended)
-        assert curve.time[0] == 0.0
-        assert curve.n_spells == n
-        for k, t in enumerate(curve.time):
-            survival, greenwood = naive_kaplan_meier(lengths, ended, t)
-            assert curve.survival[k] == pytest.approx(survival, abs=1e-12)
-            assert curve.lower[k] <= curve.survival[k] <= curve.upper[k]
-            if 0.0 < survival < 1.0:
-                spread = 1.959963984540054 * np.sqrt(greenwood) / np.log(survival)
-                middle = np.log(-np.log(survival))
-                ends = [np.exp(-np.exp(middle + spread)), np.exp(-np.exp(middle - spread))]
-                assert sorted(ends) == pytest.approx([curve.lower[k], curve.upper[k]])
-
-
-def test_kaplan_meier_on_freireichs_leukaemia_patients() -> None:
-    """Remission in weeks under 6-MP (Freireich et al. 1963), the textbook example: S(6) = 18/21, S(23) = 0.448."""
-    ended = [6, 6, 6, 7, 10, 13, 16, 22, 23]
-    going = [6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
-    curve = kaplan_meier(ended + going, [True] * 9 + [False] * 12)
-    at = dict(zip(curve.time, curve.survival, strict=True))
-    assert at[6.0] == pytest.approx(0.857, abs=5e-4)
-    assert at[10.0] == pytest.approx(0.753, abs=5e-4)
-    assert at[22.0] == pytest.approx(0.538, abs=5e-4)
-    assert at[23.0] == pytest.approx(0.448, abs=5e-4)
-    assert curve.median == 23.0
-
-
-def test_no_spell_and_no_end_are_honest() -> None:
-    assert np.isnan(kaplan_meier([], []).median)
-    assert kaplan_meier([], []).survival.tolist() == [1.0]
-    going = kaplan_meier([10, 20], [False, False])
-    assert going.survival.tolist() == [1.0, 1.0, 1.0]
-    assert np.isnan(going.median)
-
-
-def test_survival_of_the_history_counts_first_spells_and_censors_the_last_probe() -> None:
-    steps = [0, 10, 25, 30, 50]
-    #         head 0  1  2  3: base, emerges and is pruned, emerges and stays, comes back
-    member = np.array([[1, 0, 0, 0], [1, 1, 0, 1], [1, 1, 1, 0], [0, 0, 1, 1], [0, 0, 1, 1]], bool)[:, None, :]
-    history = HeadHistory(1, 4, rule="circuit")
-    for step, now in zip(steps, member, strict=True):
-        history.add_membership(step, now, now.astype(float))
-    lengths = sorted((s.length, s.end is not None) for s in history.spells() if not s.base and s.number == 1)
-    assert lengths == [(15, True), (20, True), (25, False)]
-    curve = history.survival()
-    assert curve.time.tolist() == [0, 15, 20, 25]
-    np.testing.assert_allclose(curve.survival, [1, 2 / 3, 1 / 3, 1 / 3])
-    assert history.median_spell() == 20
-    assert history.survival(first_only=False).n_spells == 4
-    assert history.survival("base").n_spells == 1
-    assert history.survival("base").time.tolist() == [0, 30]
-
-
-# --- coupling -------------------------------------------------------------------------------------------------------
-
-
-def test_coupling_takes_the_window_since_the_last_probe() -> None:
-    history = HeadHistory(1, 6, rule="circuit")
-    counts = [0, 1, 3, 2, 5]
-    for probe, n in enumerate(counts):
-        history.add_membership(10 * probe, np.arange(6)[None] < n, np.ones((1, 6)))
-    rows = [{"step": 5 * k, "reward": float(k), "loss": 1.0} for k in range(9)]
-    rows[3]["reward"] = float("nan")
-    rows[4] = {"step": 20, "reward": None}  # type: ignore[dict-item]
-    coupling = history.coupling(rows)
-    # Windows (0, 10]: 1, 2; (10, 20]: nothing finite; (20, 30]: 5, 6; (30, 40]: 7, 8.
-    assert coupling.steps == (10, 30, 40)
-    assert coupling.value == (1.5, 5.5, 7.5)
-    assert coupling.newly_active == (1, 2, 5)
-    assert coupling.rho == pytest.approx(1.0)
-    assert np.isnan(history.coupling(rows, "loss").rho)
-    assert history.coupling(rows, "absent").steps == ()
-
-
-def test_changes_do_not_take_a_common_trend_for_coupling() -> None:
-    rng = np.random.default_rng(14)
-    history = HeadHistory(1, 60, rule="circuit")
-    for probe in range(40):
-        n = 0 if probe == 0 else probe + int(rng.integers(0, 5))
-        history.add_membership(probe, np.arange(60)[None] < n, np.ones((1, 60)))
-    trend = history.coupling([{"step": p, "reward": p + 2.0 * rng.standard_normal()} for p in range(40)])
-    assert trend.rho > 0.9
-    assert abs(trend.rho_changes) < 0.4
 
 
 # --- reading runs, and mistakes -------------------------------------------------------------------------------------

@@ -1,0 +1,35 @@
+"""Newly active heads beside the reward: which values belong to which probe, and what a common trend does."""
+
+import numpy as np
+import pytest
+
+from headwatch.history import HeadHistory
+
+
+def test_coupling_takes_the_window_since_the_last_probe() -> None:
+    history = HeadHistory(1, 6, rule="circuit")
+    counts = [0, 1, 3, 2, 5]
+    for probe, n in enumerate(counts):
+        history.add_membership(10 * probe, np.arange(6)[None] < n, np.ones((1, 6)))
+    rows = [{"step": 5 * k, "reward": float(k), "loss": 1.0} for k in range(9)]
+    rows[3]["reward"] = float("nan")
+    rows[4] = {"step": 20, "reward": None}  # type: ignore[dict-item]
+    coupling = history.coupling(rows)
+    # Windows (0, 10]: 1, 2; (10, 20]: nothing finite; (20, 30]: 5, 6; (30, 40]: 7, 8.
+    assert coupling.steps == (10, 30, 40)
+    assert coupling.value == (1.5, 5.5, 7.5)
+    assert coupling.newly_active == (1, 2, 5)
+    assert coupling.rho == pytest.approx(1.0)
+    assert np.isnan(history.coupling(rows, "loss").rho)
+    assert history.coupling(rows, "absent").steps == ()
+
+
+def test_changes_do_not_take_a_common_trend_for_coupling() -> None:
+    rng = np.random.default_rng(14)
+    history = HeadHistory(1, 60, rule="circuit")
+    for probe in range(40):
+        n = 0 if probe == 0 else probe + int(rng.integers(0, 5))
+        history.add_membership(probe, np.arange(60)[None] < n, np.ones((1, 60)))
+    trend = history.coupling([{"step": p, "reward": p + 2.0 * rng.standard_normal()} for p in range(40)])
+    assert trend.rho > 0.9
+    assert abs(trend.rho_changes) < 0.4
