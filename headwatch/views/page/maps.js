@@ -1,0 +1,94 @@
+/* maps.js: layers across, heads down: activation frequency, effect; and the share of the head that is picked. */
+
+function grid(svg, run, title, remark) {
+  const { n_layers: layers, n_heads: heads } = run.model;
+  const width = svg.width_(), left = 26, top = 20;
+  const size = Math.min(24, Math.max(3, (width - left - 4) / layers), Math.max(5, 520 / heads));
+  svg.begin(top + size * heads + 30);
+  const heading = label(svg, left, 12, title + " ", { class: "strip-title" });
+  if (remark) mark(heading, "tspan").textContent = remark;
+  const every = Math.max(1, Math.ceil(20 / size)), down = Math.max(1, Math.ceil(12 / size));
+  for (let l = 0; l < layers; l += every) label(svg, left + (l + 0.5) * size, top + heads * size + 13, l, { "text-anchor": "middle" });
+  for (let h = 0; h < heads; h += down) label(svg, left - 6, top + (h + 0.5) * size + 4, h, { "text-anchor": "end" });
+  label(svg, left, top + heads * size + 27, layers > 3 ? "layer →" : "layer", {});
+  const place = (head) => ({ x: left + head[0] * size, y: top + head[1] * size, width: Math.max(1, size - 1), height: Math.max(1, size - 1) });
+  svg.headAt = (event) => {
+    const box = svg.getBoundingClientRect(), k = width / box.width;
+    const l = Math.floor(((event.clientX - box.left) * k - left) / size), h = Math.floor(((event.clientY - box.top) * k - top) / size);
+    return l >= 0 && l < layers && h >= 0 && h < heads ? [l, h] : null;
+  };
+  return { layers, heads, place };
+}
+
+function drawFrequency(svg, run, view, now, picked) {
+  const { layers, heads, place } = grid(svg, run, "Activation frequency", "probes up to now");
+  const rows = view ? rowsOf(view) : new Map();
+  for (let l = 0; l < layers; l++) {
+    for (let h = 0; h < heads; h++) {
+      const head = [l, h], row = rows.get(keyOf(head));
+      mark(svg, "rect", Object.assign({ class: "cell" }, place(head)), () => headName(head) + "\n" + (view ? headLines(view, head, now).join("\n") : ""));
+      if (row === undefined) continue;
+      const sign = view.lives.lives[row][now], group = view.lives.group[row], share = frequency(view, row, now);
+      if (share > 0) {
+        const fill = mark(svg, "rect", Object.assign({ class: "fill f-" + (group === "base" ? "base" : "new"), "data-head": keyOf(head), "data-frequency": share.toFixed(3) }, place(head)));
+        fill.style.opacity = 0.12 + 0.88 * share;
+      }
+      if (isActive(sign)) mark(svg, "rect", Object.assign({ class: "outline" }, inner(place(head))));
+      else if (hue(sign) === "unproven") { const p = place(head); mark(svg, "circle", { class: "fill f-unproven", cx: p.x + p.width / 2, cy: p.y + p.height / 2, r: Math.max(1, p.width * 0.14) }); }
+    }
+  }
+  pick(svg, place, picked, run);
+}
+
+function drawEffect(svg, run, view, picked) {
+  const effect = view ? view.effect.effect : [];
+  const { layers, heads, place } = grid(svg, run, "Effect on importance", effect.length ? "mean over all probes after the base" : "not known before a second probe");
+  for (let l = 0; l < layers; l++) {
+    for (let h = 0; h < heads; h++) {
+      const head = [l, h], value = effect.length ? effect[l][h] : null;
+      mark(svg, "rect", Object.assign({ class: "cell" }, place(head)), `${headName(head)}\neffect ${isNumber(value) ? (value > 0 ? "+" : "") + number(value) : "not known yet"}`);
+      if (!isNumber(value)) continue;
+      const fill = mark(svg, "rect", Object.assign({ class: "fill effect f-" + (value > 0 ? "gain" : "loss") }, place(head)));
+      fill.style.opacity = Math.abs(value);
+    }
+  }
+  pick(svg, place, picked, run);
+}
+
+const inner = (p) => ({ x: p.x + 0.7, y: p.y + 0.7, width: Math.max(0.5, p.width - 1.4), height: Math.max(0.5, p.height - 1.4) });
+
+function pick(svg, place, picked, run) {
+  if (!picked || picked[0] >= run.model.n_layers || picked[1] >= run.model.n_heads) return;
+  const p = place(picked);
+  mark(svg, "rect", { class: "pick", x: p.x - 2, y: p.y - 2, width: p.width + 4, height: p.height + 4 });
+}
+
+/* The picked head's share over the steps, dots coloured by its life; the y axis is the same for all runs. */
+function drawShare(svg, run, view, head, domain, scales, now) {
+  const row = view && view.shares ? rowsOf(view).get(keyOf(head)) : undefined;
+  const width = svg.width_(), top = 14, bottom = 86, right = width - 54;
+  svg.begin(108);
+  if (row === undefined) { svg.begin(4); return; }
+  const x = linear(scales.first, scales.last, LEFT, right), y = linear(domain[0], domain[1], bottom, top);
+  for (const tick of ticks(domain[0], domain[1], 3)) {
+    mark(svg, "line", { class: tick === 0 ? "axis" : "grid", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) });
+    label(svg, LEFT - 6, y(tick) + 3.5, percent(tick).replace(".0", ""), { "text-anchor": "end" });
+  }
+  const { probes, rows } = view.shares, values = rows[row].map((v) => (v === null ? null : v / 1e4));
+  mark(svg, "path", { class: "line plain", d: path(values.map((v, i) => [x(run.steps[probes[i]]), v === null ? null : y(v)])) });
+  values.forEach((v, i) => {
+    if (v === null) return;
+    const sign = view.lives.lives[row][probes[i]];
+    mark(svg, "circle", { class: "f-" + (hue(sign) || "unproven"), cx: x(run.steps[probes[i]]), cy: y(v), r: isActive(sign) ? 3.2 : 2 }, `Step ${whole(run.steps[probes[i]])}: share ${percent(v)}\n${lifeWords(sign)}`);
+  });
+  mark(svg, "line", { class: "now", x1: x(run.steps[now]), x2: x(run.steps[now]), y1: top - 4, y2: bottom });
+  for (const tick of stepTicks(scales, width / 130)) label(svg, x(tick), bottom + 15, whole(tick), { "text-anchor": "middle" });
+}
+
+function shareDomain(views, head) {
+  const values = views.flatMap((view) => {
+    const row = view && view.shares ? rowsOf(view).get(keyOf(head)) : undefined;
+    return row === undefined ? [] : view.shares.rows[row].filter(isNumber).map((v) => v / 1e4);
+  });
+  return [Math.min(0, ...values) * 1.08, Math.max(0.01, ...values) * 1.08];
+}
