@@ -146,7 +146,7 @@ class HeadWatchCallback(TrainerCallback):
             return
         if self._main and self._wandb != "off":
             self._sink = WandbSink(self._wandb, name=getattr(args, "run_name", None), config=self._settings)
-        if self._probed != state.global_step:
+        if self._probed is None:  # a resumed run has its base already
             self._probe(state, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -182,6 +182,12 @@ class HeadWatchCallback(TrainerCallback):
         if state.global_step > 0 and (path / "manifest.json").is_file():
             self._resume(path, state.global_step)
         else:
+            if state.global_step > 0:
+                logger.warning(
+                    "headwatch: the run resumes at step %d, but %s holds no record of it: lives are told from here on",
+                    state.global_step,
+                    path,
+                )
             probes, n_pairs, seed, tokenizer = self._given
             tokenizer = tokenizer or getattr(processing_class, "tokenizer", processing_class)
             self.probes = ProbeSet.resolve(probes, tokenizer, n_pairs=n_pairs, seed=seed)

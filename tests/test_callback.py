@@ -1,0 +1,137 @@
+"""The callback in real trainers: what it records, how it resumes, what it refuses. Whole-run equality: invariants/."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import save_tiny_model, sft_trainer
+
+from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, UserError, score_edges
+from headwatch.history import RULES
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def callback(**options) -> HeadWatchCallback:
+    return HeadWatchCallback(["addition", "recall"], **{"every": 2, "n_pairs": 8, "strict": True, **options})
+
+
+def test_the_record_holds_what_the_pass_says(model: Path, tmp_path: Path) -> None:
+    trainer = sft_trainer(model, tmp_path, [callback()])
+    trainer.train()
+    run = RunFolder.open(tmp_path)
+    assert run.steps == [0, 2, 4, 5]  # the base, every second step, and the end
+    assert [row["step"] for row in run.scalars()] == run.steps
+    assert run.manifest["status"] == "finished"
+    assert run.manifest["trainer"] == "SFTTrainer"
+
+    probes = ProbeSet.load(run.path / "probes.safetensors")
+    assert probes.fingerprint == run.manifest["probes"]["fingerprint"]
+    edges = score_edges(trainer.model, probes)  # the weights have not changed since the last probe
+    last = run.read_scores(5)
+    assert np.allclose(last.head_scores, edges.heads.per_pair.numpy())
+    assert np.allclose(last.metric_clean, edges.heads.readings.metric_clean.numpy())
+    assert np.allclose(last.edges_mean_abs[1], edges.select("recall").mean_abs().numpy())
+    assert last.circuit_active.shape == (2, 2, 4)
+    for row in run.scalars():
+        assert row["row_sum_error"] < 1e-5
+        assert row["stream_error"] < 1e-5
+        assert row["seconds"] > 0
+
+    logged = {row["step"]: row for row in run.training()}
+    for row in trainer.state.log_history:
+        if "loss" in row:
+            assert logged[row["step"]]["loss"] == row["loss"]
+
+
+def test_histories_on_disk_are_the_callbacks_own(model: Path, tmp_path: Path) -> None:
+    watch = callback(every=1)
+    sft_trainer(model, tmp_path, [watch], learning_rate=0.05).train()
+    events = RunFolder.open(tmp_path).events()
+    assert events  # a learning rate that moves things
+    told = [e for rule in (watch.histories, watch.circuits) for history in rule.values() for e in history.events]
+    assert sorted(map(str, events)) == sorted(map(str, told))
+    for rule, histories in zip(RULES, (watch.histories, watch.circuits), strict=True):
+        for family, history in histories.items():
+            read = HeadHistory.from_run(tmp_path, family, rule=rule)
+            assert np.array_equal(read.state, history.state)
+
+
+def test_resuming_goes_on_with_the_same_pairs(model: Path, tmp_path: Path) -> None:
+    whole = sft_trainer(model, tmp_path / "whole", [callback()], max_steps=6)
+    whole.train()
+    cut = sft_trainer(model, tmp_path / "cut", [callback()], max_steps=5, save_strategy="steps", save_steps=3)
+    cut.train()  # probes at 0, 2, 4, 5; the checkpoint is of step 3
+    again = sft_trainer(model, tmp_path / "cut", [callback()], max_steps=6)
+    again.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    run, expected = RunFolder.open(tmp_path / "cut"), RunFolder.open(tmp_path / "whole")
+    assert run.steps == expected.steps == [0, 2, 4, 6]
+    assert run.manifest["probes"] == expected.manifest["probes"]
+    assert (run.path / "resumed-1").is_dir()  # what was taken back is kept
+    for step in run.steps:
+        assert np.array_equal(run.read_scores(step).head_scores, expected.read_scores(step).head_scores)
+    assert [row["step"] for row in run.training()] == [row["step"] for row in expected.training()]
+
+
+def test_resuming_refuses_other_pairs(model: Path, tmp_path: Path) -> None:
+    trainer = sft_trainer(model, tmp_path, [callback()], save_strategy="steps", save_steps=3)
+    trainer.train()
+    probes = tmp_path / "headwatch" / "probes.safetensors"
+    ProbeSet.load(probes).select(range(4)).save(probes)
+    with pytest.raises(UserError, match="fingerprint"):
+        sft_trainer(model, tmp_path, [callback()], max_steps=6).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-3")
+        )
+
+
+def test_heads_alone(model: Path, tmp_path: Path) -> None:
+    sft_trainer(model, tmp_path, [callback(edges=False)]).train()
+    run = RunFolder.open(tmp_path)
+    assert run.read_scores(5).circuit_active is None
+    assert "row_sum_error" not in run.scalars()[-1]
+    assert HeadHistory.from_run(run).steps == run.steps
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"every": 0},
+        {"every": 2.5},
+        {"every": True},
+        {"metric": "accuracy"},
+        {"alphas": "centre"},
+        {"steps": 0},
+        {"top_n": -1},
+        {"tau": 2.0},
+        {"wandb": "yes"},
+    ],
+)
+def test_bad_options_are_refused_at_once(options: dict) -> None:
+    name, value = next(iter(options.items()))
+    with pytest.raises(UserError) as caught:
+        HeadWatchCallback(**options)
+    assert name in str(caught.value)
+    assert str(value) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_probes_are_refused_before_the_first_step(model: Path, tmp_path: Path) -> None:
+    for probes, words in [("additon", "addition"), (tmp_path / "none.jsonl", "none.jsonl")]:
+        trainer = sft_trainer(model, tmp_path, [HeadWatchCallback(probes)])
+        with pytest.raises(UserError, match=words):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
+
+def test_a_model_that_cannot_be_taken_apart_is_refused(tmp_path: Path) -> None:
+    from transformers import BloomConfig, BloomForCausalLM, TrainerControl, TrainerState, TrainingArguments
+
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=20, hidden_size=8, n_layer=1, n_head=2))
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    probes = ProbeSet.from_token_ids(torch.tensor([[1, 2]]), torch.tensor([[1, 3]]), answers=torch.tensor([[4, 5]]))
+    with pytest.raises(UserError, match="bloom"):
+        HeadWatchCallback(probes).on_train_begin(arguments, TrainerState(), TrainerControl(), model=bloom)
