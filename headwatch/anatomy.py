@@ -129,17 +129,13 @@ class Layer:
     multiplier: float = 1.0
     parallel: bool = False
 
-    @property
-    def out_scale(self) -> Tensor | None:
-        """What o_proj's rows are multiplied by on their way into the stream, [M], or None for nothing.
-
-        The post-norm's own 1 / rms is not in it: it differs from token to token.
+    def scaled(self, out: Tensor) -> Tensor:
+        """What becomes of o_proj's output on its way into the stream, [..., M], but for the post-norm's own 1 / rms,
+        which differs from token to token.
         """
         if self.attn_post_norm is not None:
-            return self.attn_post_norm.weight * self.multiplier
-        if self.multiplier != 1.0:
-            return torch.tensor(self.multiplier, device=next(self.attention.parameters()).device)
-        return None
+            out = out * self.attn_post_norm.weight
+        return out if self.multiplier == 1.0 else out * self.multiplier
 
 
 @dataclass(frozen=True)
@@ -226,7 +222,8 @@ class Anatomy:
         """
         model = _bare(model)
         _refuse_added_tokens(model)
-        inner: Any = _bare(model.get_base_model()) if hasattr(model, "get_base_model") else model
+        wrapper: Any = model
+        inner: Any = _bare(wrapper.get_base_model()) if hasattr(wrapper, "get_base_model") else model
         config = getattr(inner, "config", None)
         model_type = getattr(config, "model_type", None)
         if model_type not in LAYOUTS or config is None:

@@ -283,9 +283,7 @@ def source_differences(anatomy: Anatomy, ends: Endpoints) -> Tensor:
     out[:, 0] = ends.input.flatten(0, 1)
     for index, layer in enumerate(anatomy.layers):
         matrix, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
-        if layer.out_scale is not None:
-            matrix = matrix * layer.out_scale.unsqueeze(-1)
-        per_head = rearrange(matrix, "m (h d) -> h d m", h=anatomy.n_heads)
+        per_head = rearrange(layer.scaled(matrix.T), "(h d) m -> h d m", h=anatomy.n_heads)
         z = rearrange(ends.z[index], "b t (h d) -> h (b t) d", h=anatomy.n_heads)
         first = anatomy.head_source(index).start
         for head in range(anatomy.n_heads):

@@ -349,8 +349,7 @@ def _stream_error(anatomy: Anatomy, ends: Endpoints) -> tuple[float, float]:
         out = wide(layer.out.forward(z.to(compute_type(layer.out)[0])))
         if bias is not None:
             out = out - bias if r is None else out + (r - 1) * wide(bias)
-        if layer.out_scale is not None:
-            out = out * layer.out_scale
+        out = layer.scaled(out)
         total += out + mlp
         largest = torch.stack([largest, out.abs().max(), mlp.abs().max()]).max()
     of_stream, error = float(ends.stream.abs().max()), float((total - ends.stream).abs().max())
