@@ -236,11 +236,15 @@ class Anatomy:
             )
         layout = LAYOUTS[model_type]
         config = config.get_text_config()
-        if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
-            raise UnsupportedModelError(
-                f"model: {type(inner).__name__} attends in both directions (config.use_bidirectional_attention), and "
-                "headwatch scores causal models"
-            )
+        for option, values, reason in (
+            ("use_bidirectional_attention", (True, "all"), "attends in both directions"),
+            ("clip_qkv", (), "clips its queries, keys and values in place"),
+        ):
+            value = getattr(config, option, None)
+            if value in values or (not values and value is not None):
+                raise UnsupportedModelError(
+                    f"model: {type(inner).__name__} {reason} (config.{option}={value!r}), which headwatch cannot follow"
+                )
         n_heads = config.num_attention_heads
         n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads

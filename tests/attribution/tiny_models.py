@@ -21,11 +21,12 @@ COMMON = {
 }
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # within the tiny vocabulary
 MOE = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
-GEMMA = {**SPECIAL, "query_pre_attn_scalar": 4, "sliding_window": 4, "final_logit_softcapping": 3.0}
+GEMMA = {**SPECIAL, "query_pre_attn_scalar": 24, "sliding_window": 4, "final_logit_softcapping": 3.0}
 SLIDING = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 SHORT = {"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 6}
 MHA = {**SHORT, **SPECIAL, "num_key_value_heads": 4}
 HALF_ROTARY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28}
 MULTIPLIERS = {
     "residual_multiplier": 0.4,
     "embedding_multiplier": 3.0,
@@ -52,9 +53,21 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", {**SHORT, **SPECIAL}),
     "granite": ("GraniteConfig", {**SHORT, **MULTIPLIERS}),
     "mixtral": ("MixtralConfig", {**SHORT, **MOE}),
+    "gemma": ("GemmaConfig", {**SHORT, **SPECIAL, "attention_bias": True}),
+    "gemma3-with-vision": ("Gemma3Config", {"text_config": {**COMMON, **GEMMA, **SHORT}, "vision_config": VISION}),
+    "olmo3": ("Olmo3Config", {**SHORT, **SPECIAL, "sliding_window": 4}),
+    "olmoe": ("OlmoeConfig", {**SHORT, **SPECIAL, **MOE, "attention_bias": True}),
+    "smollm3": ("SmolLM3Config", {**SHORT, **SPECIAL, "no_rope_layers": [1, 0]}),
+    "starcoder2": ("Starcoder2Config", {**SHORT, **SPECIAL, "use_bias": True, "sliding_window": 4}),
+    "granite-moe": ("GraniteMoeConfig", {**SHORT, **SPECIAL, **MOE, **MULTIPLIERS}),
+    "qwen2-moe": ("Qwen2MoeConfig", {**SHORT, **SPECIAL, **MOE, "shared_expert_intermediate_size": 16}),
     "qwen3-moe": ("Qwen3MoeConfig", {**SHORT, **MOE, "mlp_only_layers": [0]}),
 }
-EAGER_ONLY = ("gemma2", "gemma2-softcapped", "gemma2-biases")  # transformers 5.23 has no sdpa for Gemma 2
+
+
+def has_sdpa(architecture: str) -> bool:
+    """Whether transformers (5.23) can run it with sdpa: Gemma 2's soft-capped attention it cannot."""
+    return not architecture.startswith("gemma2")
 
 
 def tiny_model(architecture: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa", seed: int = 0) -> Any:
