@@ -248,7 +248,7 @@ class Anatomy:
         n_heads = config.num_attention_heads
         n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-        decoder_layers = tuple(_bare(layer) for layer in _find(inner, layout.layers, model_type))
+        decoder_layers = tuple(_find(inner, layout.layers, model_type))
         layers = tuple(
             _layer(_Finder(layer, layout, model_type, f"{layout.layers}.{index}."), (n_heads, n_kv_heads, head_dim))
             for index, layer in enumerate(decoder_layers)

@@ -39,7 +39,8 @@ def wide(tensor: Tensor) -> Tensor:
 def callers_autocast(model: nn.Module, device: torch.device) -> Iterator[Call]:
     """Inside, autocast holds for the model, as it did outside, and for nothing else: scores are summed in full.
 
-    Compiled parts of the model run as they were written: a compiled graph would pass by the hooks put on afterwards.
+    Compiled parts of the model run as they were written: with hooks on them they would be compiled anew for each pass,
+    which takes longer than the pass and uses up the recompilations that training is allowed.
     """
     kind = device.type
     outside = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
