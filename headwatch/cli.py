@@ -120,9 +120,10 @@ def _score(arguments: argparse.Namespace) -> int:
     families: dict[str, Any] = {}
     for family in probes.family_names:
         mine = scores.select(family)
-        arrays = [mine.per_pair.numpy(), mine.readings.metric_clean.numpy(), mine.readings.metric_corrupted.numpy()]
-        said = signal(*arrays, settings)
-        share = None if said == INSUFFICIENT else shares(*arrays).share
+        raw, ends = mine.per_pair.numpy(), mine.readings
+        clean, corrupted = ends.metric_clean.numpy(), ends.metric_corrupted.numpy()
+        said = signal(raw, clean, corrupted, settings)
+        share = None if said == INSUFFICIENT else shares(raw, clean, corrupted).share
         active = None if share is None else carrying_set(share, settings.carry)
         families[family] = {
             "pairs": len(mine.families),
