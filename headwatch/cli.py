@@ -173,7 +173,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
         raise UserError(f"model {arguments.model!r} is no folder: give a model folder or a name on the Hub")
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model, **where)
-        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype, **where)
+        model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype, **where)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model {arguments.model!r} could not be loaded: {reason}") from error
