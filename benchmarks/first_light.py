@@ -1,10 +1,11 @@
-"""A run on real weights: SFT on GSM8K, or GRPO on generated word problems, with the callback (docs/first-light.md).
+"""A run on real weights: SFT on GSM8K, or GRPO on small sums, with the callback (docs/first-light.md).
 
     python benchmarks/first_light.py sft  --model FOLDER [--gguf-file FILE] --data gsm8k_train.jsonl --out runs/sft
     python benchmarks/first_light.py grpo --model FOLDER [--gguf-file FILE] --out runs/grpo
 
-Written for SmolLM2-135M-Instruct on a CPU, for as many steps as that allows. The word problems are the two-step stories
-of the probe family `word_problem` with numbers of their own; no prompt of the probe set is trained on.
+Written for SmolLM2-135M-Instruct (Q4_1) on a CPU, for as many steps as that allows. Probed are one-digit addition and
+table recall, which that model does in part; two-digit addition it does not (its metric gap is nearly zero). No prompt
+of the probe set is trained on.
 """
 
 import argparse
@@ -21,9 +22,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from headwatch import HeadWatchCallback, ProbeSet
-
-NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Julia", "Kevin", "Laura", "Mark")
-THINGS = ("apples", "books", "cards", "coins", "marbles", "pencils", "shells", "stamps", "stickers", "toys")
 
 
 def gsm8k_rows(path: Path, n: int, seed: int) -> list[dict[str, Any]]:
@@ -43,20 +41,15 @@ def gsm8k_rows(path: Path, n: int, seed: int) -> list[dict[str, Any]]:
     return out
 
 
-def word_problems(n: int, seed: int, held_out: set[str]) -> list[dict[str, str]]:
-    """Two-step stories whose answer is one number; prompts that a probe uses are left out."""
+def sums(n: int, seed: int, held_out: set[str]) -> list[dict[str, str]]:
+    """Sums of two numbers up to 20, in the words of the probes; prompts that a probe uses are left out."""
     draw = random.Random(seed)
     rows = []
     while len(rows) < n:
-        name, thing = draw.choice(NAMES), draw.choice(THINGS)
-        has, gets = draw.randint(10, 60), draw.randint(10, 39)
-        gives = draw.randint(10, has + gets - 1)
-        story = (
-            f"{name} has {has} {thing}. {name} gets {gets} more and then gives {gives} away. "
-            f"How many {thing} does {name} have now? Answer: \\boxed{{"
-        )
-        if story not in held_out:
-            rows.append({"prompt": story, "answer": str(has + gets - gives)})
+        a, b = draw.randint(1, 20), draw.randint(1, 20)
+        prompt = f"Compute {a}+{b}. Answer: \\boxed{{"
+        if prompt not in held_out:
+            rows.append({"prompt": prompt, "answer": str(a + b)})
     return rows
 
 
@@ -75,7 +68,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--families", nargs="+", help="addition recall (sft), word_problem recall (grpo)")
     parser.add_argument("--n-pairs", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -84,8 +76,13 @@ def main() -> None:
     where = {"gguf_file": options.gguf_file} if options.gguf_file else {}
     tokenizer = AutoTokenizer.from_pretrained(options.model, **where)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, **where)
-    families = options.families or {"sft": ["addition", "recall"], "grpo": ["word_problem", "recall"]}[options.kind]
-    probes = ProbeSet.generate(families, tokenizer, n_pairs=options.n_pairs, seed=options.seed)
+    pairs: dict[str, Any] = {"n_pairs": options.n_pairs, "seed": options.seed}
+    probes = ProbeSet.concat(
+        [
+            ProbeSet.generate("addition", tokenizer, digits=1, **pairs),
+            ProbeSet.generate("recall", tokenizer, **pairs),
+        ]
+    )
     callback = HeadWatchCallback(probes, every=options.every, strict=True)
     common: dict[str, Any] = {
         "output_dir": options.out,
@@ -112,8 +109,8 @@ def main() -> None:
             callbacks=[callback],
         )
     else:
-        stories = {text.strip() for pair in probes.texts for text in pair}
-        rows = word_problems(4 * options.steps, options.seed, stories)
+        probed = {text[: text.index("{") + 1] for pair in probes.texts for text in pair}
+        rows = sums(4 * options.steps, options.seed, probed)
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=[exact_answer],
@@ -121,7 +118,7 @@ def main() -> None:
                 learning_rate=options.learning_rate or 1e-5,
                 per_device_train_batch_size=32,
                 num_generations=8,
-                max_completion_length=6,
+                max_completion_length=4,
                 temperature=1.0,
                 **common,
             ),
