@@ -3,8 +3,9 @@
     python benchmarks/first_light.py sft  --model FOLDER [--gguf-file FILE] --data gsm8k_train.jsonl --out runs/sft
     python benchmarks/first_light.py grpo --model FOLDER [--gguf-file FILE] --out runs/grpo
 
-Written for SmolLM2-135M-Instruct (Q4_1) on a CPU, for as many steps as that allows. Probed are one-digit addition and
-table recall, which that model does in part; two-digit addition it does not (its metric gap is nearly zero). No prompt
+Written for SmolLM2-135M-Instruct (Q4_1) on a CPU, for as many steps as that allows. Probed are sums up to 20
+behind four solved ones, and table recall, which that model does in part; the bare addition family it does not (its
+metric gap is nearly zero). No prompt
 of the probe set is trained on.
 """
 
@@ -22,6 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from headwatch import HeadWatchCallback, ProbeSet
+
+SOLVED = "3+5=8\n12+7=19\n9+4=13\n16+2=18\n"
 
 
 def gsm8k_rows(path: Path, n: int, seed: int) -> list[dict[str, Any]]:
@@ -41,21 +44,39 @@ def gsm8k_rows(path: Path, n: int, seed: int) -> list[dict[str, Any]]:
     return out
 
 
-def sums(n: int, seed: int, held_out: set[str]) -> list[dict[str, str]]:
-    """Sums of two numbers up to 20, in the words of the probes; prompts that a probe uses are left out."""
+def prompt(a: int, b: int) -> str:
+    """A sum behind four solved ones: without them the model hardly adds at all."""
+    return SOLVED + f"{a}+{b}="
+
+
+def sum_pairs(path: Path, n: int, seed: int, tokenizer: Any) -> ProbeSet:
+    """Probe pairs of the task itself, by way of a file of one's own: another second number, a sum as long."""
     draw = random.Random(seed)
+    lines: dict[str, dict[str, str]] = {}
+    while len(lines) < n:
+        a, b, other = (draw.randint(1, 20) for _ in range(3))
+        if b != other and len(str(b)) == len(str(other)) and len(str(a + b)) == len(str(a + other)):
+            line = {"clean": prompt(a, b), "corrupted": prompt(a, other), "family": "sums"}
+            lines[prompt(a, b)] = {**line, "clean_answer": str(a + b), "corrupted_answer": str(a + other)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+    return ProbeSet.load(path, tokenizer)
+
+
+def sums(n: int, seed: int, held_out: set[str]) -> list[dict[str, str]]:
+    """Sums of two numbers up to 20; prompts that a probe uses are left out."""
+    draw = random.Random(seed + 1)
     rows = []
     while len(rows) < n:
         a, b = draw.randint(1, 20), draw.randint(1, 20)
-        prompt = f"Compute {a}+{b}. Answer: \\boxed{{"
-        if prompt not in held_out:
-            rows.append({"prompt": prompt, "answer": str(a + b)})
+        if prompt(a, b) not in held_out:
+            rows.append({"prompt": prompt(a, b), "answer": str(a + b)})
     return rows
 
 
 def exact_answer(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
-    """1 for the number itself before the closing brace, else 0."""
-    return [float(text.split("}")[0].strip() == right) for text, right in zip(completions, answer, strict=True)]
+    """1 for the number itself on the first line, else 0."""
+    return [float(text.split("\n")[0].strip() == right) for text, right in zip(completions, answer, strict=True)]
 
 
 def main() -> None:
@@ -76,12 +97,9 @@ def main() -> None:
     where = {"gguf_file": options.gguf_file} if options.gguf_file else {}
     tokenizer = AutoTokenizer.from_pretrained(options.model, **where)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, **where)
-    pairs: dict[str, Any] = {"n_pairs": options.n_pairs, "seed": options.seed}
+    asked = sum_pairs(Path(options.out) / "sums.jsonl", options.n_pairs, options.seed, tokenizer)
     probes = ProbeSet.concat(
-        [
-            ProbeSet.generate("addition", tokenizer, digits=1, **pairs),
-            ProbeSet.generate("recall", tokenizer, **pairs),
-        ]
+        [asked, ProbeSet.generate("recall", tokenizer, n_pairs=options.n_pairs, seed=options.seed)]
     )
     callback = HeadWatchCallback(probes, every=options.every, strict=True)
     common: dict[str, Any] = {
@@ -109,7 +127,7 @@ def main() -> None:
             callbacks=[callback],
         )
     else:
-        probed = {text[: text.index("{") + 1] for pair in probes.texts for text in pair}
+        probed = {json.loads(line)["clean"] for line in (Path(options.out) / "sums.jsonl").read_text().splitlines()}
         rows = sums(4 * options.steps, options.seed, probed)
         trainer = GRPOTrainer(
             model=model,
@@ -119,7 +137,7 @@ def main() -> None:
                 per_device_train_batch_size=32,
                 num_generations=8,
                 max_completion_length=4,
-                temperature=1.0,
+                temperature=0.7,
                 **common,
             ),
             train_dataset=Dataset.from_list(rows),
