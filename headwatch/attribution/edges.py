@@ -12,9 +12,19 @@ xhat_k. So
     edge(s, h) = sum_t  delta_s . (w * W_h^T A_h)  -  sum_{t,k} (delta_s . xhat_k) c_{h,k}
 
 is one matrix product of the sources' differences with [w * W_h^T A_h, xhat_k], layer by layer, in the backward pass.
+
+Other architectures change a factor or add a correction of the same shape (a vector for each token and point, taken off
+each head by a number):
+
+- LayerNorm: xhat = (x - mean) r, the norm's bias b' adds W_h b' to b_h, and what is expanded loses its mean over M.
+- No norm in front (OLMo 2): r = w = 1, and no xhat.
+- A norm over the full width behind the projection (OLMo 2): with yhat = r' y, r' = 1 / rms(y), and w' its weight, g_h
+  is taken behind that norm. The gradient at y is then r' (w' g)_h - yhat r' (yhat_h . (w' g)_h) / width, of which the
+  first part is a head's own, and the second one vector for all heads: W^T yhat in residual space.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +33,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from headwatch.anatomy import KINDS, Anatomy, Kind, linear_map
+from headwatch.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
 from headwatch.attribution.runs import Endpoints, wide
 
 
@@ -33,7 +43,22 @@ class _AttentionReads:
 
     x: Tensor | None = None  # the residual vector before the norm, [m B, T, M]
     y: dict[Kind, Tensor] = field(default_factory=dict)  # projection outputs, [m B, T, (heads D)]
-    grads: dict[Kind, Tensor] = field(default_factory=dict)  # their gradients, one copy a query head, [m B, T, (H D)]
+    grads: dict[Kind, Tensor] = field(default_factory=dict)  # gradients of `last`, a copy a query head, [m B, T, (H D)]
+
+
+@dataclass(frozen=True)
+class _Correction:
+    """A vector for each token and point of the path, which a number takes off each of several targets' gradients.
+
+    Attributes:
+        vectors: [m B, T, M].
+        numbers: [m B, T, R'].
+        columns: the targets, R' of them.
+    """
+
+    vectors: Tensor
+    numbers: Tensor
+    columns: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,14 +68,12 @@ class _Rows:
     Attributes:
         vectors: gradients expanded to residual space, [B T, R', M].
         columns: which targets they belong to, R' of them.
-        xhat: normalised residual vectors, [B T, m, M], or None where a target needs none.
-        c: how much of each xhat is taken off each target, [B, T m, R'].
+        corrections: what is still to be taken off them.
     """
 
     vectors: Tensor
     columns: Tensor
-    xhat: Tensor | None = None
-    c: Tensor | None = None
+    corrections: tuple[_Correction, ...] = ()
 
 
 class EdgeCollector:
@@ -67,24 +90,29 @@ class EdgeCollector:
         batch, self.length, n_sources, _ = self.sources.shape
         self.scores = self.sources.new_zeros(batch, n_sources, len(anatomy.targets))
         self._reads: list[_AttentionReads] = []
-        self._waiting: _Rows | None = None
+        # Targets that read the same sources are multiplied with them in one product: wave w reads the input and the
+        # first w layers. Layer w's attention is in it, and the MLP before it (beside it, where they are parallel).
+        mlp_waves = [index + (not layer.parallel) for index, layer in enumerate(anatomy.layers)]
+        self._mlp_wave = mlp_waves
+        self._members = Counter([*range(anatomy.n_layers), *mlp_waves, anatomy.n_layers])
+        self._waiting: dict[int, list[_Rows]] = {}
 
     def start(self) -> list[RemovableHandle]:
         """Put the hooks on for one forward and backward pass; call `finish` after the backward pass."""
         self._reads = [_AttentionReads() for _ in self.anatomy.layers]
-        self._waiting = None
+        self._waiting = {}
         handles = [self.anatomy.final_norm.register_forward_pre_hook(self._read_alone(self._logits_gradient))]
         for index, layer in enumerate(self.anatomy.layers):
-            handles.append(layer.attn_norm.module.register_forward_pre_hook(self._keep_x(index)))
-            handles += [layer.projection(kind).register_forward_hook(self._read_by_head(index, kind)) for kind in KINDS]
-            handles.append(layer.mlp_norm.register_forward_pre_hook(self._read_alone(self._mlp_gradient(index))))
+            if layer.attn_norm is not None:
+                handles.append(layer.attn_norm.module.register_forward_pre_hook(self._keep_x(index)))
+            for projection in layer.projections:
+                handles.append(projection.last.register_forward_hook(self._read_by_head(index, projection)))
+            handles.append(layer.mlp_reads.register_forward_pre_hook(self._read_alone(self._mlp_gradient(index))))
         return handles
 
     def finish(self) -> Tensor:
         """Edge scores summed over the points of the path so far, [B, S, R]."""
-        if self._waiting is not None:  # the first layer's attention, which reads the input alone
-            self._contract([self._waiting], 1)
-            self._waiting = None
+        assert not self._waiting, "a target never got its gradient"
         self._reads = []
         return self.scores
 
@@ -104,40 +132,46 @@ class EdgeCollector:
 
         return hook
 
-    def _read_by_head(self, index: int, kind: Kind) -> Any:
-        def hook(module: Any, args: Any, output: Tensor) -> Tensor:
-            self._reads[index].y[kind] = output.detach()
-            copies = output if kind == "q" else repeat_heads(output, self.anatomy)
-            copies.register_hook(self._projection_gradient(index, kind))
+    def _read_by_head(self, index: int, projection: Projection) -> Any:
+        def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            y = (output if projection.norm is None else args[0]).detach()
+            for kind in projection.kinds:
+                self._reads[index].y[kind] = y[..., projection.rows(kind)]
+            copies = projection.copy_heads(output)
+            copies.register_hook(self._projection_gradient(index, projection))
             return copies
 
         return hook
 
-    # Backward: layers come last to first; a layer's attention waits for the MLP before it, so that the two are
-    # multiplied with the sources, which both read, in one product.
+    # Backward: a target's rows wait until all of their wave are there (layers come last to first; where attention and
+    # MLP are parallel, in any order).
+
+    def _arrive(self, wave: int, rows: _Rows) -> None:
+        waiting = self._waiting.setdefault(wave, [])
+        waiting.append(rows)
+        if len(waiting) == self._members[wave]:
+            self._contract(self._waiting.pop(wave), 1 + wave * (self.anatomy.n_heads + 1))
 
     def _logits_gradient(self, grad: Tensor) -> None:
         with torch.no_grad():
-            self._waiting = self._residual_rows(grad, len(self.anatomy.targets) - 1)
+            self._arrive(self.anatomy.n_layers, self._residual_rows(grad, len(self.anatomy.targets) - 1))
 
     def _mlp_gradient(self, index: int) -> Callable[[Tensor], None]:
         def hook(grad: Tensor) -> None:
             with torch.no_grad():
-                mine = self._residual_rows(grad, self.anatomy.mlp_target(index))
-                rows = [mine] if self._waiting is None else [self._waiting, mine]
-                self._waiting = None
-                self._contract(rows, self.anatomy.mlp_source(index) + 1)
+                self._arrive(self._mlp_wave[index], self._residual_rows(grad, self.anatomy.mlp_target(index)))
                 self.scores[:, self.anatomy.mlp_source(index), self.anatomy.mlp_target(index)] = 0  # not an edge
 
         return hook
 
-    def _projection_gradient(self, index: int, kind: Kind) -> Callable[[Tensor], None]:
+    def _projection_gradient(self, index: int, projection: Projection) -> Callable[[Tensor], None]:
         def hook(grad: Tensor) -> None:
             reads = self._reads[index]
-            reads.grads[kind] = grad
+            for kind in projection.kinds:
+                reads.grads[kind] = grad[..., projection.rows(kind, copied=True)]
             if len(reads.grads) == len(KINDS):
                 with torch.no_grad():
-                    self._waiting = self._attention_rows(index, reads)
+                    self._arrive(index, self._attention_rows(index, reads))
                 self._reads[index] = _AttentionReads()
 
         return hook
@@ -151,50 +185,95 @@ class EdgeCollector:
         return _Rows(vectors, torch.tensor([column], device=grad.device))
 
     def _attention_rows(self, index: int, reads: _AttentionReads) -> _Rows:
+        """The gradients at the copies of one layer's q, k and v: see the formulas at the top."""
         anatomy, layer = self.anatomy, self.anatomy.layers[index]
         heads, width, model_width = anatomy.n_heads, anatomy.head_dim, anatomy.d_model
-        assert reads.x is not None
-        x = wide(reads.x)
-        r = layer.attn_norm.inverse_scale(x)  # [m B, T, 1]
-        weight = layer.attn_norm.weight
-        rows = len(self.scores) * self.length
-        vectors = x.new_empty(rows, 3 * heads, model_width)
-        c = []
-        for place, kind in enumerate(KINDS):
-            matrix, bias = linear_map(layer.projection(kind), model_width)
-            grads = wide(reads.grads[kind]).unflatten(-1, (heads, width)) * r[..., None]  # r_k g_h, [m B, T, H, D]
-            y = (wide(reads.y[kind]) - bias).unflatten(-1, (-1, width))  # [m B, T, H or K, D]
-            groups = grads.unflatten(2, (y.shape[2], -1))  # the query heads of one key/value head side by side
-            c.append((groups * y[:, :, :, None]).sum(-1).flatten(2) / model_width)  # [m B, T, H]
+        columns = self._attention_columns(index)
+        vectors = self.sources.new_empty(len(self.scores) * self.length, 3 * heads, model_width)
+        norm = layer.attn_norm
+        r = weight = None
+        if norm is not None:
+            assert reads.x is not None
+            x = norm.centre(wide(reads.x))
+            r, weight = norm.inverse_scale(x), norm.weight  # r: [m B, T, 1]
+        numbers = []
+        corrections = []
+        for place, (kind, norm_behind, matrix, bias) in enumerate(_maps(layer, norm, model_width)):
+            grads = wide(reads.grads[kind]).unflatten(-1, (heads, width))  # g_h, [m B, T, H, D]
+            if r is not None:
+                grads = grads * r[..., None]  # r_k g_h
+            y = wide(reads.y[kind])
+            through = matrix if weight is None else matrix * weight  # W w, [(H or K) D, M]
+            if norm is not None:
+                through = norm.centre(through)
+            off_bias = y if norm is None else y - bias  # W (w * xhat)
+            along_y = None
+            if norm_behind is not None:
+                scale = norm_behind.inverse_scale(y)  # r'
+                scaled = norm_behind.weight  # w'
+                grads = grads * scale[..., None]
+                yhat = y * scale
+                along_y = _by_head(grads, yhat * scaled) / y.shape[-1]  # r r' (yhat_h . (w' g)_h) / width, [m B, T, H]
+                corrections.append(_Correction(yhat @ through, along_y, columns[place * heads : (place + 1) * heads]))
+                through = through * scaled[:, None]
+            if norm is not None:
+                own = off_bias if norm_behind is None else off_bias * norm_behind.weight
+                along_x = _by_head(grads, own)
+                if along_y is not None:
+                    along_x = along_x - along_y * (yhat * off_bias).sum(-1, keepdim=True)
+                numbers.append(along_x / model_width)
             a = rearrange(self._sum_over_points(grads), "b t h d -> h (b t) d")
-            per_head = (matrix * weight).unflatten(0, (-1, width))  # w * W_h, [H or K, D, M]
+            per_head = through.unflatten(0, (-1, width))  # [H or K, D, M]
             for head in range(heads):
                 torch.mm(a[head], per_head[head * len(per_head) // heads], out=vectors[:, place * heads + head])
-        first = anatomy.attention_targets(index).start
-        columns = [first + 3 * head + place for place in range(3) for head in range(heads)]
-        return _Rows(
-            vectors,
-            torch.tensor(columns, device=x.device),
-            xhat=rearrange(x * r, "(k b) t m -> (b t) k m", b=len(self.scores)),
-            c=rearrange(torch.cat(c, -1), "(k b) t r -> b (t k) r", b=len(self.scores)),
-        )
+        if r is not None:
+            corrections.append(_Correction(x * r, torch.cat(numbers, -1), columns))
+        return _Rows(vectors, columns, tuple(corrections))
+
+    def _attention_columns(self, index: int) -> Tensor:
+        """The targets of one layer's attention, in the order in which its rows are made: all q, all k, all v."""
+        first = self.anatomy.attention_targets(index).start
+        columns = [first + 3 * head + place for place in range(3) for head in range(self.anatomy.n_heads)]
+        return torch.tensor(columns, device=self.scores.device)
 
     def _contract(self, rows: list[_Rows], n_sources: int) -> None:
         """Add the products of waiting gradients with the first `n_sources` sources to the scores."""
         sources = self.sources[:, :, :n_sources].flatten(0, 1)  # [B T, S', M]
-        blocks = [row.vectors for row in rows] + [row.xhat for row in rows if row.xhat is not None]
+        pairs = len(self.scores)
+        corrections = [correction for row in rows for correction in row.corrections]
+        blocks = [row.vectors for row in rows]
+        blocks += [rearrange(c.vectors, "(k b) t m -> (b t) k m", b=pairs) for c in corrections]
         products = torch.bmm(sources, torch.cat(blocks, 1).mT)  # [B T, S', all columns]
-        products = products.unflatten(0, (len(self.scores), self.length))
+        products = products.unflatten(0, (pairs, self.length))
         at = 0
         for row in rows:
             width = row.vectors.shape[1]
             self.scores[:, :n_sources, row.columns] += products[..., at : at + width].sum(1)
             at += width
-        for row in rows:
-            if row.xhat is not None and row.c is not None:
-                along_xhat = rearrange(products[..., at : at + row.xhat.shape[1]], "b t s k -> b s (t k)")
-                self.scores[:, :n_sources, row.columns] -= torch.bmm(along_xhat, row.c)
-                at += row.xhat.shape[1]
+        for correction in corrections:
+            points = len(correction.vectors) // pairs
+            along = rearrange(products[..., at : at + points], "b t s k -> b s (t k)")
+            numbers = rearrange(correction.numbers, "(k b) t r -> b (t k) r", b=pairs)
+            self.scores[:, :n_sources, correction.columns] -= torch.bmm(along, numbers)
+            at += points
+
+
+def _maps(layer: Layer, norm: Norm | None, width: int) -> Iterator[tuple[Kind, Norm | None, Tensor, Tensor]]:
+    """For q, k and v: the norm behind the projection, its matrix [out, M], and its output where xhat is 0, [out]."""
+    for projection in layer.projections:
+        matrix, bias = linear_map(projection.module, width)
+        if norm is not None and norm.bias is not None:
+            bias = bias + matrix @ norm.bias
+        for kind in projection.kinds:
+            rows = projection.rows(kind)
+            yield kind, projection.norm, matrix[rows], bias[rows]
+
+
+def _by_head(grads: Tensor, states: Tensor) -> Tensor:
+    """Dot products of gradients [..., H, D] with states [..., (H or K) D], each query head with its own: [..., H]."""
+    states = states.unflatten(-1, (-1, grads.shape[-1]))
+    groups = grads.unflatten(-2, (states.shape[-2], -1))  # the query heads of one key/value head side by side
+    return (groups * states[..., None, :]).sum(-1).flatten(-2)
 
 
 def source_differences(anatomy: Anatomy, ends: Endpoints) -> Tensor:
@@ -204,18 +283,10 @@ def source_differences(anatomy: Anatomy, ends: Endpoints) -> Tensor:
     out[:, 0] = ends.input.flatten(0, 1)
     for index, layer in enumerate(anatomy.layers):
         matrix, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
-        per_head = rearrange(matrix, "m (h d) -> h d m", h=anatomy.n_heads)
+        per_head = rearrange(layer.scaled(matrix.T), "(h d) m -> h d m", h=anatomy.n_heads)
         z = rearrange(ends.z[index], "b t (h d) -> h (b t) d", h=anatomy.n_heads)
         first = anatomy.head_source(index).start
         for head in range(anatomy.n_heads):
             torch.mm(z[head], per_head[head], out=out[:, first + head])
         out[:, anatomy.mlp_source(index)] = ends.mlp[index].flatten(0, 1)
     return out.unflatten(0, (batch, length))
-
-
-def repeat_heads(states: Tensor, anatomy: Anatomy) -> Tensor:
-    """Give every query head its own copy of the key or value head that it reads: [..., (K D)] -> [..., (H D)]."""
-    if anatomy.heads_per_kv == 1:
-        return states.view_as(states)
-    by_head = states.unflatten(-1, (anatomy.n_kv_heads, 1, anatomy.head_dim))
-    return by_head.expand(*by_head.shape[:-2], anatomy.heads_per_kv, anatomy.head_dim).flatten(-3)

@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwatch.anatomy import KINDS, Anatomy, Kind, linear_map
+from headwatch.anatomy import KINDS, Anatomy, Kind, Projection, linear_map
 from headwatch.attribution.metrics import Metric, Reads, path_points, resolve_metric
+from headwatch.attribution.runs import query_head_copies
 from headwatch.guard import read_only_pass
 from headwatch.probes import ProbeSet
 
@@ -81,7 +81,8 @@ def _outputs(anatomy: Anatomy, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stack.callback(anatomy.decoder_layers[0].register_forward_pre_hook(keep_input("input")).remove)
         for index, layer in enumerate(anatomy.layers):
             stack.callback(layer.out.register_forward_pre_hook(keep_input(("z", index))).remove)
-            stack.callback(layer.mlp.register_forward_hook(keep_output(("mlp", index))).remove)
+            stack.callback(layer.out.register_forward_hook(keep_output(("attention", index))).remove)
+            stack.callback(layer.mlp_adds.register_forward_hook(keep_output(("mlp", index))).remove)
         logits = anatomy.model(input_ids=ids[None], use_cache=False).logits
 
     outputs = [seen["input"][0]]
@@ -89,8 +90,12 @@ def _outputs(anatomy: Anatomy, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
         for head in range(anatomy.n_heads):
             columns = slice(head * anatomy.head_dim, (head + 1) * anatomy.head_dim)
-            outputs.append(seen["z", index][0][:, columns] @ weight[:, columns].T.to(logits))  # z_h W_O^T
-        outputs.append(seen["mlp", index][0])
+            output = seen["z", index][0][:, columns] @ weight[:, columns].T.to(logits)  # z_h W_O^T
+            if (norm := layer.attn_post_norm) is not None:  # the head's part of it, at the rms of the whole
+                whole = seen["attention", index][0]
+                output = norm.weight * output / (whole.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+            outputs.append(output * layer.multiplier)
+        outputs.append(seen["mlp", index][0] * layer.multiplier)
     return logits, torch.stack(outputs), seen["e"]
 
 
@@ -106,19 +111,24 @@ def _run_with_copies(anatomy: Anatomy, embeddings: Tensor) -> tuple[Tensor, list
 
         return hook
 
-    def by_head(index: int, kind: Kind) -> Any:
-        layer = anatomy.layers[index]
-        weight, bias = linear_map(layer.projection(kind), anatomy.d_model)
+    def by_head(index: int, projection: Projection) -> Any:
+        norm = anatomy.layers[index].attn_norm
+
+        def states_of(x: Tensor, kind: Kind, head: int) -> Tensor:
+            """One head's query, key or value, computed from x as the model does: .forward skips these hooks."""
+            x = projection.module.forward(x if norm is None else norm.module.forward(x))
+            x = x if projection.norm is None else projection.norm.module.forward(x)
+            heads = x[..., projection.rows(kind)].unflatten(-1, (-1, anatomy.head_dim))
+            return heads[..., head if kind == "q" else head // anatomy.heads_per_kv, :]
 
         def hook(module: Any, args: Any, output: Tensor) -> Tensor:
-            per_head = []
-            for head in range(anatomy.n_heads):
-                copy = copies[index, head, kind] = residual[index].clone()
-                row = (head if kind == "q" else head // anatomy.heads_per_kv) * anatomy.head_dim
-                rows = slice(row, row + anatomy.head_dim)
-                normed = layer.attn_norm.module.forward(copy)  # the norm is applied to the copy: .forward skips hooks
-                per_head.append(F.linear(normed, weight[rows].to(normed), bias[rows].to(normed)))
-            return torch.cat(per_head, -1)
+            states: dict[Kind, Tensor] = {}
+            for kind in projection.kinds:
+                for head in range(anatomy.n_heads):
+                    copies[index, head, kind] = residual[index].clone()
+                per_head = [states_of(copies[index, head, kind], kind, head) for head in range(anatomy.n_heads)]
+                states[kind] = torch.stack(per_head, -2)
+            return projection.join(states)
 
         return hook
 
@@ -129,14 +139,12 @@ def _run_with_copies(anatomy: Anatomy, embeddings: Tensor) -> tuple[Tensor, list
             def keep_residual(module: Any, args: tuple[Tensor, ...], index: int = index) -> None:
                 residual[index] = args[0]
 
-            stack.callback(layer.attn_norm.module.register_forward_pre_hook(keep_residual).remove)
-            for kind in KINDS:
-                stack.callback(layer.projection(kind).register_forward_hook(by_head(index, kind)).remove)
-            stack.callback(layer.mlp_norm.register_forward_pre_hook(own_copy((index, "mlp"))).remove)
-            attention: Any = layer.attention
-            stack.callback(setattr, attention, "num_key_value_groups", attention.num_key_value_groups)
-            attention.num_key_value_groups = 1
+            stack.callback(anatomy.decoder_layers[index].register_forward_pre_hook(keep_residual).remove)
+            for projection in layer.projections:
+                stack.callback(projection.last.register_forward_hook(by_head(index, projection)).remove)
+            stack.callback(layer.mlp_reads.register_forward_pre_hook(own_copy((index, "mlp"))).remove)
         stack.callback(anatomy.final_norm.register_forward_pre_hook(own_copy("logits")).remove)
+        stack.enter_context(query_head_copies(anatomy))
         ids = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         logits = anatomy.model(input_ids=ids, use_cache=False).logits
 

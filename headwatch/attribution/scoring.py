@@ -1,13 +1,14 @@
 """score_heads and score_edges: one fused EAP-IG pass over all pairs, on the unmodified model."""
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headwatch.anatomy import Anatomy
+from headwatch.anatomy import Anatomy, Layer, Norm, compute_type
 from headwatch.attribution.batches import Batch, batches, spans
 from headwatch.attribution.edges import EdgeCollector
 from headwatch.attribution.metrics import (
@@ -18,13 +19,27 @@ from headwatch.attribution.metrics import (
     path_points,
     resolve_metric,
 )
-from headwatch.attribution.runs import Endpoints, endpoints, hooked, interpolated, prefix_cache, run, wide
+from headwatch.attribution.runs import (
+    Call,
+    Endpoints,
+    callers_autocast,
+    endpoints,
+    hooked,
+    interpolated,
+    prefix_cache,
+    query_head_copies,
+    run,
+    wide,
+)
 from headwatch.attribution.scores import Checks, EdgeScores, HeadScores, Readings
-from headwatch.errors import UserError
+from headwatch.errors import UnsupportedModelError, UserError
 from headwatch.guard import read_only_pass
 from headwatch.probes import ProbeSet
 
 GIB = 2**30
+# How far the sources may be from adding up to the residual stream, as a share of the largest of them: rounding stays
+# far below (float64 models compute their norms in float32), and a part left out is far above.
+_STREAM_LIMIT = defaultdict(lambda: 0.2, {torch.float64: 1e-4, torch.float32: 0.02})
 
 
 def score_heads(
@@ -187,9 +202,9 @@ def _run_all(
         held = torch.cuda.memory_allocated()
     began = time.perf_counter()
     size, alphas_at_once = _sizes(anatomy, probes, len(settings.points), batch_size, memory_budget_gb, reuse_prefix)
-    with read_only_pass(model, optimizer):
+    with read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call:
         for batch in batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64):
-            _run_batch(parts, batch, settings, alphas_at_once)
+            _run_batch(parts, call, batch, settings, alphas_at_once)
     if on_gpu:
         torch.cuda.synchronize()
         parts.peak_memory_mb = (torch.cuda.max_memory_allocated() - held) / 2**20
@@ -197,43 +212,65 @@ def _run_all(
     return parts
 
 
-def _run_batch(parts: _Parts, batch: Batch, settings: _Settings, alphas_at_once: int) -> None:
+def _run_batch(parts: _Parts, call: Call, batch: Batch, settings: _Settings, alphas_at_once: int) -> None:
     """One batch: the prefix once, both endpoints, then the points of the path, a few at a time."""
     anatomy = parts.anatomy
-    cache = prefix_cache(anatomy, batch)
-    ends = endpoints(anatomy, batch, cache)
+    cache = prefix_cache(call, batch)
+    ends = endpoints(anatomy, call, batch, cache)
+    _refuse_other_streams(parts, ends)
     m = len(settings.points)
     edges = EdgeCollector(anatomy, ends) if parts.edge is not None else None
     heads = ends.input.new_zeros(batch.size, anatomy.n_layers, anatomy.n_heads)
+    at_post_norm = {i: torch.zeros_like(ends.input) for i, layer in enumerate(anatomy.layers) if layer.attn_post_norm}
     at_input = ends.input.new_zeros(batch.size)
     embedding_difference = wide(ends.corrupted_embedding) - wide(ends.clean_embedding)
     reference = clean_reference(ends.clean_logits)
     for first in range(0, m, alphas_at_once):
         points = interpolated(ends, settings.points[first : first + alphas_at_once])
         times = len(points) // batch.size
+        ids = batch.clean[:, batch.cut :].repeat(times, 1)
         handles = [anatomy.embedding.register_forward_hook(lambda module, args, output, x=points: x)]
         for index, layer in enumerate(anatomy.layers):
-            handles.append(layer.out.register_forward_pre_hook(_head_hook(heads[:, index], ends.z[index])))
+            if layer.attn_post_norm is None:
+                handles.append(layer.out.register_forward_pre_hook(_head_hook(heads[:, index], ends.z[index])))
+            else:
+                hook = _post_norm_hook(at_post_norm[index])
+                handles.append(layer.attn_post_norm.module.register_forward_hook(hook))
         if edges is not None:
             handles += edges.start()
         with hooked(*handles):
             if edges is None:
-                logits = run(anatomy, batch, batch.clean[:, batch.cut :].repeat(times, 1), cache)
+                logits = run(call, batch, ids, cache)
             else:
-                with _query_head_copies(anatomy):
-                    logits = run(
-                        anatomy,
-                        batch,
-                        batch.clean[:, batch.cut :].repeat(times, 1),
-                        cache,
-                        heads_per_kv=anatomy.heads_per_kv,
-                    )
+                with query_head_copies(anatomy):
+                    logits = run(call, batch, ids, cache, heads_per_kv=anatomy.heads_per_kv)
             values = settings.metric(wide(logits), reference.repeat(times, 1, 1), batch.reads.repeat(times))
             (gradient,) = torch.autograd.grad(values.sum(), points)
         if edges is not None:
             edges.finish()
         at_input += (wide(gradient).unflatten(0, (times, -1)) * embedding_difference).sum((0, 2, 3))
+    for index, summed in at_post_norm.items():
+        layer, z = anatomy.layers[index], ends.z[index]
+        assert layer.attn_post_norm is not None
+        heads[:, index] = _post_norm_heads(layer, layer.attn_post_norm, summed, z, anatomy.n_heads)
     _store(parts, batch, settings, ends, heads / m, at_input / m, reference, edges)
+
+
+def _refuse_other_streams(parts: _Parts, ends: Endpoints) -> None:
+    """Refuse a model in which the sources do not add up to the residual stream, whatever its type says.
+
+    Raises:
+        UnsupportedModelError: they are off by far more than rounding.
+    """
+    with torch.no_grad():
+        error, of_largest_part = _stream_error(parts.anatomy, ends)
+    parts.stream_error = max(parts.stream_error, error)
+    if not of_largest_part <= _STREAM_LIMIT[next(parts.anatomy.model.parameters()).dtype]:
+        raise UnsupportedModelError(
+            "model: the outputs of its attention heads and MLPs do not add up to its residual stream (off by "
+            f"{of_largest_part:.0%} of the largest of them), so that scores of them would mean nothing: it is of a "
+            "supported type, but its layers have been changed, or something else writes into the stream"
+        )
 
 
 def _store(
@@ -255,7 +292,6 @@ def _store(
             settings.metric(ends.corrupted_logits, reference, batch.reads).cpu().to(parts.clean.dtype)
         )
         parts.correct[rows] = accuracy(ends.clean_logits, batch.reads).cpu()
-        parts.stream_error = max(parts.stream_error, _stream_error(parts.anatomy, ends))
         if edges is not None and parts.edge is not None:
             parts.edge[rows] = (edges.scores / len(settings.points)).cpu()
 
@@ -274,32 +310,50 @@ def _head_hook(scores: Tensor, difference: Tensor) -> Any:
     return hook
 
 
-def _stream_error(anatomy: Anatomy, ends: Endpoints) -> float:
-    """Whether the differences of all sources add up to the difference of the final residual vector."""
+def _post_norm_hook(summed: Tensor) -> Any:
+    """Add the gradient at one post-norm's output to [B, T, M], for every point of the path."""
+
+    def on_gradient(grad: Tensor) -> None:
+        with torch.no_grad():
+            summed.add_(wide(grad.unflatten(0, (-1, len(summed))).sum(0, dtype=summed.dtype)))
+
+    def hook(module: Any, args: Any, output: Tensor) -> None:
+        output.register_hook(on_gradient)
+
+    return hook
+
+
+def _post_norm_heads(layer: Layer, norm: Norm, gradient: Tensor, difference: Tensor, n_heads: int) -> Tensor:
+    """Head scores [B, H] of a layer with a norm behind o_proj: delta (r z_h) . W_O,h^T (w * dL/d(norm's output)).
+
+    The run's own r belongs to the head's output, and what the norm does to its gradient does not. Autograd is asked
+    for the product with W_O^T, whatever kind of module o_proj is.
+    """
+    dtype, _ = compute_type(layer.out)
+    z = torch.zeros_like(difference, dtype=dtype, requires_grad=True)
+    out = layer.out.forward(z)
+    (back,) = torch.autograd.grad(out, z, (gradient * norm.weight).to(out.dtype))
+    return (wide(back) * difference).unflatten(-1, (n_heads, -1)).sum((1, 3))
+
+
+def _stream_error(anatomy: Anatomy, ends: Endpoints) -> tuple[float, float]:
+    """Whether the differences of all sources add up to the difference of the final residual vector.
+
+    Returns:
+        The largest error, over the largest entry of that difference, and over the largest entry of any source.
+    """
     total = ends.input.clone()
-    for z, mlp, layer in zip(ends.z, ends.mlp, anatomy.layers, strict=True):
-        bias = getattr(layer.out, "bias", None)
-        out = layer.out.forward(z.to(next(layer.out.parameters()).dtype))
-        total += wide(out if bias is None else out - bias) + mlp
-    largest = float(ends.stream.abs().max())
-    error = float((total - ends.stream).abs().max())
-    return error / largest if largest else error
-
-
-class _query_head_copies:
-    """Inside, an attention layer takes as many key and value heads as it has query heads."""
-
-    def __init__(self, anatomy: Anatomy) -> None:
-        self.modules: list[Any] = [layer.attention for layer in anatomy.layers if anatomy.heads_per_kv > 1]
-
-    def __enter__(self) -> None:
-        self.before = [module.num_key_value_groups for module in self.modules]
-        for module in self.modules:
-            module.num_key_value_groups = 1
-
-    def __exit__(self, *exception: object) -> None:
-        for module, groups in zip(self.modules, self.before, strict=True):
-            module.num_key_value_groups = groups
+    largest = total.abs().max()
+    for z, r, mlp, layer in zip(ends.z, ends.r, ends.mlp, anatomy.layers, strict=True):
+        bias = getattr(layer.out, "bias", None)  # belongs to no head
+        out = wide(layer.out.forward(z.to(compute_type(layer.out)[0])))
+        if bias is not None:
+            out = out - bias if r is None else out + (r - 1) * wide(bias)
+        out = layer.scaled(out)
+        total += out + mlp
+        largest = torch.stack([largest, out.abs().max(), mlp.abs().max()]).max()
+    of_stream, error = float(ends.stream.abs().max()), float((total - ends.stream).abs().max())
+    return (error / of_stream if of_stream else error), error / max(of_stream, float(largest), 1e-30)
 
 
 def _sizes(
@@ -324,6 +378,7 @@ def _sizes(
     tokens = max(span.suffix if reuse_prefix else span.length for span in spans(probes))
     like = next(anatomy.model.parameters())
     config: Any = getattr(anatomy.model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     hidden = getattr(config, "intermediate_size", None) or 4 * anatomy.d_model
     kept = anatomy.n_layers * (12 * anatomy.d_model + 5 * hidden) * like.element_size()
     sources = len(anatomy.sources) * anatomy.d_model * 4

@@ -19,6 +19,20 @@ COMMON = {
     "head_dim": 4,
     "max_position_embeddings": 64,
 }
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # within the tiny vocabulary
+MOE = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+GEMMA = {**SPECIAL, "query_pre_attn_scalar": 24, "sliding_window": 4, "final_logit_softcapping": 3.0}
+SLIDING = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+SHORT = {"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 6}
+MHA = {**SHORT, **SPECIAL, "num_key_value_heads": 4}
+HALF_ROTARY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28}
+MULTIPLIERS = {
+    "residual_multiplier": 0.4,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.7,
+    "logits_scaling": 0.5,
+}
 # What differs from COMMON, by architecture: (configuration class, its own settings).
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
@@ -28,13 +42,40 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-sliding": ("MistralConfig", {"sliding_window": 4}),
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {}),
+    "gemma2": ("Gemma2Config", {**GEMMA, **SLIDING, "attn_logit_softcapping": None}),
+    "gemma2-softcapped": ("Gemma2Config", {**GEMMA, **SHORT, "attn_logit_softcapping": 2.0}),
+    "gemma2-biases": ("Gemma2Config", {**GEMMA, **SHORT, "attn_logit_softcapping": None, "attention_bias": True}),
+    "gemma3": ("Gemma3TextConfig", {**GEMMA, **SLIDING}),
+    "phi3": ("Phi3Config", {**SHORT, **SPECIAL}),
+    "gpt2": ("GPT2Config", MHA),
+    "neox": ("GPTNeoXConfig", {**MHA, "rope_parameters": HALF_ROTARY}),
+    "neox-sequential": ("GPTNeoXConfig", {**MHA, "use_parallel_residual": False}),
+    "olmo2": ("Olmo2Config", {**SHORT, **SPECIAL}),
+    "granite": ("GraniteConfig", {**SHORT, **MULTIPLIERS}),
+    "mixtral": ("MixtralConfig", {**SHORT, **MOE}),
+    "gemma": ("GemmaConfig", {**SHORT, **SPECIAL, "attention_bias": True}),
+    "gemma3-with-vision": ("Gemma3Config", {"text_config": {**COMMON, **GEMMA, **SHORT}, "vision_config": VISION}),
+    "olmo3": ("Olmo3Config", {**SHORT, **SPECIAL, "sliding_window": 4}),
+    "olmoe": ("OlmoeConfig", {**SHORT, **SPECIAL, **MOE, "attention_bias": True}),
+    "smollm3": ("SmolLM3Config", {**SHORT, **SPECIAL, "no_rope_layers": [1, 0]}),
+    "starcoder2": ("Starcoder2Config", {**SHORT, **SPECIAL, "use_bias": True, "sliding_window": 4}),
+    "granite-moe": ("GraniteMoeConfig", {**SHORT, **SPECIAL, **MOE, **MULTIPLIERS}),
+    "qwen2-moe": ("Qwen2MoeConfig", {**SHORT, **SPECIAL, **MOE, "shared_expert_intermediate_size": 16}),
+    "qwen3-moe": ("Qwen3MoeConfig", {**SHORT, **MOE, "mlp_only_layers": [0]}),
 }
+
+
+def has_sdpa(architecture: str) -> bool:
+    """Whether transformers (5.23) can run it with sdpa: Gemma 2's soft-capped attention it cannot."""
+    return not architecture.startswith("gemma2")
 
 
 def tiny_model(architecture: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa", seed: int = 0) -> Any:
     """A random model, in eval mode; in float64 all of it, norms included."""
     name, own = ARCHITECTURES[architecture]
     config = getattr(transformers, name)(**{**COMMON, **own})
+    if dtype == torch.float64 and "num_experts" in own:
+        config._experts_implementation = "eager"  # the grouped product has no float64
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).double().eval()
@@ -48,15 +89,17 @@ def tiny_model(architecture: str, dtype: torch.dtype = torch.float64, attention:
 
 
 def widen(model: nn.Module) -> None:
-    """Let the norms compute in float64: Hugging Face's cast to float32, which alone would leave an error of 1e-7."""
+    """Let norms and routers compute in float64: the models' cast to float32 alone would leave an error of 1e-7."""
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = _rms_norm_in_float64(module)  # type: ignore[method-assign]
+        name = type(module).__name__
+        if name.endswith("RMSNorm"):
+            module.forward = _rms_norm_in_float64(module, name.startswith("Gemma"))  # type: ignore[method-assign]
 
 
-def _rms_norm_in_float64(norm: Any) -> Any:
+def _rms_norm_in_float64(norm: Any, offset: bool) -> Any:
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return norm.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))
+        eps = norm.eps if offset else norm.variance_epsilon
+        return (offset + norm.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
     return forward
 

@@ -1,0 +1,207 @@
+"""Models as training holds them: with adapters, compiled, under autocast, quantised; and models that are refused."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from tiny_models import COMMON, largest_error, random_pairs, tiny_model
+from torch import nn
+
+from headwatch import Anatomy, UnsupportedModelError, score_edges, score_heads
+from headwatch.attribution.naive import naive_edges
+
+ADAPTERS = {
+    "dora": LoraConfig(r=3, use_dora=True, target_modules="all-linear", task_type="CAUSAL_LM"),
+    "ia3": IA3Config(task_type="CAUSAL_LM"),
+    "lora-fused": LoraConfig(r=3, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM"),
+    "lora-post-norm": LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM"),
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "adapter"),
+    [
+        ("qwen2", "dora"),
+        ("qwen2", "ia3"),
+        ("gpt2", "lora-fused"),
+        ("phi3", "lora-post-norm"),
+        ("olmo2", "lora-post-norm"),
+    ],
+)
+def test_adapters_of_every_kind(architecture: str, adapter: str) -> None:
+    model = get_peft_model(tiny_model(architecture), ADAPTERS[adapter])
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in ("lora_B", "ia3", "magnitude")):
+            parameter.data += (
+                torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype).to(parameter) * 0.3
+            )
+    probes = random_pairs(3)
+    edges = score_edges(model, probes, steps=2)
+    assert largest_error(edges.per_pair, naive_edges(model, probes, steps=2)) < 1e-9
+    assert edges.checks.row_sums < 1e-9
+    assert edges.checks.stream < 1e-9
+    assert largest_error(score_heads(model, probes, steps=2).per_pair, edges.heads.per_pair) < 1e-9
+    with model.disable_adapter():
+        assert largest_error(score_edges(model, probes, steps=2).per_pair, edges.per_pair) > 0.01
+
+
+@pytest.mark.parametrize("how", ["whole", "in place", "layers"])
+def test_compiled_models(how: str) -> None:
+    """Hooks put on after compiling would be passed by: the pass has to run the model as it was written."""
+    probes = random_pairs(3, side="none")
+    plain = score_edges(tiny_model("qwen2"), probes, steps=2)
+    model: Any = tiny_model("qwen2")
+    if how == "whole":
+        model = torch.compile(model, backend="eager")
+    elif how == "in place":
+        model.compile(backend="eager")
+    else:
+        model.model.layers = nn.ModuleList([torch.compile(layer, backend="eager") for layer in model.model.layers])
+    before = model(probes.clean).logits  # compiled here, before there is any hook
+    edges = score_edges(model, probes, steps=2)
+    assert largest_error(edges.per_pair, plain.per_pair) < 1e-9
+    assert largest_error(score_heads(model, probes, steps=2).per_pair, plain.heads.per_pair) < 1e-9
+    assert torch.equal(model(probes.clean).logits, before)
+
+
+@pytest.mark.parametrize("around", ["the call", "the model"])  # the model: what accelerate makes of model.forward
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [("qwen2", "bfloat16"), ("gemma3", "bfloat16"), ("gpt2", "bfloat16"), ("qwen2", "float16")],
+)
+def test_autocast_changes_the_model_and_not_the_arithmetic_of_the_scores(
+    architecture: str, dtype: str, around: str
+) -> None:
+    model, probes = tiny_model(architecture, torch.float32), random_pairs(8)
+    plain = score_edges(model, probes)
+    autocast = torch.autocast("cpu", getattr(torch, dtype))
+    if around == "the model":
+        model.forward = autocast(model.forward)
+        edges, heads = score_edges(model, probes), score_heads(model, probes)
+    else:
+        with autocast:
+            edges, heads = score_edges(model, probes), score_heads(model, probes)
+            assert torch.is_autocast_enabled("cpu")
+    assert edges.per_pair.dtype == torch.float32
+    error = largest_error(edges.per_pair, plain.per_pair)
+    assert 1e-5 < error < {"bfloat16": 0.15, "float16": 0.02}[dtype]  # the model did run in half precision
+    assert largest_error(heads.per_pair, plain.heads.per_pair) < {"bfloat16": 0.15, "float16": 0.02}[dtype]
+    assert edges.checks.row_sums < 0.05
+    assert edges.checks.stream < 0.05
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose only tensors are packed: weights as whole numbers, one scale for all of them."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.scale = float(linear.weight.detach().abs().max() / 127)
+        self.packed = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+        bias = None if linear.bias is None else (linear.bias / self.scale).round().to(torch.int8)
+        self.packed_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def unpacked(self) -> nn.Linear:
+        linear = nn.Linear(*reversed(self.packed.shape), bias=self.packed_bias is not None)
+        linear.weight.data = self.packed.float() * self.scale
+        if self.packed_bias is not None:
+            linear.bias.data = self.packed_bias.float() * self.scale
+        return linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.packed.to(x.dtype) * self.scale
+        bias = None if self.packed_bias is None else self.packed_bias.to(x.dtype) * self.scale
+        return nn.functional.linear(x, weight, bias)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "olmo2"])
+def test_layers_without_a_readable_weight(architecture: str) -> None:
+    """Quantised layers are asked for their linear map: the scores are those of the model with their values."""
+    quantised, unpacked = tiny_model(architecture, torch.float32), tiny_model(architecture, torch.float32)
+    for name, module in list(quantised.named_modules()):
+        if isinstance(module, nn.Linear) and "proj" in name:
+            packed = Int8Linear(module)
+            quantised.set_submodule(name, packed)
+            unpacked.set_submodule(name, packed.unpacked())
+    probes = random_pairs(3)
+    expected = score_edges(unpacked, probes, steps=2)
+    edges = score_edges(quantised, probes, steps=2)
+    assert largest_error(edges.per_pair, expected.per_pair) < 1e-5
+    assert largest_error(edges.heads.per_pair, expected.heads.per_pair) < 1e-5
+
+
+def test_what_the_pass_overrides_is_put_back_when_it_fails() -> None:
+    def broken(logits: torch.Tensor, clean_logits: torch.Tensor, reads: Any) -> torch.Tensor:
+        if logits.requires_grad:
+            raise RuntimeError("broken")
+        return logits.sum((1, 2))
+
+    model, probes = tiny_model("phi3"), random_pairs(2)
+    before = [dict(vars(layer.self_attn)) for layer in model.model.layers]
+    assert before[0]["num_key_value_heads"] == 2
+    with pytest.raises(RuntimeError, match="broken"):
+        score_edges(model, probes, broken)
+    score_edges(model, probes)
+    for state, layer in zip(before, model.model.layers, strict=True):
+        for name in ("num_key_value_heads", "num_key_value_groups"):
+            assert vars(layer.self_attn)[name] == state[name]
+        assert not layer.self_attn.o_proj._forward_pre_hooks
+
+
+def test_real_edges_of_a_parallel_layer() -> None:
+    """In a parallel layer the MLP reads what attention reads; behind it comes the next layer's all."""
+    parallel, sequential = Anatomy.of(tiny_model("neox")), Anatomy.of(tiny_model("neox-sequential"))
+    real = parallel.is_real()
+    assert not real[parallel.head_source(1), parallel.mlp_target(1)].any()
+    assert real[parallel.mlp_source(0), parallel.mlp_target(1)]
+    assert real[: parallel.head_source(1).start, parallel.mlp_target(1)].all()
+    assert int(sequential.is_real().sum()) - int(real.sum()) == 2 * 4  # L layers of H heads each
+
+
+def tiny(name: str, **own: Any) -> Any:
+    config = getattr(transformers, f"{name}Config")(**{**COMMON, "head_dim": 4, **own})
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def test_refusals_say_why() -> None:
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    small_t5 = transformers.T5Config(
+        vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0, **special
+    )
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    wrong_norm = tiny("Llama")
+    wrong_norm.model.layers[0].input_layernorm = nn.Identity()
+    no_proj = tiny("Llama")
+    del no_proj.model.layers[1].self_attn.v_proj
+    cases: list[tuple[nn.Module, list[str]]] = [
+        (nn.Linear(2, 2), ["Linear", "model_type", "llama"]),
+        (tiny("OpenAIGPT"), ["openai-gpt", "normalises the residual stream"]),
+        (tiny("Mamba", state_size=4, **special), ["mamba", "no attention heads"]),
+        (transformers.T5ForConditionalGeneration(small_t5), ["t5", "encoder-decoder"]),
+        (tiny("Gemma3Text", use_bidirectional_attention=True, **special), ["both directions"]),
+        (tiny("Olmoe", num_experts=4, num_experts_per_tok=2, clip_qkv=3.0, **special), ["clip_qkv=3.0"]),
+        (get_peft_model(tiny("Llama"), prompt), ["PROMPT_TUNING", "tokens of its own", "LoRA"]),
+        (wrong_norm, ["input_layernorm", "Identity", "epsilon"]),
+        (no_proj, ["model.layers.1.self_attn.v_proj"]),
+    ]
+    for model, words in cases:
+        with pytest.raises(UnsupportedModelError) as caught:
+            score_heads(model, random_pairs(1))
+        message = str(caught.value)
+        assert "\n" not in message
+        assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_stream_that_is_no_sum_of_the_parts_is_refused(dtype: torch.dtype) -> None:
+    """A layer changed by hand: what it passes on is no longer what came in plus what its parts add."""
+    model, probes = tiny_model("llama", dtype), random_pairs(2)
+    changed = copy.deepcopy(model)
+    changed.model.layers[1].register_forward_hook(lambda module, args, output: output * 0.5)
+    for score in (score_heads, score_edges):
+        score(model, probes, steps=1)
+        with pytest.raises(UnsupportedModelError, match="do not add up to its residual stream"):
+            score(changed, probes, steps=1)
