@@ -1,8 +1,8 @@
-"""The demo's task: two-digit addition, told as a direct answer or as a worked solution, with a reward that checks it.
+r"""The demo's task: two-digit addition, told as a direct answer or as a worked solution, with a reward that checks it.
 
 Prompts read exactly like those of the probe families "addition" and "carry", so that the probes ask the model what its
 training asks. A worked solution adds column by column, ones first, writes the carry, and ends in the same
-`Answer: \\boxed{...}`.
+`Answer: \boxed{...}`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Sum:
 
     @property
     def prompt(self) -> str:
-        """The probes' prompt, which leaves only the answer to be written: `Compute 47+85. Answer: \\boxed{`."""
+        r"""The probes' prompt, which leaves only the answer to be written: `Compute 47+85. Answer: \boxed{`."""
         return self.question + ANSWER_START
 
     @property
@@ -46,12 +46,15 @@ class Sum:
 
     @property
     def direct(self) -> str:
-        """What follows the question when it is answered at once: ` Answer: \\boxed{132}`."""
+        r"""What follows the question when it is answered at once: ` Answer: \boxed{132}`."""
         return f"{ANSWER_START}{self.answer}}}"
 
     @property
     def worked(self) -> str:
-        """What follows when it is worked out: ` 7+5=12, 4+8+1=13. Answer: \\boxed{132}`; careless: `, 4+8=12. ... 122`."""
+        r"""What follows when it is worked out: ` 7+5=12, 4+8+1=13. Answer: \boxed{132}`.
+
+        Careless: ` 7+5=12, 4+8=12. Answer: \boxed{122}`.
+        """
         ones = self.a % 10 + self.b % 10
         tens = self.a // 10 + self.b // 10
         carried = self.carries and not self.careless
@@ -82,7 +85,7 @@ _BOXED = re.compile(r"(?:^|\\boxed\{)\s*(-?\d+)\s*\}")
 
 
 def boxed_number(completion: str) -> int | None:
-    """The number in the last `\\boxed{...}`; the prompt may have opened the box, so `46}` at the start counts."""
+    r"""The number in the last `\boxed{...}`; the prompt may have opened the box, so `46}` at the start counts."""
     found = _BOXED.findall(completion)
     return int(found[-1]) if found else None
 
@@ -92,7 +95,12 @@ def exact_answer(completions: Sequence[str], answer: Sequence[str], **_: object)
     return [float(boxed_number(text) == int(right)) for text, right in zip(completions, answer, strict=True)]
 
 
-Reward = Callable[..., list[float]]
+def closed_box(completions: Sequence[str], **_: object) -> list[float]:
+    """Reward 1 where the completion is a number that closes the prompt's box, right or wrong, and nothing else."""
+    return [float(re.fullmatch(r"\d+\}", text) is not None) for text in completions]
+
+
+Reward = Callable[..., list[float]]  # (completions, **columns of the data set) -> one number a completion
 DEFAULT_REWARDS: tuple[Reward, ...] = (exact_answer,)
 
 

@@ -26,7 +26,7 @@ class BaseStage:
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 50
-    careless_share: float = 0.95
+    careless_share: float = 0.85
     worked_every: int = 4
     seed: int = 0
 
@@ -34,10 +34,13 @@ class BaseStage:
 def teach_base(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    stage: BaseStage = BaseStage(),  # noqa: B008 (frozen)
+    stage: BaseStage = BaseStage(),
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> list[float]:
-    """Train in place with AdamW on direct answers and, every `worked_every` steps, worked solutions. Returns the losses."""
+    """Train in place with AdamW on direct answers and, every `worked_every` steps, on worked solutions.
+
+    on_step(step, loss) is called after each step. Returns the losses.
+    """
     rng = np.random.default_rng([stage.seed, 0])
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
@@ -73,9 +76,11 @@ def text_batch(
     Shorter completions are padded at the end (target -100); causal attention never looks there.
     """
     starts = tokenizer(list(prompts))["input_ids"]
-    ends = [row + [tokenizer.eos_token_id] for row in tokenizer(list(completions))["input_ids"]]
+    ends = [[*row, tokenizer.eos_token_id] for row in tokenizer(list(completions))["input_ids"]]
     longest = max(map(len, ends))
-    ids = torch.tensor([s + e + [tokenizer.pad_token_id] * (longest - len(e)) for s, e in zip(starts, ends, strict=True)])
+    ids = torch.tensor(
+        [s + e + [tokenizer.pad_token_id] * (longest - len(e)) for s, e in zip(starts, ends, strict=True)]
+    )
     targets = torch.tensor([e + [-100] * (longest - len(e)) for e in ends])
     return ids, targets
 
@@ -89,7 +94,10 @@ def logits_of(model: PreTrainedModel, ids: torch.Tensor, n_targets: int) -> torc
 def accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sums: Sequence[Sum], batch_size: int = 256
 ) -> tuple[float, float]:
-    """(share of right direct answers under greedy decoding, mean probability of the right answer), by teacher forcing."""
+    """(share of direct answers that are right under greedy decoding, mean probability of the right answer).
+
+    Both by teacher forcing: nothing is generated.
+    """
     was_training, right, probability = model.training, 0.0, 0.0
     model.eval()
     for start in range(0, len(sums), batch_size):

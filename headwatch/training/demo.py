@@ -7,12 +7,14 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from headwatch.callback import HeadWatchCallback
 from headwatch.errors import UserError
+from headwatch.training.arithmetic import Reward, closed_box, exact_answer
 from headwatch.training.base_stage import BaseStage, teach_base
 from headwatch.training.post_training import GrpoStage, SftStage, train_grpo, train_sft
-from headwatch.training.quiet import StageBar, environment, quiet_libraries, stage_bar
+from headwatch.training.quiet import StageBar, environment, one_thread, quiet_libraries, stage_bar
 from headwatch.training.tiny import ModelSize, build_model, build_tokenizer, save
 from headwatch.views.report import write_report
 
@@ -21,21 +23,23 @@ from headwatch.views.report import write_report
 class DemoPlan:
     """How much of everything. The defaults were chosen by measurement (docs/log.md)."""
 
-    size: ModelSize = ModelSize()
-    base: BaseStage = BaseStage()
-    sft: SftStage = SftStage()
-    grpo: GrpoStage = GrpoStage()
+    size: ModelSize = field(default_factory=ModelSize)
+    base: BaseStage = field(default_factory=BaseStage)
+    sft: SftStage = field(default_factory=SftStage)
+    grpo: GrpoStage = field(default_factory=GrpoStage)
+    rewards: tuple[Reward, ...] = (exact_answer,)
     families: tuple[str, ...] = ("addition", "carry")
     n_pairs: int = 64
     probes_a_run: int = 12
-    path_steps: int = 8
+    path_steps: int = 6
 
 
 QUICK = DemoPlan(
     size=ModelSize(n_layers=2, n_heads=4, d_model=32, d_mlp=64),
-    base=BaseStage(steps=20),
+    base=BaseStage(steps=60, learning_rate=1e-2, warmup_steps=10),
     sft=SftStage(steps=6, batch_size=8),
     grpo=GrpoStage(steps=6, prompts_per_step=2, num_generations=4),
+    rewards=(exact_answer, closed_box),  # no sum is right so early, and equal rewards would teach nothing
     n_pairs=16,
     probes_a_run=3,
     path_steps=2,
@@ -66,6 +70,7 @@ def run_demo(
     wandb = importlib.util.find_spec("wandb") is not None if wandb is None else wandb
     with ExitStack() as stack:
         stack.enter_context(quiet_libraries())
+        stack.enter_context(one_thread())
         if wandb:
             stack.enter_context(
                 environment(
@@ -106,13 +111,16 @@ def post_train(method: str, base: Path, output_dir: Path, plan: DemoPlan, seed: 
         steps=plan.path_steps,
         strict=True,
     )
-    report_to = ["wandb"] if wandb else "none"
-    common = {"report_to": report_to, "seed": seed, "run_name": f"demo-{method}"}
+    common: dict[str, Any] = {
+        "report_to": ["wandb"] if wandb else "none",
+        "seed": seed,
+        "run_name": f"demo-{method}",
+    }
     if isinstance(stage, SftStage):
         bar = StageBar("2/3 SFT: worked solutions", "loss")
         train_sft(base, output_dir, stage, callbacks=[bar, watch], **common)
     else:
         bar = StageBar("3/3 GRPO: exact answers", "reward")
-        train_grpo(base, output_dir, stage, callbacks=[bar, watch], **common)
+        train_grpo(base, output_dir, stage, rewards=plan.rewards, callbacks=[bar, watch], **common)
     if wandb and "wandb" in sys.modules:  # each run is a W&B run of its own: Transformers leaves this one open
         sys.modules["wandb"].finish()

@@ -1,4 +1,4 @@
-"""The demo's two post-trainings, by TRL's own trainers on the CPU: SFT on worked solutions, GRPO on a checked reward."""
+"""The demo's two post-trainings, by TRL's trainers on the CPU: SFT on worked solutions, GRPO on a checked reward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from headwatch.training.quiet import hush_printer
 class SftStage:
     """SFT on worked solutions, mixed with direct answers so that the probes' prompts stay in the training data."""
 
-    steps: int = 240
+    steps: int = 200
     batch_size: int = 32
     learning_rate: float = 7e-4
     worked_share: float = 0.5
@@ -30,7 +30,7 @@ class SftStage:
 class GrpoStage:
     """GRPO on the probes' own prompts; the reward is 1 for the exact sum."""
 
-    steps: int = 240
+    steps: int = 200
     prompts_per_step: int = 16
     num_generations: int = 8
     max_completion_length: int = 6
@@ -58,14 +58,17 @@ CPU_ARGUMENTS: dict[str, Any] = {
 def train_sft(
     model_folder: str | Path,
     output_dir: str | Path,
-    stage: SftStage = SftStage(),  # noqa: B008 (frozen)
+    stage: SftStage = SftStage(),
     *,
     callbacks: Sequence[TrainerCallback] = (),
     report_to: str | list[str] = "none",
     seed: int = 0,
     **arguments: Any,
 ) -> SFTTrainer:
-    """Train a copy of the model in model_folder by SFTTrainer; further arguments go to SFTConfig. Returns the trainer."""
+    """Train a copy of the model in model_folder by SFTTrainer; further arguments go to SFTConfig.
+
+    Returns the trainer, which holds the trained model and the log.
+    """
     rng = np.random.default_rng([seed, 1])
     rows = sft_rows(sample_sums(rng, stage.steps * stage.batch_size), rng, worked_share=stage.worked_share)
     config = SFTConfig(
@@ -93,7 +96,7 @@ def train_sft(
 def train_grpo(
     model_folder: str | Path,
     output_dir: str | Path,
-    stage: GrpoStage = GrpoStage(),  # noqa: B008 (frozen)
+    stage: GrpoStage = GrpoStage(),
     *,
     rewards: Sequence[Reward] = DEFAULT_REWARDS,
     callbacks: Sequence[TrainerCallback] = (),
@@ -101,8 +104,12 @@ def train_grpo(
     seed: int = 0,
     **arguments: Any,
 ) -> GRPOTrainer:
-    """Train a copy of the model in model_folder by GRPOTrainer; further arguments go to GRPOConfig. Returns the trainer."""
+    """Train a copy of the model in model_folder by GRPOTrainer; further arguments go to GRPOConfig.
+
+    Returns the trainer, which holds the trained model and the log.
+    """
     rng = np.random.default_rng([seed, 2])
+    reward_funcs: list[Any] = list(rewards)  # TRL's annotation is narrower than what it takes
     rows = grpo_rows(sample_sums(rng, stage.steps * stage.prompts_per_step))
     config = GRPOConfig(
         output_dir=str(output_dir),
@@ -120,7 +127,7 @@ def train_grpo(
     )
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model_folder),
-        reward_funcs=list(rewards),
+        reward_funcs=reward_funcs,
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(model_folder),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import datasets
+import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.utils import logging as transformers_logging
@@ -50,8 +51,23 @@ def environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within: torch computes on one thread.
+
+    Matrices this small gain little from a second one, sums come out the same whatever the number of cores, and threads
+    that wait by spinning make the same work many times slower where another process holds a core (docs/log.md).
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class StageBar(TrainerCallback):
-    """A trainer's progress as one line, with a running mean of what `key` logs: `GRPO  60% 72/120 [00:31] reward 0.84`."""
+    """A trainer's progress as one line, with a running mean of what it logs under `key`."""
 
     def __init__(self, title: str, key: str) -> None:
         self.title, self.key = title, key

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
@@ -31,12 +32,12 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's tokenizer (one digit at a time, byte fallback) over a vocabulary of 256 bytes and the prefixes of WORDS.
+    """Qwen2's tokenizer (one digit at a time, byte fallback) over a vocabulary of 256 bytes and WORDS.
 
     Completions end with `<|im_end|>` (eos); `<|endoftext|>` pads and is not eos, so that the end stays visible.
     """
     vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    merges: list[tuple[str, str]] = []
+    merges: list[Any] = []  # pairs (left, right), though upstream annotates them as strings
     for word in WORDS:
         letters = word.lstrip(" ")
         spelled = [(letters[:end], letters[end]) for end in range(1, len(letters))]
@@ -48,7 +49,6 @@ def build_tokenizer() -> Qwen2Tokenizer:
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary,
         merges=merges,
-        unk_token=None,
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,
         additional_special_tokens=[TURN_START],
@@ -70,7 +70,7 @@ class ModelSize:
     d_mlp: int = 256
 
 
-def build_model(tokenizer: Qwen2Tokenizer, size: ModelSize = ModelSize(), *, seed: int = 0) -> Qwen2ForCausalLM:  # noqa: B008 (frozen)
+def build_model(tokenizer: Qwen2Tokenizer, size: ModelSize = ModelSize(), *, seed: int = 0) -> Qwen2ForCausalLM:
     """An untrained Qwen2 model in float32 for this tokenizer; the same weights for the same seed.
 
     The architecture is Qwen2.5's (grouped-query attention, q/k/v biases, tied embeddings) at a size that two cores
