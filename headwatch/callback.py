@@ -231,7 +231,7 @@ class HeadWatchCallback(TrainerCallback):
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": self._settings,
             "model": {
-                "name": getattr(config, "_name_or_path", "") or type(model).__name__,
+                "name": _model_name(model),
                 "type": getattr(config, "model_type", ""),
                 "n_layers": anatomy.n_layers,
                 "n_heads": anatomy.n_heads,
@@ -380,3 +380,9 @@ class HeadWatchCallback(TrainerCallback):
 def _drawn(data: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Every family's figures as plotly JSON, named family/figure."""
     return {f"{family}/{name}": figure for family, f in data.items() for name, figure in plotly_figures.draw(f).items()}
+
+
+def _model_name(model: Any) -> str:
+    """The name on the Hub, or the folder's own name: a whole path says more about the machine than about the model."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+    return Path(name).name if Path(name).is_dir() else name

@@ -228,7 +228,7 @@ def _prune(kept: NDArray[np.bool_], graph: Graph) -> NDArray[np.bool_]:
 
 def _heads_of(kept: NDArray[np.bool_], graph: Graph) -> NDArray[np.bool_]:
     layers, heads = graph.shape
-    return kept.any(1)[1:].reshape(layers, heads + 1)[:, :heads]
+    return np.asarray(kept.any(axis=1))[1:].reshape(layers, heads + 1)[:, :heads]
 
 
 def _importance(strength: NDArray[np.float64], kept: NDArray[np.bool_], graph: Graph) -> NDArray[np.float64]:

@@ -120,9 +120,10 @@ def _score(arguments: argparse.Namespace) -> int:
     families: dict[str, Any] = {}
     for family in probes.family_names:
         mine = scores.select(family)
-        arrays = [mine.per_pair.numpy(), mine.readings.metric_clean.numpy(), mine.readings.metric_corrupted.numpy()]
-        said = signal(*arrays, settings)
-        share = None if said == INSUFFICIENT else shares(*arrays).share
+        raw, ends = mine.per_pair.numpy(), mine.readings
+        clean, corrupted = ends.metric_clean.numpy(), ends.metric_corrupted.numpy()
+        said = signal(raw, clean, corrupted, settings)
+        share = None if said == INSUFFICIENT else shares(raw, clean, corrupted).share
         active = None if share is None else carrying_set(share, settings.carry)
         families[family] = {
             "pairs": len(mine.families),
@@ -172,7 +173,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
         raise UserError(f"model {arguments.model!r} is no folder: give a model folder or a name on the Hub")
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model, **where)
-        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype, **where)
+        model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype, **where)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model {arguments.model!r} could not be loaded: {reason}") from error

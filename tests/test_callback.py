@@ -62,11 +62,13 @@ def test_histories_on_disk_are_the_callbacks_own(model: Path, tmp_path: Path) ->
 
 
 def test_resuming_goes_on_with_the_same_pairs(model: Path, tmp_path: Path) -> None:
-    whole = sft_trainer(model, tmp_path / "whole", [callback()], max_steps=6)
+    constant = {"lr_scheduler_type": "constant", "warmup_steps": 0}  # the same in a run of another length
+    whole = sft_trainer(model, tmp_path / "whole", [callback()], max_steps=6, **constant)
     whole.train()
-    cut = sft_trainer(model, tmp_path / "cut", [callback()], max_steps=5, save_strategy="steps", save_steps=3)
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    cut = sft_trainer(model, tmp_path / "cut", [callback()], max_steps=5, **saving, **constant)
     cut.train()  # probes at 0, 2, 4, 5; the checkpoint is of step 3
-    again = sft_trainer(model, tmp_path / "cut", [callback()], max_steps=6)
+    again = sft_trainer(model, tmp_path / "cut", [callback()], max_steps=6, **constant)
     again.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
     run, expected = RunFolder.open(tmp_path / "cut"), RunFolder.open(tmp_path / "whole")
     assert run.steps == expected.steps == [0, 2, 4, 6]

@@ -14,9 +14,9 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 
-from headwatch.training.tiny import build_model, build_tokenizer, save
+from headwatch.training.tiny import ModelSize, build_model, build_tokenizer, save
 
-N_LAYERS, N_HEADS = 2, 4
+SIZE = ModelSize(n_layers=2, n_heads=4, n_kv_heads=2, d_model=32, d_mlp=48)
 
 # Logged, but of the clock and not of the training.
 CLOCK = ("runtime", "per_second", "step_time", "/sampling/", "profiling/", "memory")
@@ -25,7 +25,7 @@ CLOCK = ("runtime", "per_second", "step_time", "/sampling/", "profiling/", "memo
 def save_tiny_model(folder: Path) -> Path:
     """An untrained Qwen2 with dropout and its tokenizer, as from_pretrained reads them."""
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, n_layers=N_LAYERS, n_heads=N_HEADS, n_kv_heads=2, d_model=32, d_mlp=48)
+    model = build_model(tokenizer, SIZE)
     model.config.attention_dropout = 0.1
     return save(model, tokenizer, folder)
 

@@ -10,6 +10,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 INIT_TIMEOUT_S = 30.0
+EXIT_TIMEOUT_S = 60.0
 
 
 def existing_run() -> Any:
@@ -36,6 +37,8 @@ def start_run(project: str | None, name: str | None, config: Mapping[str, object
         if _asks_for_key(wandb):
             raise RuntimeError("no API key; `wandb login` stores one")
         settings = wandb.Settings(init_timeout=INIT_TIMEOUT_S)
+        if hasattr(settings, "finish_timeout"):  # wandb 0.31: also what it waits for at the process's exit
+            settings.finish_timeout = EXIT_TIMEOUT_S
         return wandb.init(settings=settings, resume="allow" if run_id else None, **options)
     except Exception as error:
         logger.warning(
@@ -50,7 +53,7 @@ def start_run(project: str | None, name: str | None, config: Mapping[str, object
 
 
 def finish_run(run: Any, timeout: float) -> None:
-    """Finish a run within `timeout` seconds, or leave it: a server that is away would hold the process for good.
+    """Finish a run within `timeout` seconds, or leave it: with a server that is away, finishing has no end.
 
     In a thread of its own, because wandb's own time limit is younger than the versions that are supported.
     """

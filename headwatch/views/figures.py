@@ -97,7 +97,7 @@ def effect_map(history: HeadHistory) -> Figure:
     measure says what the importance is: edge scores under the circuit rule, |share| under the evidence rule.
     """
     told = sum(said == "ok" for said in history.signal)
-    measure = "summed |edge score| (the paper's importance)" if history.rule == "circuit" else "|share|"
+    measure = "summed |edge score|, the paper’s" if history.rule == "circuit" else "|share|"
     effect = history.effect() if told > 1 else np.zeros((0, 0))
     return {"step": history.steps[-1] if history.steps else None, "effect": plain(effect, 2), "measure": measure}
 

@@ -173,9 +173,10 @@ DRAWERS: dict[str, Callable[[Figure], Figure]] = {
 def _layout(figure: Figure, title: str, x: str, y: str) -> dict[str, Any]:
     when = f"step {figure['step']}" if figure["step"] is not None else "no probe yet"
     about = [title, when, figure["family"], RULE_NAMES.get(figure["rule"], figure["rule"])]
+    text = " · ".join(part for part in about if part)
     return {
         "template": "none",
-        "title": {"text": " · ".join(part for part in about if part), "font": {"size": 13}, "x": 0.02, "xanchor": "left"},
+        "title": {"text": text, "font": {"size": 13}, "x": 0.02, "xanchor": "left"},
         "xaxis": {"title": {"text": x}, "zeroline": False},
         "yaxis": {"title": {"text": y}, "rangemode": "tozero"},
         "margin": {"l": 56, "r": 16, "t": 40, "b": 44},

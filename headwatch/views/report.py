@@ -17,6 +17,7 @@ import numpy as np
 
 from headwatch import __version__
 from headwatch.errors import UserError
+from headwatch.evidence import EvidenceSettings
 from headwatch.history import RULES, HeadHistory
 from headwatch.run_folder import ProbeScores, RunFolder
 from headwatch.views import figures
@@ -89,7 +90,6 @@ def run_data(run: RunFolder) -> dict[str, Any]:
     costs = [row["seconds"] for row in scalars if isinstance(row.get("seconds"), (int, float))]
     memory = [row["peak_memory_mb"] for row in scalars if isinstance(row.get("peak_memory_mb"), (int, float))]
     families = {family: _family_data(run, family, training) for family in run.families} if run.steps else {}
-    evidence = HeadHistory.from_run(run).settings if run.steps else None
     return {
         "name": str(manifest.get("name") or run.path.parent.name),
         "status": str(manifest.get("status") or "unknown"),
@@ -98,7 +98,7 @@ def run_data(run: RunFolder) -> dict[str, Any]:
         "headwatch_version": manifest.get("headwatch_version"),
         "versions": manifest.get("versions") or {},
         "settings": manifest.get("settings") or {},
-        "evidence": asdict(evidence) if evidence else {},
+        "evidence": asdict(EvidenceSettings.from_dict((manifest.get("settings") or {}).get("evidence") or {})),
         "wandb": wandb.get("url") or wandb.get("id"),
         "model": {key: value for key, value in manifest["model"].items() if key != "sources"},
         "probes": {

@@ -169,12 +169,16 @@ def test_the_next_run_of_a_search_gets_its_own_probes(start: Callable[..., Any],
     assert by_id["trial2"].metrics["headwatch/*"] == "train/global_step"
 
 
-def test_a_disabled_run_is_respected(start: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_disabled_run_is_respected(
+    start: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="headwatch")
     run = start(mode="disabled")
     sink = WandbSink("start")
     sink.log(0, {"active": 1}, {"life": FIGURE})
     assert sink.run_info() is None
     sink.finish()
+    assert not [record for record in caplog.records if record.name.startswith("headwatch")]
     assert wandb.run is run
     assert not offline_runs(tmp_path)
     assert "headwatch-wandb" not in [thread.name for thread in threading.enumerate()]

@@ -62,7 +62,7 @@ function drawStrip(svg, place, run, view, scales, x, right, now, over) {
   const nice = { reward: "Reward", loss: "Loss", accuracy: "Training accuracy" };
   const said = titles[name] || [nice[name], curve ? [curve.key === name ? "" : curve.key, curve.logs_a_point > 1 ? `mean of ${curve.logs_a_point} logs a point` : ""].filter(Boolean).join(", ") : ""];
   if (name === "cohorts" && !scales.apart) said[1] += "; dashed: base heads still active";
-  over.push(() => { const title = label(svg, LEFT, top - 7, said[0] + " ", { class: "strip-title" }); mark(title, "tspan").textContent = said[1]; });
+  over.push(() => heading(svg, LEFT, top - 7, said[0], said[1], right + RIGHT - LEFT));
   const domain = scales.domain[name] || [0, name === "retained" ? scales.retained : scales.apart ? scales.newly : Math.max(scales.newly, scales.retained)];
   const y = linear(domain[0], domain[1], bottom, top);
   const integer = name === "cohorts" || name === "retained";

@@ -22,7 +22,7 @@ function drawEvents(body, runs, views, rule, nowStep, picked, choose) {
   body.redraw = () => drawEvents(body, runs, views, rule, nowStep, picked, choose);
   body.empty.hidden = rows.length > 0;
   body.frame.hidden = body.filters.hidden = rows.length === 0;
-  body.empty.textContent = rule === "evidence" ? "No event: no head’s share changed with the evidence that an event needs." : "No event: the circuit’s heads did not change.";
+  body.empty.textContent = !runs.some((run) => run.steps.length) ? "No probe has been taken yet." : rule === "evidence" ? "No event: no head’s share changed with the evidence that an event needs." : "No event: the circuit’s heads did not change.";
   body.kinds.replaceChildren();
   for (const kind of [...new Set(rows.map((row) => row.kind))].sort()) {
     const button = element(body.kinds, "button", { type: "button", "aria-pressed": String(!table.off.has(kind)) });

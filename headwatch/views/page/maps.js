@@ -5,8 +5,7 @@ function grid(svg, run, title, remark) {
   const width = svg.width_(), left = 26, top = 20;
   const size = Math.min(24, Math.max(3, (width - left - 4) / layers), Math.max(5, 520 / heads));
   svg.begin(top + size * heads + 30);
-  const heading = label(svg, left, 12, title + " ", { class: "strip-title" });
-  if (remark) mark(heading, "tspan").textContent = remark;
+  heading(svg, left, 12, title, remark, width - left);
   const every = Math.max(1, Math.ceil(20 / size)), down = Math.max(1, Math.ceil(12 / size));
   for (let l = 0; l < layers; l += every) label(svg, left + (l + 0.5) * size, top + heads * size + 13, l, { "text-anchor": "middle" });
   for (let h = 0; h < heads; h += down) label(svg, left - 6, top + (h + 0.5) * size + 4, h, { "text-anchor": "end" });
@@ -21,7 +20,7 @@ function grid(svg, run, title, remark) {
 }
 
 function drawFrequency(svg, run, view, now, picked) {
-  const { layers, heads, place } = grid(svg, run, "Activation frequency", "probes up to now");
+  const { layers, heads, place } = grid(svg, run, "Activation frequency", "part of the probes up to now at which a head was active");
   const rows = view ? rowsOf(view) : new Map();
   for (let l = 0; l < layers; l++) {
     for (let h = 0; h < heads; h++) {
@@ -42,7 +41,7 @@ function drawFrequency(svg, run, view, now, picked) {
 
 function drawEffect(svg, run, view, picked) {
   const effect = view ? view.effect.effect : [];
-  const { layers, heads, place } = grid(svg, run, "Effect on importance", effect.length ? "mean over all probes after the base" : "not known before a second probe");
+  const { layers, heads, place } = grid(svg, run, "Effect on importance", effect.length ? `importance: ${view.effect.measure}; mean over the probes` : "not known before a second probe");
   for (let l = 0; l < layers; l++) {
     for (let h = 0; h < heads; h++) {
       const head = [l, h], value = effect.length ? effect[l][h] : null;

@@ -28,6 +28,15 @@ function label(parent, x, y, text, attributes) {
   return node;
 }
 
+/* A title and, where there is room for it, a remark; where there is none the remark shows on hovering. */
+function heading(svg, x, y, title, remark, room) {
+  const node = label(svg, x, y, title + " ", { class: "strip-title" });
+  if (!remark) return;
+  const said = mark(node, "tspan");
+  said.textContent = remark;
+  if (node.getComputedTextLength() > room) { said.remove(); node.tip = remark; }
+}
+
 /* A chart keeps its <svg> (and so the keyboard's focus) and redraws what is in it, at the width that it has. */
 function chart(parent, className, name) {
   const svg = mark(parent, "svg", { class: "chart " + className, role: "img", "aria-label": name });

@@ -154,7 +154,7 @@ function whereColumn(run) {
       keys(svg, (dx, dy) => { const [l, h] = chosen.head || [0, 0]; chooseHead([clamp(l + dx, 0, layers - 1), clamp(h + dy, 0, heads - 1)]); });
     });
     const [first, second] = shapes;
-    legend(first.parentNode, [["base", "base head", "ramp"], ["new", "joined in training (darker: active at more probes)", "ramp"], ["", "active now", "swatch-outline"], ["unproven", "in the set without evidence", "round evidence-only"]]);
+    legend(first.parentNode, [["base", "base head", "ramp"], ["new", "joined in training", "ramp"], ["", "active now", "swatch-outline"], ["unproven", "in the set without evidence", "round evidence-only"]]);
     legend(second.parentNode, [["loss", "−1: importance lost", "ramp"], ["gain", "+1: importance gained", "ramp"]]);
     const inspector = element(block, "p", { class: "inspector", "aria-live": "polite" });
     const share = chart(block, "share", `Share of the chosen head over the steps of ${run.name}`);
@@ -204,7 +204,8 @@ function draw() {
   runs.forEach((run, r) => {
     const view = views[r], now = nows[r], [course, where, lives] = columns[r];
     drawCourse(course.svg, run, view, scales, now);
-    course.coupling.textContent = view ? view.coupling.map((c) => `Newly active heads beside ${c.key}: rank correlation ${number(c.rho)} over ${c.probes} probes; of their changes between probes, which a common trend does not feed, ${number(c.rho_changes)}.`).join(" ") : "";
+    const weak = view && view.cohorts.signal.includes(false) ? "Hatched: probes with insufficient signal; heads keep the state they had. " : "";
+    course.coupling.textContent = weak + (view ? view.coupling.map((c) => `Newly active heads beside ${c.key}: rank correlation ${number(c.rho)} over ${c.probes} probes; of their changes between probes, which a common trend does not feed, ${number(c.rho_changes)}.`).join(" ") : "");
     drawFrequency(where.first, run, view, now, chosen.head);
     drawEffect(where.second, run, view, chosen.head);
     where.inspector.replaceChildren();
