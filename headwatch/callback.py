@@ -363,8 +363,13 @@ class HeadWatchCallback(TrainerCallback):
             self._fail(error, state.global_step, what)
 
     def _fail(self, error: Exception, step: int, what: str) -> None:
-        """Turn probing off with one warning; raise only when asked to, or when the model is not as it was."""
-        if self.strict or left_trace(error):
+        """Turn probing off with one warning; raise only when asked to, or when the model is not as it was.
+
+        What the user can mend (a model that cannot be taken apart, pairs without answers) shows at the base probe,
+        before anything has been trained, and is raised there too.
+        """
+        at_base = not any(history.steps for history in self.histories.values())
+        if self.strict or left_trace(error) or (isinstance(error, UserError) and at_base):
             raise error
         self._failed = True
         logger.warning(

@@ -129,6 +129,14 @@ def test_bad_probes_are_refused_before_the_first_step(model: Path, tmp_path: Pat
         assert trainer.state.global_step == 0
 
 
+def test_pairs_that_the_metric_cannot_read_are_refused_before_the_first_step(model: Path, tmp_path: Path) -> None:
+    probes = ProbeSet.from_token_ids(torch.tensor([[1, 2]] * 8), torch.tensor([[1, 3]] * 8))
+    trainer = sft_trainer(model, tmp_path, [HeadWatchCallback(probes)])
+    with pytest.raises(UserError, match="logit_diff"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_a_model_that_cannot_be_taken_apart_is_refused(tmp_path: Path) -> None:
     from transformers import BloomConfig, BloomForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
