@@ -14,7 +14,7 @@ from headwatch.errors import UserError
 from headwatch.training.arithmetic import Reward, closed_box, exact_answer
 from headwatch.training.base_stage import BaseStage, teach_base
 from headwatch.training.post_training import GrpoStage, SftStage, train_grpo, train_sft
-from headwatch.training.quiet import StageBar, environment, one_thread, quiet_libraries, stage_bar
+from headwatch.training.quiet import StageBar, environment, fresh_wandb, one_thread, quiet_libraries, stage_bar
 from headwatch.training.tiny import ModelSize, build_model, build_tokenizer, save
 from headwatch.views.report import write_report
 
@@ -30,7 +30,7 @@ class DemoPlan:
     rewards: tuple[Reward, ...] = (exact_answer,)
     families: tuple[str, ...] = ("addition", "carry")
     n_pairs: int = 64
-    probes_a_run: int = 12
+    probes_a_run: int = 10
     path_steps: int = 6
 
 
@@ -80,6 +80,7 @@ def run_demo(
                     WANDB_SILENT="true",
                 )
             )
+            stack.enter_context(fresh_wandb())
         base = teach(folder / "base", plan, seed)
         for method in ("sft", "grpo"):
             post_train(method, base, folder / method, plan, seed, wandb)

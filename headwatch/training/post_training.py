@@ -22,7 +22,7 @@ class SftStage:
 
     steps: int = 200
     batch_size: int = 32
-    learning_rate: float = 7e-4
+    learning_rate: float = 1.5e-3
     worked_share: float = 0.5
 
 
@@ -34,7 +34,7 @@ class GrpoStage:
     prompts_per_step: int = 16
     num_generations: int = 8
     max_completion_length: int = 6
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     temperature: float = 1.0
     beta: float = 0.0
     num_iterations: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,21 @@ def environment(**variables: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def fresh_wandb() -> Iterator[None]:
+    """Within and after: wandb reads the environment anew. It reads it once a process, at the first run."""
+
+    def forget() -> None:
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].teardown()
+
+    forget()
+    try:
+        yield
+    finally:
+        forget()
 
 
 @contextmanager
