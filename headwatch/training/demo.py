@@ -28,7 +28,7 @@ class DemoPlan:
     sft: SftStage = field(default_factory=SftStage)
     grpo: GrpoStage = field(default_factory=GrpoStage)
     rewards: tuple[Reward, ...] = (exact_answer,)
-    families: tuple[str, ...] = ("addition", "carry")
+    families: tuple[str, ...] = ("carry", "addition")
     n_pairs: int = 64
     probes_a_run: int = 10
     path_steps: int = 6
