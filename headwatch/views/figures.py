@@ -259,10 +259,9 @@ def headline(history: HeadHistory) -> str:
         parts[-1] = f"1 of {base} base heads was dropped"
     if parts:
         return f"{' and '.join(parts)}{about} by step {step:,}.{tail}"
-    moved = {name: values[-1] for name, values in changes(history).items()}
-    shifted = (
-        f", though {_n(sum(moved.values()), 'head')} changed their share of the work" if any(moved.values()) else ""
-    )
+    moved = sum(values[-1] for values in changes(history).values())
+    whose = "its" if moved == 1 else "their"
+    shifted = f", though {_n(moved, 'head')} changed {whose} share of the work" if moved else ""
     return f"No head has emerged and no base head was dropped{about} by step {step:,}{shifted}.{tail}"
 
 
