@@ -12,9 +12,11 @@ allocated at most.
 """
 
 import argparse
+import ctypes
 import json
 import platform
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -95,6 +97,8 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
             return self
+        if sys.platform == "linux":  # else what an earlier run freed still counts as resident, and no run adds to it
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         self.before = self.highest = _resident()
         self.running = True
         self.thread = threading.Thread(target=self._watch, daemon=True)
