@@ -372,8 +372,3 @@ def compute_type(module: nn.Module) -> tuple[torch.dtype, torch.device]:
         if parameter.is_floating_point():
             return parameter.dtype, parameter.device
     return torch.float32, parameters[0].device if parameters else torch.device("cpu")
-
-
-def head_names(heads: Sequence[tuple[int, int]]) -> list[str]:
-    """(layer, head) pairs as source names: (5, 1) -> "a5.h1"."""
-    return [f"a{layer}.h{head}" for layer, head in heads]

@@ -1,6 +1,7 @@
 """HeadWatchCallback: when to probe, and whom to tell. No mathematics."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from headwatch import __version__
 from headwatch.anatomy import Anatomy
 from headwatch.attribution import EdgeScores, HeadScores, Metric, score_edges, score_heads
 from headwatch.attribution.metrics import path_points, resolve_metric
@@ -226,7 +228,7 @@ class HeadWatchCallback(TrainerCallback):
     def _manifest(self, args: Any, model: Any, anatomy: Anatomy) -> dict[str, Any]:
         config = getattr(model, "config", None)
         return {
-            "headwatch_version": versions()["headwatch"],
+            "headwatch_version": __version__,
             "versions": versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": self._settings,
@@ -240,8 +242,7 @@ class HeadWatchCallback(TrainerCallback):
                 "d_model": anatomy.d_model,
             },
             "probes": describe_probes(self.probes),
-            "trainer": type(args).__name__.removesuffix("Config").removesuffix("Arguments").removesuffix("Trainer")
-            + "Trainer",
+            "trainer": re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
             "name": getattr(args, "run_name", None) or Path(args.output_dir).name,
             "training": {
                 key: getattr(args, key, None)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,9 +235,3 @@ def _importance(strength: NDArray[np.float64], kept: NDArray[np.bool_], graph: G
     rows = np.where(kept, np.abs(strength), 0).sum(1)[1:].reshape(layers, heads + 1)[:, :heads]
     total = rows.sum()
     return rows / total if total > 0 else rows
-
-
-def jaccard(one: Sequence[Any] | frozenset[Any], other: Sequence[Any] | frozenset[Any]) -> float:
-    """Overlap of two sets: |both| / |either|; 1 for two empty ones."""
-    a, b = set(one), set(other)
-    return len(a & b) / len(a | b) if a | b else 1.0

@@ -7,7 +7,7 @@ import pytest
 from tiny_graph import random_strength, tiny_graph
 
 from headwatch import UserError
-from headwatch.circuit import Circuit, Graph, circuit_heads, jaccard
+from headwatch.circuit import Circuit, Graph, circuit_heads
 
 
 def on_a_path(kept: np.ndarray, graph: Graph) -> np.ndarray:
@@ -120,8 +120,3 @@ def test_bad_rules_are_refused() -> None:
     for rule in ({"top_n": 0}, {"top_n": -3}, {"top_n": 1.5}, {"tau": 1.0}):
         with pytest.raises(UserError, match=next(iter(rule))):
             Circuit.of_matrix(strength, graph, **rule)
-
-
-def test_jaccard() -> None:
-    assert jaccard({1, 2}, {2, 3}) == 1 / 3
-    assert jaccard(set(), set()) == 1
