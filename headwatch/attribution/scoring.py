@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from headwatch.attribution.batches import Batch, batches, spans
 from headwatch.attribution.edges import EdgeCollector
 from headwatch.attribution.metrics import (
     Metric,
+    Reads,
     accuracy,
     clean_reference,
     mean_relative_error,
@@ -36,6 +38,9 @@ from headwatch.errors import UnsupportedModelError, UserError
 from headwatch.guard import read_only_pass
 from headwatch.probes import ProbeSet
 
+Observer = Callable[[Tensor, Tensor, Reads], None]
+"""observe(pairs [B], clean logits [B, P, V], reads): sees what the model says at the read positions of a clean run."""
+
 GIB = 2**30
 # How far the sources may be from adding up to the residual stream, as a share of the largest of them: rounding stays
 # far below (float64 models compute their norms in float32), and a part left out is far above.
@@ -53,6 +58,7 @@ def score_heads(
     memory_budget_gb: float = 2.0,
     reuse_prefix: bool = True,
     optimizer: object | None = None,
+    observe: Observer | None = None,
 ) -> HeadScores:
     """Score every attention head on every pair: sum over positions of delta_s . mean over alphas of dL/d(output of s).
 
@@ -66,6 +72,7 @@ def score_heads(
         memory_budget_gb: an estimate of what activations and differences of one batch may take, in GiB.
         reuse_prefix: run what a pair's prompts share before their first difference once, without gradients.
         optimizer: the trainer's optimizer; needed under ZeRO-3 only.
+        observe: is given every batch's clean run: which pairs [B], logits at the read positions [B, P, V], `Reads`.
 
     Returns:
         Scores for N pairs, [N, L, H].
@@ -74,7 +81,7 @@ def score_heads(
         UserError: bad input, in one line.
         UnsupportedModelError: the model cannot be taken apart.
     """
-    settings = _settings(metric, steps, alphas, probes)
+    settings = _settings(metric, steps, alphas, probes, observe)
     parts = _run_all(model, probes, settings, False, batch_size, memory_budget_gb, reuse_prefix, optimizer)
     return parts.heads(probes, settings)
 
@@ -90,6 +97,7 @@ def score_edges(
     memory_budget_gb: float = 2.0,
     reuse_prefix: bool = True,
     optimizer: object | None = None,
+    observe: Observer | None = None,
 ) -> EdgeScores:
     """Score every edge on every pair (EAP-IG, paper section 2): see `score_heads` for the arguments.
 
@@ -99,7 +107,7 @@ def score_edges(
     Returns:
         Scores for N pairs, S sources and R targets, [N, S, R], with the head scores of the same pass beside them.
     """
-    settings = _settings(metric, steps, alphas, probes)
+    settings = _settings(metric, steps, alphas, probes, observe)
     parts = _run_all(model, probes, settings, True, batch_size, memory_budget_gb, reuse_prefix, optimizer)
     return parts.with_edges(probes, settings)
 
@@ -110,9 +118,12 @@ class _Settings:
     metric: Metric
     alphas: str
     points: list[float]
+    observe: Observer | None
 
 
-def _settings(metric: str | Metric, steps: int, alphas: str, probes: ProbeSet) -> _Settings:
+def _settings(
+    metric: str | Metric, steps: int, alphas: str, probes: ProbeSet, observe: Observer | None = None
+) -> _Settings:
     name, function = resolve_metric(metric)
     missing = {"logit_diff": probes.answers, "nll": probes.targets[:, 0]}.get(name)
     if missing is not None and bool((missing < 0).any()):
@@ -122,7 +133,7 @@ def _settings(metric: str | Metric, steps: int, alphas: str, probes: ProbeSet) -
             f'metric="{name}" needs {what} for every pair, but {len(rows)} of {len(probes)} have none '
             f'(the first: pair {rows[0]}); give them answers, or use metric="kl"'
         )
-    return _Settings(name, function, alphas, path_points(alphas, steps, name))
+    return _Settings(name, function, alphas, path_points(alphas, steps, name), observe)
 
 
 @dataclass
@@ -292,6 +303,8 @@ def _store(
             settings.metric(ends.corrupted_logits, reference, batch.reads).cpu().to(parts.clean.dtype)
         )
         parts.correct[rows] = accuracy(ends.clean_logits, batch.reads).cpu()
+        if settings.observe is not None:
+            settings.observe(rows, ends.clean_logits, batch.reads)
         if edges is not None and parts.edge is not None:
             parts.edge[rows] = (edges.scores / len(settings.points)).cpu()
 

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import largest_error, random_pairs, tiny_model
 
 from headwatch import Anatomy, ProbeSet, UnsupportedModelError, UserError, score_edges, score_heads
+from headwatch.attribution.metrics import Reads
 from headwatch.attribution.naive import naive_edges
 
 
@@ -144,3 +145,19 @@ def test_bad_input_is_one_clear_line() -> None:
         assert all(word in message for word in words), message
     with pytest.raises(UnsupportedModelError):
         Anatomy.of(torch.nn.Linear(2, 2))
+
+
+def test_an_observer_sees_every_clean_run_once() -> None:
+    model, probes = tiny_model("llama"), random_pairs(side="none")
+    seen: dict[int, torch.Tensor] = {}
+    calls = []
+
+    def observe(pairs: torch.Tensor, logits: torch.Tensor, reads: Reads) -> None:
+        calls.extend(pairs.tolist())
+        seen.update(zip(pairs.tolist(), logits[:, 0], strict=True))
+
+    score_heads(model, probes, observe=observe, batch_size=2)
+    assert sorted(calls) == list(range(len(probes)))
+    with torch.no_grad():
+        logits = model(probes.clean).logits[:, -1]
+    assert largest_error(torch.stack([seen[pair] for pair in range(len(probes))]), logits) < 1e-12
