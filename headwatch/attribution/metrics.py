@@ -91,6 +91,11 @@ def path_points(alphas: str, steps: int, metric_name: str) -> list[float]:
                 'clean run; use alphas="midpoint" or metric="logit_diff"'
             )
         return [1.0]
+    if alphas == "right" and steps == 1 and metric_name == "kl":
+        raise UserError(
+            'alphas="right" with steps=1 and metric="kl" is identically zero: its one point is the clean run, where '
+            'the KL divergence has its minimum; use steps=5, or alphas="midpoint"'
+        )
     shift = {"midpoint": 0.5, "right": 1.0, "left": 0.0}[alphas]
     return [(k + shift) / steps for k in range(steps)]
 

@@ -1,16 +1,16 @@
-"""Running the unmodified model: the shared prefix once, the two endpoints, and the points between them."""
+"""Running the unmodified model: on the columns after the cut, behind a prefix that ran once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
-from headwatch.anatomy import Anatomy, Norm
+from headwatch.anatomy import Anatomy
 from headwatch.attribution.batches import Batch
 
 Cache = list[tuple[Tensor, Tensor]]
@@ -71,6 +71,64 @@ def query_head_copies(anatomy: Anatomy) -> Iterator[None]:
             setattr(module, name, before)
 
 
+class OutputMatrix:
+    """The model's output matrix (lm_head), asked only for the logits that somebody reads.
+
+    Its weight is the largest of the model, and a probe reads few of its rows: at short suffixes all of them would cost
+    a fifth of the pass. The module's own hooks still run, so a sharded weight is whole where it is used. Anything but
+    a plain nn.Linear (an adapter, a quantised layer, a forward of somebody else's) is left alone.
+    """
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        head = anatomy.model.get_output_embeddings()  # type: ignore[operator]
+        self._head: Any = head if type(head) is nn.Linear and "forward" not in vars(head) else None
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, all logits are there. One product for all rows: the last column of each row is no contiguous block,
+        for which torch would otherwise read the weight once a row.
+        """
+        with self._instead(lambda x: F.linear(x.reshape(-1, x.shape[-1]), *self._weights).unflatten(0, x.shape[:-1])):
+            yield
+
+    @contextmanager
+    def answers(self, answers: Tensor) -> Iterator[bool]:
+        """Inside, logits are [..., 2]: of each pair's clean and corrupted answer. answers: [B, 2].
+
+        Yields whether it is so; where the matrix has to be left alone, all logits are there.
+        """
+
+        def forward(x: Tensor) -> Tensor:
+            weight, bias = self._weights
+            x = x.unflatten(0, (-1, len(answers)))  # [n, B, columns, M]
+            logits = x @ weight[answers].mT
+            return (logits if bias is None else logits + bias[answers][:, None]).flatten(0, 1)
+
+        with self._instead(forward):
+            yield self._head is not None
+
+    @contextmanager
+    def nothing(self) -> Iterator[None]:
+        """Inside, there are no logits at all: for runs that only fill a cache."""
+        with self._instead(lambda x: x[..., :0]):
+            yield
+
+    @property
+    def _weights(self) -> tuple[Tensor, Tensor | None]:
+        return self._head.weight, self._head.bias
+
+    @contextmanager
+    def _instead(self, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        if self._head is None:
+            yield
+            return
+        self._head.forward = forward
+        try:
+            yield
+        finally:
+            del self._head.forward
+
+
 def run(call: Call, batch: Batch, ids: Tensor, cache: Cache | None, heads_per_kv: int = 1) -> Tensor:
     """Run the model on the columns after the cut, for one or several copies of the batch one after the other.
 
@@ -124,103 +182,3 @@ def prefix_cache(call: Call, batch: Batch) -> Cache | None:
     )
     layers: list[Any] = past.layers
     return [(layer.keys, layer.values) for layer in layers]
-
-
-@dataclass(frozen=True)
-class Endpoints:
-    """What the clean and the corrupted run leave behind; differences are corrupted - clean, on the columns after C.
-
-    Attributes:
-        clean_embedding, corrupted_embedding: output of the embedding module, [B, T - C, M].
-        input: difference of what enters the first layer, [B, T - C, M].
-        z: difference of the heads' outputs before o_proj, one a layer, [B, T - C, H * D]; where there is a norm behind
-            o_proj, of each run's own r z, r being that norm's 1 / rms.
-        r: difference of that r, one a layer, [B, T - C, 1], or None where there is no such norm.
-        mlp: difference of what the MLP adds to the residual stream, one a layer, [B, T - C, M].
-        stream: difference of the final residual vector, [B, T - C, M].
-        clean_logits, corrupted_logits: logits at the read positions, [B, P, V].
-    """
-
-    clean_embedding: Tensor
-    corrupted_embedding: Tensor
-    input: Tensor
-    z: list[Tensor]
-    r: list[Tensor | None]
-    mlp: list[Tensor]
-    stream: Tensor
-    clean_logits: Tensor
-    corrupted_logits: Tensor
-
-
-@torch.no_grad()
-def endpoints(anatomy: Anatomy, call: Call, batch: Batch, cache: Cache | None) -> Endpoints:
-    """Run both ends of every pair, in one batch, without gradients."""
-    seen: dict[Any, Tensor] = {}
-
-    def keep_difference(key: Any, both: Tensor, scale: float = 1.0) -> None:
-        clean, corrupted = both.chunk(2)
-        seen[key] = wide(corrupted) - wide(clean)
-        if scale != 1.0:
-            seen[key] *= scale
-
-    def before(key: Any) -> Any:
-        return lambda module, args: keep_difference(key, args[0])
-
-    def after(key: Any, scale: float) -> Any:
-        return lambda module, args, output: keep_difference(key, first_output(output), scale)
-
-    def keep(key: Any) -> Any:
-        return lambda module, args: seen.__setitem__(key, args[0])
-
-    def times_r(index: int, norm: Norm) -> Any:
-        def hook(module: Any, args: tuple[Tensor, ...]) -> None:
-            r = norm.inverse_scale(wide(args[0]))
-            keep_difference(("r", index), r)
-            keep_difference(("z", index), wide(seen.pop(("both z", index))) * r)
-
-        return hook
-
-    def keep_embedding(module: Any, args: Any, output: Tensor) -> None:
-        seen["embedding"] = output
-
-    handles = [
-        anatomy.embedding.register_forward_hook(keep_embedding),
-        anatomy.decoder_layers[0].register_forward_pre_hook(before("input")),
-        anatomy.final_norm.register_forward_pre_hook(before("stream")),
-    ]
-    for index, layer in enumerate(anatomy.layers):
-        norm = layer.attn_post_norm
-        if norm is None:
-            handles.append(layer.out.register_forward_pre_hook(before(("z", index))))
-        else:
-            handles.append(layer.out.register_forward_pre_hook(keep(("both z", index))))
-            handles.append(norm.module.register_forward_pre_hook(times_r(index, norm)))
-        handles.append(layer.mlp_adds.register_forward_hook(after(("mlp", index), layer.multiplier)))
-    with hooked(*handles):
-        logits = run(call, batch, torch.cat([batch.clean, batch.corrupted])[:, batch.cut :], cache)
-    clean_embedding, corrupted_embedding = seen["embedding"].chunk(2)
-    clean_logits, corrupted_logits = wide(logits).chunk(2)
-    return Endpoints(
-        clean_embedding=clean_embedding,
-        corrupted_embedding=corrupted_embedding,
-        input=seen["input"],
-        z=[seen["z", index] for index in range(anatomy.n_layers)],
-        r=[seen.get(("r", index)) for index in range(anatomy.n_layers)],
-        mlp=[seen["mlp", index] for index in range(anatomy.n_layers)],
-        stream=seen["stream"],
-        clean_logits=clean_logits,
-        corrupted_logits=corrupted_logits,
-    )
-
-
-def first_output(output: Any) -> Tensor:
-    """A module's output, or the first of several (expert blocks may return what their router said beside it)."""
-    first: Tensor = output[0] if isinstance(output, tuple) else output
-    return first
-
-
-def interpolated(ends: Endpoints, alphas: list[float]) -> Tensor:
-    """x(alpha) = corrupted + alpha (clean - corrupted), one alpha after the other: [m B, T - C, M], a leaf."""
-    clean, corrupted = wide(ends.clean_embedding), wide(ends.corrupted_embedding)
-    points = torch.cat([corrupted + alpha * (clean - corrupted) for alpha in alphas])
-    return points.to(ends.clean_embedding.dtype).requires_grad_()

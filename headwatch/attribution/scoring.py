@@ -9,30 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwatch.anatomy import Anatomy, Layer, Norm, compute_type
+from headwatch.anatomy import Anatomy, compute_type
+from headwatch.attribution.batch_pass import BatchPass, BatchScores
 from headwatch.attribution.batches import Batch, batches, spans
-from headwatch.attribution.edges import EdgeCollector
-from headwatch.attribution.metrics import (
-    Metric,
-    Reads,
-    accuracy,
-    clean_reference,
-    mean_relative_error,
-    path_points,
-    resolve_metric,
-)
-from headwatch.attribution.runs import (
-    Call,
-    Endpoints,
-    callers_autocast,
-    endpoints,
-    hooked,
-    interpolated,
-    prefix_cache,
-    query_head_copies,
-    run,
-    wide,
-)
+from headwatch.attribution.ends import Endpoints
+from headwatch.attribution.metrics import Metric, Reads, accuracy, mean_relative_error, resolve_metric
+from headwatch.attribution.path import Path
+from headwatch.attribution.runs import callers_autocast, wide
 from headwatch.attribution.scores import Checks, EdgeScores, HeadScores, Readings
 from headwatch.errors import UnsupportedModelError, UserError
 from headwatch.guard import read_only_pass
@@ -117,7 +100,7 @@ class _Settings:
     metric_name: str
     metric: Metric
     alphas: str
-    points: list[float]
+    path: Path
     observe: Observer | None
 
 
@@ -133,7 +116,7 @@ def _settings(
             f'metric="{name}" needs {what} for every pair, but {len(rows)} of {len(probes)} have none '
             f'(the first: pair {rows[0]}); give them answers, or use metric="kl"'
         )
-    return _Settings(name, function, alphas, path_points(alphas, steps, name), observe)
+    return _Settings(name, function, alphas, Path.of(alphas, steps, name, function), observe)
 
 
 @dataclass
@@ -158,7 +141,7 @@ class _Parts:
             readings=Readings(self.clean, self.corrupted, self.correct),
             families=probes.families,
             metric=settings.metric_name,
-            steps=len(settings.points),
+            steps=settings.path.steps,
             alphas=settings.alphas,
             checks=Checks(
                 completeness=mean_relative_error(self.input, self.corrupted - self.clean),
@@ -212,59 +195,17 @@ def _run_all(
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
     began = time.perf_counter()
-    size, alphas_at_once = _sizes(anatomy, probes, len(settings.points), batch_size, memory_budget_gb, reuse_prefix)
+    size, points_at_once = _sizes(anatomy, probes, settings.path.steps, batch_size, memory_budget_gb, reuse_prefix)
     with read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call:
         for batch in batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64):
-            _run_batch(parts, call, batch, settings, alphas_at_once)
+            found = BatchPass(anatomy, call, batch, settings.metric, settings.path, points_at_once, with_edges).run()
+            _refuse_other_streams(parts, found.ends)
+            _store(parts, batch, settings, found)
     if on_gpu:
         torch.cuda.synchronize()
         parts.peak_memory_mb = (torch.cuda.max_memory_allocated() - held) / 2**20
     parts.seconds = time.perf_counter() - began
     return parts
-
-
-def _run_batch(parts: _Parts, call: Call, batch: Batch, settings: _Settings, alphas_at_once: int) -> None:
-    """One batch: the prefix once, both endpoints, then the points of the path, a few at a time."""
-    anatomy = parts.anatomy
-    cache = prefix_cache(call, batch)
-    ends = endpoints(anatomy, call, batch, cache)
-    _refuse_other_streams(parts, ends)
-    m = len(settings.points)
-    edges = EdgeCollector(anatomy, ends) if parts.edge is not None else None
-    heads = ends.input.new_zeros(batch.size, anatomy.n_layers, anatomy.n_heads)
-    at_post_norm = {i: torch.zeros_like(ends.input) for i, layer in enumerate(anatomy.layers) if layer.attn_post_norm}
-    at_input = ends.input.new_zeros(batch.size)
-    embedding_difference = wide(ends.corrupted_embedding) - wide(ends.clean_embedding)
-    reference = clean_reference(ends.clean_logits)
-    for first in range(0, m, alphas_at_once):
-        points = interpolated(ends, settings.points[first : first + alphas_at_once])
-        times = len(points) // batch.size
-        ids = batch.clean[:, batch.cut :].repeat(times, 1)
-        handles = [anatomy.embedding.register_forward_hook(lambda module, args, output, x=points: x)]
-        for index, layer in enumerate(anatomy.layers):
-            if layer.attn_post_norm is None:
-                handles.append(layer.out.register_forward_pre_hook(_head_hook(heads[:, index], ends.z[index])))
-            else:
-                hook = _post_norm_hook(at_post_norm[index])
-                handles.append(layer.attn_post_norm.module.register_forward_hook(hook))
-        if edges is not None:
-            handles += edges.start()
-        with hooked(*handles):
-            if edges is None:
-                logits = run(call, batch, ids, cache)
-            else:
-                with query_head_copies(anatomy):
-                    logits = run(call, batch, ids, cache, heads_per_kv=anatomy.heads_per_kv)
-            values = settings.metric(wide(logits), reference.repeat(times, 1, 1), batch.reads.repeat(times))
-            (gradient,) = torch.autograd.grad(values.sum(), points)
-        if edges is not None:
-            edges.finish()
-        at_input += (wide(gradient).unflatten(0, (times, -1)) * embedding_difference).sum((0, 2, 3))
-    for index, summed in at_post_norm.items():
-        layer, z = anatomy.layers[index], ends.z[index]
-        assert layer.attn_post_norm is not None
-        heads[:, index] = _post_norm_heads(layer, layer.attn_post_norm, summed, z, anatomy.n_heads)
-    _store(parts, batch, settings, ends, heads / m, at_input / m, reference, edges)
 
 
 def _refuse_other_streams(parts: _Parts, ends: Endpoints) -> None:
@@ -284,69 +225,18 @@ def _refuse_other_streams(parts: _Parts, ends: Endpoints) -> None:
         )
 
 
-def _store(
-    parts: _Parts,
-    batch: Batch,
-    settings: _Settings,
-    ends: Endpoints,
-    heads: Tensor,
-    at_input: Tensor,
-    reference: Tensor,
-    edges: EdgeCollector | None,
-) -> None:
-    rows = batch.pairs
+def _store(parts: _Parts, batch: Batch, settings: _Settings, found: BatchScores) -> None:
+    rows, ends, dtype = batch.pairs, found.ends, parts.clean.dtype
     with torch.no_grad():
-        parts.head[rows] = heads.cpu()
-        parts.input[rows] = at_input.cpu()
-        parts.clean[rows] = settings.metric(ends.clean_logits, reference, batch.reads).cpu().to(parts.clean.dtype)
-        parts.corrupted[rows] = (
-            settings.metric(ends.corrupted_logits, reference, batch.reads).cpu().to(parts.clean.dtype)
-        )
+        parts.head[rows] = found.heads.cpu()
+        parts.input[rows] = found.input.cpu()
+        parts.clean[rows] = settings.metric(ends.clean_logits, found.reference, batch.reads).cpu().to(dtype)
+        parts.corrupted[rows] = settings.metric(ends.corrupted_logits, found.reference, batch.reads).cpu().to(dtype)
         parts.correct[rows] = accuracy(ends.clean_logits, batch.reads).cpu()
         if settings.observe is not None:
             settings.observe(rows, ends.clean_logits, batch.reads)
-        if edges is not None and parts.edge is not None:
-            parts.edge[rows] = (edges.scores / len(settings.points)).cpu()
-
-
-def _head_hook(scores: Tensor, difference: Tensor) -> Any:
-    """Add sum over (T, D) of dz * dL/dz to one layer's head scores [B, H], for every point of the path."""
-
-    def on_gradient(grad: Tensor) -> None:
-        with torch.no_grad():
-            summed = wide(grad.unflatten(0, (-1, len(scores))).sum(0, dtype=wide(grad[:0]).dtype))
-            scores.add_((summed * difference).unflatten(-1, (scores.shape[1], -1)).sum((1, 3)))
-
-    def hook(module: Any, args: tuple[Tensor, ...]) -> None:
-        args[0].register_hook(on_gradient)
-
-    return hook
-
-
-def _post_norm_hook(summed: Tensor) -> Any:
-    """Add the gradient at one post-norm's output to [B, T, M], for every point of the path."""
-
-    def on_gradient(grad: Tensor) -> None:
-        with torch.no_grad():
-            summed.add_(wide(grad.unflatten(0, (-1, len(summed))).sum(0, dtype=summed.dtype)))
-
-    def hook(module: Any, args: Any, output: Tensor) -> None:
-        output.register_hook(on_gradient)
-
-    return hook
-
-
-def _post_norm_heads(layer: Layer, norm: Norm, gradient: Tensor, difference: Tensor, n_heads: int) -> Tensor:
-    """Head scores [B, H] of a layer with a norm behind o_proj: delta (r z_h) . W_O,h^T (w * dL/d(norm's output)).
-
-    The run's own r belongs to the head's output, and what the norm does to its gradient does not. Autograd is asked
-    for the product with W_O^T, whatever kind of module o_proj is.
-    """
-    dtype, _ = compute_type(layer.out)
-    z = torch.zeros_like(difference, dtype=dtype, requires_grad=True)
-    out = layer.out.forward(z)
-    (back,) = torch.autograd.grad(out, z, (gradient * norm.weight).to(out.dtype))
-    return (wide(back) * difference).unflatten(-1, (n_heads, -1)).sum((1, 3))
+        if found.edges is not None and parts.edge is not None:
+            parts.edge[rows] = found.edges.cpu()
 
 
 def _stream_error(anatomy: Anatomy, ends: Endpoints) -> tuple[float, float]:

@@ -1,0 +1,138 @@
+"""Both ends of the path: what the clean and the corrupted run leave behind, and the points between them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from headwatch.anatomy import Anatomy, Norm
+from headwatch.attribution.path import ENDS, End
+from headwatch.attribution.runs import wide
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """What the clean and the corrupted run leave behind; differences are corrupted - clean, on the columns after C.
+
+    Attributes:
+        embedding: difference of the embedding module's output, [B, T - C, M].
+        input: difference of what enters the first layer, [B, T - C, M].
+        z: difference of the heads' outputs before o_proj, one a layer, [B, T - C, H * D]; where there is a norm behind
+            o_proj, of each run's own r z, r being that norm's 1 / rms.
+        r: difference of that r, one a layer, [B, T - C, 1], or None where there is no such norm.
+        mlp: difference of what the MLP adds to the residual stream, one a layer, [B, T - C, M].
+        stream: difference of the final residual vector, [B, T - C, M].
+        clean_logits, corrupted_logits: logits at the read positions, [B, P, V].
+    """
+
+    embedding: Tensor
+    input: Tensor
+    z: list[Tensor]
+    r: list[Tensor | None]
+    mlp: list[Tensor]
+    stream: Tensor
+    clean_logits: Tensor
+    corrupted_logits: Tensor
+
+
+class EndRecorder:
+    """Records both ends from whichever runs they appear in: a run of their own, or the first of the points between.
+
+    Args:
+        anatomy: the model.
+    """
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.anatomy = anatomy
+        self.embeddings: dict[End, Tensor] = {}
+        self._seen: dict[tuple[Any, End], Tensor] = {}
+        self._difference: dict[Any, Tensor] = {}
+        self._logits: dict[End, Tensor] = {}
+
+    def hooks(self, rows: Mapping[End, slice]) -> list[RemovableHandle]:
+        """Put hooks on for one run, in which `rows` of every tensor belong to these ends."""
+
+        def before(key: Any) -> Any:
+            return lambda module, args: self._take(key, args[0], rows)
+
+        def after(key: Any, scale: float) -> Any:
+            return lambda module, args, output: self._take(key, first_output(output), rows, scale)
+
+        def keep_embedding(module: Any, args: Any, output: Tensor) -> None:
+            for end, mine in rows.items():
+                self.embeddings[end] = output[mine].detach()
+
+        handles = [
+            self.anatomy.embedding.register_forward_hook(keep_embedding),
+            self.anatomy.decoder_layers[0].register_forward_pre_hook(before("input")),
+            self.anatomy.final_norm.register_forward_pre_hook(before("stream")),
+        ]
+        for index, layer in enumerate(self.anatomy.layers):
+            if layer.attn_post_norm is None:
+                handles.append(layer.out.register_forward_pre_hook(before(("z", index))))
+            else:
+                handles += self._times_r(index, layer.out, layer.attn_post_norm, rows)
+            handles.append(layer.mlp_adds.register_forward_hook(after(("mlp", index), layer.multiplier)))
+        return handles
+
+    def take_logits(self, rows: Mapping[End, slice], logits: Tensor) -> None:
+        """Keep a run's logits at the read positions, [rows, P, V]."""
+        for end, mine in rows.items():
+            self._logits[end] = wide(logits[mine].detach())
+
+    def ends(self) -> Endpoints:
+        """Both ends, after the runs that hold them."""
+        layers = range(self.anatomy.n_layers)
+        return Endpoints(
+            embedding=wide(self.embeddings["corrupted"]) - wide(self.embeddings["clean"]),
+            input=self._difference["input"],
+            z=[self._difference["z", index] for index in layers],
+            r=[self._difference.get(("r", index)) for index in layers],
+            mlp=[self._difference["mlp", index] for index in layers],
+            stream=self._difference["stream"],
+            clean_logits=self._logits["clean"],
+            corrupted_logits=self._logits["corrupted"],
+        )
+
+    def _times_r(
+        self, index: int, out: torch.nn.Module, norm: Norm, rows: Mapping[End, slice]
+    ) -> list[RemovableHandle]:
+        kept: list[Tensor] = []
+
+        def keep(module: Any, args: tuple[Tensor, ...]) -> None:
+            kept.append(args[0].detach())
+
+        def multiply(module: Any, args: tuple[Tensor, ...]) -> None:
+            r = norm.inverse_scale(wide(args[0].detach()))
+            self._take(("r", index), r, rows)
+            self._take(("z", index), wide(kept.pop()) * r, rows)
+
+        return [out.register_forward_pre_hook(keep), norm.module.register_forward_pre_hook(multiply)]
+
+    def _take(self, key: Any, states: Tensor, rows: Mapping[End, slice], scale: float = 1.0) -> None:
+        """Keep a tensor's rows of these ends, or their difference as soon as both ends are there."""
+        for end, mine in rows.items():
+            self._seen[key, end] = wide(states[mine].detach())
+        if all((key, end) in self._seen for end in ENDS):
+            difference = self._seen.pop((key, "corrupted")) - self._seen.pop((key, "clean"))
+            self._difference[key] = difference if scale == 1.0 else difference * scale
+
+
+def first_output(output: Any) -> Tensor:
+    """A module's output, or the first of several (expert blocks may return what their router said beside it)."""
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
+
+
+def interpolated(clean: Tensor, corrupted: Tensor, alphas: Sequence[float]) -> Tensor:
+    """x(alpha) = corrupted + alpha (clean - corrupted), one alpha after the other: [m B, T - C, M], a leaf.
+
+    At alpha 0 and 1 it is that end to the last bit, so that the run is that end's run.
+    """
+    exact = {0.0: corrupted, 1.0: clean}
+    start, towards = wide(corrupted), wide(clean) - wide(corrupted)
+    points = [exact[alpha] if alpha in exact else (start + alpha * towards).to(clean.dtype) for alpha in alphas]
+    return torch.cat(points).detach().requires_grad_()
