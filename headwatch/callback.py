@@ -82,7 +82,7 @@ class HeadWatchCallback(TrainerCallback):
         tau: float | None = None,
         evidence: EvidenceSettings | None = None,
         batch_size: int | None = None,
-        memory_budget_gb: float = 2.0,
+        memory_budget_gb: float | None = None,
         folder: str | PathLike[str] | None = None,
         wandb: str = "auto",
         strict: bool = False,

@@ -57,7 +57,7 @@ class HeadScores:
         families: each pair's family.
         metric, steps, alphas: how they were computed.
         checks: how exact they are.
-        seconds, peak_memory_mb: what the pass cost (memory on CUDA only; None elsewhere).
+        seconds, peak_memory_mb: what the pass cost (memory above what was held before; None where it is not known).
     """
 
     per_pair: Tensor

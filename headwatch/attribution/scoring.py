@@ -4,15 +4,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headwatch.anatomy import Anatomy, compute_type
 from headwatch.attribution.batch_pass import BatchPass, BatchScores
-from headwatch.attribution.batches import Batch, batches, spans
+from headwatch.attribution.batches import Batch, batches
 from headwatch.attribution.ends import Endpoints
+from headwatch.attribution.memory import PeakMemory, batch_sizes
 from headwatch.attribution.metrics import Metric, Reads, accuracy, mean_relative_error, resolve_metric
 from headwatch.attribution.path import Path
 from headwatch.attribution.runs import callers_autocast, wide
@@ -24,7 +24,6 @@ from headwatch.probes import ProbeSet
 Observer = Callable[[Tensor, Tensor, Reads], None]
 """observe(pairs [B], clean logits [B, P, V], reads): sees what the model says at the read positions of a clean run."""
 
-GIB = 2**30
 # How far the sources may be from adding up to the residual stream, as a share of the largest of them: rounding stays
 # far below (float64 models compute their norms in float32), and a part left out is far above.
 _STREAM_LIMIT = defaultdict(lambda: 0.2, {torch.float64: 1e-4, torch.float32: 0.02})
@@ -38,7 +37,7 @@ def score_heads(
     alphas: str = "midpoint",
     *,
     batch_size: int | None = None,
-    memory_budget_gb: float = 2.0,
+    memory_budget_gb: float | None = None,
     reuse_prefix: bool = True,
     optimizer: object | None = None,
     observe: Observer | None = None,
@@ -52,7 +51,8 @@ def score_heads(
         steps: m, the points of the path; ignored by alphas="clean".
         alphas: "midpoint", "right" (the paper), "left", or "clean" (plain attribution patching).
         batch_size: pairs a batch; None chooses it by the memory budget.
-        memory_budget_gb: an estimate of what activations and differences of one batch may take, in GiB.
+        memory_budget_gb: what activations and differences of one batch may take (an estimate), in GiB; None allows what
+            gradients of the trainable parameters would take, and 1 GiB at least.
         reuse_prefix: run what a pair's prompts share before their first difference once, without gradients.
         optimizer: the trainer's optimizer; needed under ZeRO-3 only.
         observe: is given every batch's clean run: which pairs [B], logits at the read positions [B, P, V], `Reads`.
@@ -77,7 +77,7 @@ def score_edges(
     alphas: str = "midpoint",
     *,
     batch_size: int | None = None,
-    memory_budget_gb: float = 2.0,
+    memory_budget_gb: float | None = None,
     reuse_prefix: bool = True,
     optimizer: object | None = None,
     observe: Observer | None = None,
@@ -172,7 +172,7 @@ def _run_all(
     settings: _Settings,
     with_edges: bool,
     batch_size: int | None,
-    memory_budget_gb: float,
+    memory_budget_gb: float | None,
     reuse_prefix: bool,
     optimizer: object | None,
 ) -> _Parts:
@@ -189,21 +189,17 @@ def _run_all(
         correct=torch.zeros(n, dtype=torch.bool),
         edge=torch.zeros(n, len(anatomy.sources), len(anatomy.targets), dtype=dtype) if with_edges else None,
     )
-    on_gpu = like.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
     began = time.perf_counter()
-    size, points_at_once = _sizes(anatomy, probes, settings.path.steps, batch_size, memory_budget_gb, reuse_prefix)
-    with read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call:
+    size, points_at_once = batch_sizes(
+        anatomy, probes, len(settings.path.points), batch_size, memory_budget_gb, reuse_prefix
+    )
+    peak = PeakMemory(like.device)
+    with peak, read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call:
         for batch in batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64):
             found = BatchPass(anatomy, call, batch, settings.metric, settings.path, points_at_once, with_edges).run()
             _refuse_other_streams(parts, found.ends)
             _store(parts, batch, settings, found)
-    if on_gpu:
-        torch.cuda.synchronize()
-        parts.peak_memory_mb = (torch.cuda.max_memory_allocated() - held) / 2**20
+    parts.peak_memory_mb = peak.mib
     parts.seconds = time.perf_counter() - began
     return parts
 
@@ -257,36 +253,3 @@ def _stream_error(anatomy: Anatomy, ends: Endpoints) -> tuple[float, float]:
         largest = torch.stack([largest, out.abs().max(), mlp.abs().max()]).max()
     of_stream, error = float(ends.stream.abs().max()), float((total - ends.stream).abs().max())
     return (error / of_stream if of_stream else error), error / max(of_stream, float(largest), 1e-30)
-
-
-def _sizes(
-    anatomy: Anatomy,
-    probes: ProbeSet,
-    m: int,
-    batch_size: int | None,
-    memory_budget_gb: float,
-    reuse_prefix: bool,
-) -> tuple[int, int]:
-    """Pairs a batch and points of the path at once, so that one batch stays within the memory budget.
-
-    The estimate, in floats a token: about 12 M + 5 (widest projection) a layer that autograd keeps for an interpolated
-    run, and S M for the sources' differences, once a pair.
-    """
-    if batch_size is not None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size={batch_size!r} must be a whole number of at least 1, or None")
-        return batch_size, m
-    if not memory_budget_gb > 0:
-        raise UserError(f"memory_budget_gb={memory_budget_gb!r} must be above 0 (2.0 is the default)")
-    tokens = max(span.suffix if reuse_prefix else span.length for span in spans(probes))
-    like = next(anatomy.model.parameters())
-    config: Any = getattr(anatomy.model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    hidden = getattr(config, "intermediate_size", None) or 4 * anatomy.d_model
-    kept = anatomy.n_layers * (12 * anatomy.d_model + 5 * hidden) * like.element_size()
-    sources = len(anatomy.sources) * anatomy.d_model * 4
-    budget = memory_budget_gb * GIB / tokens
-    pairs = int(budget // (m * kept + sources))
-    if pairs >= 1:
-        return min(pairs, len(probes)), m
-    return 1, max(1, min(m, int((budget - sources) // kept)))

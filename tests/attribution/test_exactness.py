@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_pairs, tiny_model
 
-from headwatch import score_edges, score_heads
+from headwatch import Anatomy, score_edges, score_heads
+from headwatch.attribution.memory import batch_sizes
 from headwatch.attribution.naive import naive_edges, naive_heads
 
 METRICS = ("logit_diff", "kl", "nll")
@@ -72,11 +73,7 @@ def test_splitting_changes_nothing(how: dict[str, float], dtype: torch.dtype) ->
 
 
 def test_a_small_budget_splits_the_path_too() -> None:
-    from headwatch.anatomy import Anatomy
-    from headwatch.attribution.scoring import _sizes
-
-    model, probes = tiny_model("qwen2"), random_pairs()
-    pairs, points = _sizes(Anatomy.of(model), probes, 5, None, 2e-4, True)
+    pairs, points = batch_sizes(Anatomy.of(tiny_model("qwen2")), random_pairs(), 5, None, 2e-4)
     assert pairs == 1
     assert points < 5
 

@@ -1,0 +1,115 @@
+"""How many pairs and points of the path share a run, so that a probe stays within its memory; and what it took."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from headwatch.anatomy import Anatomy
+from headwatch.attribution.batches import spans
+from headwatch.errors import UserError
+from headwatch.probes import ProbeSet
+
+GIB = 2**30
+LEAST_BUDGET_GB = 1.0
+
+
+def default_budget_gb(model: nn.Module) -> float:
+    """What a training step needs in any case: a gradient for each trainable parameter, and 1 GiB at least, in GiB.
+
+    A probe comes between steps, when no gradient is held, so that within this budget it takes no more than the step
+    does. The budget depends on the model alone: batches then have the same shape at every probe, and equal weights
+    equal scores.
+    """
+    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return max(LEAST_BUDGET_GB, trainable / GIB)
+
+
+def batch_sizes(
+    anatomy: Anatomy,
+    probes: ProbeSet,
+    points: int,
+    batch_size: int | None,
+    memory_budget_gb: float | None,
+    reuse_prefix: bool = True,
+) -> tuple[int, int]:
+    """Pairs a batch and points of the path at once, so that one batch stays within the memory budget.
+
+    The estimate, in floats a token: 12 M + 5 (width of the MLP) a layer that autograd keeps for an interpolated run,
+    and S M for the sources' differences, once a pair. On SmolLM2-135M (float32, 4 pairs x 64 tokens, m = 5) that makes
+    2,290 MiB, and 2,290 MiB were measured (benchmarks/attribution.py).
+    """
+    if batch_size is not None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size={batch_size!r} must be a whole number of at least 1, or None")
+        return batch_size, points
+    if memory_budget_gb is None:
+        memory_budget_gb = default_budget_gb(anatomy.model)
+    if not memory_budget_gb > 0:
+        raise UserError(
+            f"memory_budget_gb={memory_budget_gb!r} must be above 0; None (the default) allows what the trainable "
+            "parameters' gradients take, and 1 GiB at least"
+        )
+    tokens = max(span.suffix if reuse_prefix else span.length for span in spans(probes))
+    like = next(anatomy.model.parameters())
+    config: Any = getattr(anatomy.model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    hidden = getattr(config, "intermediate_size", None) or 4 * anatomy.d_model
+    kept = anatomy.n_layers * (12 * anatomy.d_model + 5 * hidden) * like.element_size()
+    sources = len(anatomy.sources) * anatomy.d_model * 4
+    budget = memory_budget_gb * GIB / tokens
+    pairs = int(budget // (points * kept + sources))
+    if pairs >= 1:
+        return min(pairs, len(probes)), points
+    return 1, max(1, min(points, int((budget - sources) // kept)))
+
+
+class PeakMemory:
+    """The most memory in use inside the block, above what was in use before.
+
+    On CUDA what torch allocated; on Linux without it what was resident; elsewhere nothing is known.
+
+    Attributes:
+        mib: in MiB, after the block; None where it is not known.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.mib: float | None = None
+
+    def __enter__(self) -> "PeakMemory":
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before: float | None = torch.cuda.memory_allocated(self._device)
+        else:
+            self._before = _resident("VmRSS") if _reset_peak() else None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            highest: float | None = torch.cuda.max_memory_allocated(self._device)
+        else:
+            highest = _resident("VmHWM")
+        if self._before is not None and highest is not None:
+            self.mib = (highest - self._before) / 2**20
+
+
+def _reset_peak() -> bool:
+    """Let the kernel forget the process's highest resident set (proc(5): clear_refs 5)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _resident(name: str) -> float | None:
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return 1024.0 * int(found[1]) if found else None
