@@ -7,8 +7,8 @@
 The floor is m x (forward + activation-only backward) + 2 forwards of the same pairs on all their tokens, without prefix
 reuse, with logits at the last position alone, on the unmodified model, by autograd, parameters frozen. Everything runs
 in alternation in one process, and what is printed are medians of ratios within a round; seconds are beside them for
-scale. Memory is the highest resident set during a run above the one before it (CPU, sampled every 2 ms), or what CUDA
-allocated at most.
+scale, and on the CPU ratios of CPU seconds, which other processes disturb less. Memory is the highest resident set
+during a run above the one before it (CPU, sampled every 2 ms), or what CUDA allocated at most.
 """
 
 import argparse
@@ -124,15 +124,15 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def measure(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Seconds and MiB of one run."""
+def measure(run: Callable[[], object], device: torch.device) -> tuple[float, float, float]:
+    """Seconds, MiB and CPU seconds of one run."""
     with Peak(device) as peak:
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
-    return seconds, peak.mib
+        seconds, busy = time.perf_counter() - began, time.process_time() - busy
+    return seconds, peak.mib, busy
 
 
 def main() -> None:
@@ -147,7 +147,8 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=0)
     parser.add_argument("--suffix", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="m, points of the path")
-    parser.add_argument("--batch", type=int, default=4, help="pairs at once, for everything that is measured")
+    parser.add_argument("--batch", type=int, default=4, help="pairs at once")
+    parser.add_argument("--probe-batch", type=int, help="pairs at once for heads and edges; 0: as their budget allows")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--naive", action="store_true", help="also the naive reference (slow)")
     parser.add_argument("--patching", action="store_true", help="also exact patching of one head at a time (slow)")
@@ -168,10 +169,11 @@ def main() -> None:
     model = model.to(device).eval().requires_grad_(False)
     probes = random_pairs(config.vocab_size, options.pairs, options.prefix, options.suffix, seed=0)
     m, batch = options.steps, options.batch
+    own = batch if options.probe_batch is None else options.probe_batch or None
     runs: dict[str, Callable[[], object]] = {
         "floor": lambda: floor(model, probes, m, batch),
-        "heads": lambda: score_heads(model, probes, steps=m, batch_size=batch),
-        "edges": lambda: score_edges(model, probes, steps=m, batch_size=batch),
+        "heads": lambda: score_heads(model, probes, steps=m, batch_size=own),
+        "edges": lambda: score_edges(model, probes, steps=m, batch_size=own),
     }
     if options.naive:
         runs["naive"] = lambda: naive_edges(model, probes, steps=m)
@@ -179,13 +181,13 @@ def main() -> None:
         runs["patching"] = lambda: patching(model, probes, batch)
     for name in ("floor", "heads", "edges"):  # caches, kernels, allocator
         runs[name]()
-    rounds: list[dict[str, tuple[float, float]]] = []
+    rounds: list[dict[str, tuple[float, float, float]]] = []
     for number in range(options.rounds):
         slow = number == 0
         rounds.append(
             {name: measure(run, device) for name, run in runs.items() if slow or name not in ("naive", "patching")}
         )
-        line = ", ".join(f"{name} {s / rounds[-1]['floor'][0]:.3f}" for name, (s, _) in rounds[-1].items())
+        line = ", ".join(f"{name} {s / rounds[-1]['floor'][0]:.3f}" for name, (s, _, _) in rounds[-1].items())
         print(f"round {number + 1}: {line}", flush=True)
 
     results = {}
@@ -194,6 +196,7 @@ def main() -> None:
         results[name] = {
             "seconds": statistics.median(entry[name][0] for entry in found),
             "ratio_to_floor": statistics.median(entry[name][0] / entry["floor"][0] for entry in found),
+            "cpu_ratio_to_floor": statistics.median(entry[name][2] / entry["floor"][2] for entry in found),
             "peak_mib": statistics.median(entry[name][1] for entry in found),
             "rounds": len(found),
         }
@@ -206,6 +209,7 @@ def main() -> None:
         "suffix_tokens": options.suffix,
         "m": m,
         "pairs_at_once": batch,
+        "pairs_at_once_in_a_probe": own or "as memory_budget_gb allows",
         "dtype": options.dtype,
         "attention": options.attention,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
@@ -215,7 +219,8 @@ def main() -> None:
     print(json.dumps(conditions))
     for name, entry in results.items():
         print(
-            f"{name:>9}: {entry['ratio_to_floor']:8.3f} x floor  {entry['seconds']:9.3f} s"
+            f"{name:>9}: {entry['ratio_to_floor']:8.3f} x floor  ({entry['cpu_ratio_to_floor']:.3f} in CPU seconds)"
+            f"  {entry['seconds']:9.3f} s"
             f"  peak {entry['peak_mib']:8.0f} MiB  (median of {entry['rounds']})"
         )
     if options.json:

@@ -31,7 +31,7 @@ class DemoPlan:
     families: tuple[str, ...] = ("carry", "addition")
     n_pairs: int = 64
     probes_a_run: int = 10
-    path_steps: int = 6
+    path_steps: int = 4
 
 
 QUICK = DemoPlan(

@@ -20,9 +20,9 @@ from headwatch.training.quiet import hush_printer
 class SftStage:
     """SFT on worked solutions, mixed with direct answers so that the probes' prompts stay in the training data."""
 
-    steps: int = 200
-    batch_size: int = 32
-    learning_rate: float = 1.5e-3
+    steps: int = 60
+    batch_size: int = 128
+    learning_rate: float = 1e-3
     worked_share: float = 0.5
 
 
