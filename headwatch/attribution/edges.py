@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -249,19 +250,19 @@ class EdgeCollector:
 
     def _sum_over_points(self, grads: Tensor, scale: Tensor | None) -> Tensor:
         """Sum of the points' gradients, each times its own number: [m B, T, W], [m B, T, 1] -> [B T, W]."""
-        grads = grads.unflatten(0, (-1, self.pairs)).flatten(1, 2)  # [m, B T, W]
+        grads = rearrange(grads, "(k b) t w -> (b t) k w", b=self.pairs)
         if scale is None:
-            return grads.sum(0)
-        scale = scale.unflatten(0, (-1, self.pairs)).flatten(1).T.contiguous()  # [B T, m]
-        return torch.bmm(scale[:, None], grads.transpose(0, 1))[:, 0]
+            return grads.sum(1)
+        scale = rearrange(scale, "(k b) t 1 -> (b t) 1 k", b=self.pairs).contiguous()  # else bmm goes token by token
+        return torch.bmm(scale, grads)[:, 0]
 
     def _take_off(self, rows: Tensor, along: _Along) -> None:
         """Take every point's numbers times its vectors off the rows [B T, R', M]."""
         numbers, vectors = (
-            t.unflatten(0, (-1, self.pairs)).flatten(1, 2).transpose(0, 1) for t in (along.numbers, along.vectors)
-        )  # [B T, m, ...]
+            rearrange(t, "(k b) t w -> (b t) k w", b=self.pairs) for t in (along.numbers, along.vectors)
+        )
         after = rows.shape[1] - along.first - numbers.shape[-1]
-        padded = F.pad(numbers, (along.first, after))  # torch has one batched product for whole rows only
+        padded = F.pad(numbers, (along.first, after))  # of some rows only, baddbmm would go token by token
         rows.baddbmm_(padded.mT, vectors, alpha=-1)
 
 

@@ -25,7 +25,8 @@ Observer = Callable[[Tensor, Tensor, Reads], None]
 """observe(pairs [B], clean logits [B, P, V], reads): sees what the model says at the read positions of a clean run."""
 
 # How far the sources may be from adding up to the residual stream, as a share of the largest of them: rounding stays
-# far below (float64 models compute their norms in float32), and a part left out is far above.
+# far below (float64 models compute their norms in float32), and a part left out is far above. Quantised layers may
+# round what they are given as well (LLM.int8), whatever the dtype of the rest.
 _STREAM_LIMIT = defaultdict(lambda: 0.2, {torch.float64: 1e-4, torch.float32: 0.02})
 
 
@@ -213,7 +214,9 @@ def _refuse_other_streams(parts: _Parts, ends: Endpoints) -> None:
     with torch.no_grad():
         error, of_largest_part = _stream_error(parts.anatomy, ends)
     parts.stream_error = max(parts.stream_error, error)
-    if not of_largest_part <= _STREAM_LIMIT[next(parts.anatomy.model.parameters()).dtype]:
+    packed = any(not p.is_floating_point() for p in parts.anatomy.layers[0].out.parameters())
+    limit = _STREAM_LIMIT[torch.int8 if packed else next(parts.anatomy.model.parameters()).dtype]
+    if not of_largest_part <= limit:
         raise UnsupportedModelError(
             "model: the outputs of its attention heads and MLPs do not add up to its residual stream (off by "
             f"{of_largest_part:.0%} of the largest of them), so that scores of them would mean nothing: it is of a "

@@ -1,6 +1,7 @@
 """Models as training holds them: with adapters, compiled, under autocast, quantised; and models that are refused."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,6 +139,60 @@ def test_layers_without_a_readable_weight(architecture: str) -> None:
     edges = score_edges(quantised, probes, steps=2)
     assert largest_error(edges.per_pair, expected.per_pair) < 1e-5
     assert largest_error(edges.heads.per_pair, expected.heads.per_pair) < 1e-5
+
+
+QUANTISED = {
+    "nf4": ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}, 1e-5),
+    "fp4": ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_compute_dtype": torch.float32}, 1e-5),
+    "int8": ({"load_in_8bit": True}, 0.1),  # rounds the inputs of every layer as well
+}
+
+
+@pytest.mark.parametrize("kind", list(QUANTISED))
+def test_models_quantised_by_bitsandbytes(kind: str, tmp_path: Path) -> None:
+    """They score as the model with their values does; a LoRA on top is part of the model."""
+    pytest.importorskip("bitsandbytes")
+    options, tolerance = QUANTISED[kind]
+    config = {**COMMON, "hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 32}
+    torch.manual_seed(0)
+    plain = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+    plain.save_pretrained(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=transformers.BitsAndBytesConfig(**options), device_map="cpu", dtype=torch.float32
+    )
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or module.weight.is_floating_point():
+            continue
+        if kind == "int8":
+            scale = module.weight.SCB if module.state.SCB is None else module.state.SCB
+            values = module.weight.data.float() * scale[:, None] / 127
+        else:
+            values = dequantized(module)
+        plain.get_submodule(name).weight.data = values
+    probes = random_pairs(3)
+    edges, expected = score_edges(model, probes, steps=2), score_edges(plain, probes, steps=2)
+    assert largest_error(edges.heads.per_pair, expected.heads.per_pair) < tolerance
+    assert largest_error(edges.per_pair, expected.per_pair) < tolerance
+    assert not torch.equal(expected.per_pair, score_edges(tiny_plain(tmp_path), probes, steps=2).per_pair)
+
+    adapted = get_peft_model(model, LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    with_adapter = score_edges(adapted, probes, steps=2)
+    assert with_adapter.checks.row_sums < tolerance
+    assert largest_error(with_adapter.per_pair, edges.per_pair) > tolerance
+
+
+def dequantized(module: nn.Module) -> torch.Tensor:
+    import bitsandbytes
+
+    weight: Any = module.weight
+    return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
+
+
+def tiny_plain(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def test_what_the_pass_overrides_is_put_back_when_it_fails() -> None:
