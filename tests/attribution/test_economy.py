@@ -1,0 +1,103 @@
+"""What the pass does not do: run anything twice, compute logits that nobody reads, take more memory than it may."""
+
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import largest_error, random_pairs, tiny_model
+
+from headwatch import Anatomy, UserError, score_edges, score_heads
+from headwatch.attribution.memory import batch_sizes, default_budget_gb
+from headwatch.attribution.naive import naive_edges
+
+M = 3
+ROWS = {  # rows a pair: points with gradient, and ends that are none of them
+    ("logit_diff", "midpoint"): M + 2,
+    ("logit_diff", "right"): M + 1,
+    ("logit_diff", "left"): M + 1,
+    ("logit_diff", "clean"): 2,
+    ("kl", "right"): (M - 1) + 2,
+    ("kl", "left"): M + 1,
+}
+
+
+@pytest.mark.parametrize(("metric", "alphas"), list(ROWS))
+@pytest.mark.parametrize("how", [{}, {"memory_budget_gb": 5e-5}])
+def test_no_run_is_done_twice(metric: str, alphas: str, how: dict[str, float]) -> None:
+    model, probes = tiny_model("llama"), random_pairs(4, side="none")
+    rows = []
+    handle = model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    # Every row has the columns after the first difference; the prefix runs once, and counts once.
+    edges = score_edges(model, probes, metric, M, alphas, reuse_prefix=False, **how)
+    handle.remove()
+    assert sum(rows) == ROWS[metric, alphas] * len(probes)
+    assert not how or max(rows) <= 2  # a small budget does them a few at a time
+    assert largest_error(edges.per_pair, naive_edges(model, probes, metric, M, alphas)) < 1e-9
+
+
+def test_logits_are_computed_where_they_are_read() -> None:
+    model = tiny_model("gemma3", torch.float32)  # whose logits are capped afterwards
+    probes = random_pairs(4, side="none").select([1, 2, 3])  # the first differs from the first token on
+    shapes = []
+    handle = model.lm_head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    score_heads(model, probes, steps=M, batch_size=3)
+    handle.remove()
+    prefix, ends, points = shapes[:3]
+    assert prefix[-1] == 0
+    assert ends == (6, 1, 40)
+    assert points == (9, 1, 2)
+    assert "forward" not in vars(model.lm_head)
+
+
+@pytest.mark.parametrize("how", ["own forward", "adapter"])
+def test_an_output_matrix_that_is_not_plain_is_left_alone(how: str) -> None:
+    """GRPOTrainer's cast_lm_head_to_fp32 puts a forward of its own on it, PEFT puts an adapter around it."""
+    model, probes = tiny_model("qwen2"), random_pairs(3)
+    if how == "adapter":
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM"))
+        torch.nn.init.normal_(model.lm_head.lora_B["default"].weight)
+        own = None
+    else:
+        plain = model.lm_head.forward
+
+        def own(x: torch.Tensor) -> torch.Tensor:
+            return 2 * plain(x)
+
+        model.lm_head.forward = own
+    expected = naive_edges(model, probes, steps=2)
+    assert largest_error(score_edges(model, probes, steps=2).per_pair, expected) < 1e-9
+    assert vars(model.get_output_embeddings()).get("forward") is own
+
+
+def test_the_default_budget_is_what_gradients_would_take() -> None:
+    model = tiny_model("llama")
+    assert default_budget_gb(model) == 1.0
+    bytes_each = next(model.parameters()).element_size()
+    model.large = torch.nn.Parameter(torch.empty(3 * 2**28, dtype=torch.float16), requires_grad=False)
+    assert default_budget_gb(model) == 1.0
+    model.large.requires_grad_()
+    rest = sum(p.numel() for name, p in model.named_parameters() if name != "large") * bytes_each
+    assert default_budget_gb(model) == pytest.approx(1.5 + rest / 2**30, rel=1e-12)
+
+
+def test_a_larger_budget_takes_more_pairs_at_once() -> None:
+    anatomy, probes = Anatomy.of(tiny_model("llama")), random_pairs(5)
+    sizes = [batch_sizes(anatomy, probes, 5, None, budget) for budget in (1e-4, 5e-4, 1e-3, None)]
+    assert sizes == sorted(sizes)
+    assert sizes[0][0] < sizes[2][0] <= sizes[3][0] == len(probes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from Linux's /proc")
+def test_the_peak_is_what_the_pass_took() -> None:
+    small, large = (
+        score_edges(tiny_model("llama", torch.float32), random_pairs(n, length=60, side="none"), batch_size=n)
+        for n in (2, 300)
+    )
+    assert small.heads.peak_memory_mb is not None
+    assert large.heads.peak_memory_mb > small.heads.peak_memory_mb + 20
+
+
+def test_a_path_of_the_clean_run_alone_says_nothing_under_kl() -> None:
+    with pytest.raises(UserError, match="steps=1"):
+        score_heads(tiny_model("llama"), random_pairs(1), "kl", 1, "right")
