@@ -70,11 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "report",
         _report,
-        "write one self-contained HTML page of one or several runs",
-        "headwatch report outputs/sft outputs/grpo --out report.html",
+        "write one self-contained HTML page of one or several runs, and SVG figures for a paper",
+        "headwatch report outputs/sft outputs/grpo --out report.html --figures figures",
     )
     report.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="{output_dir}/headwatch, or the output_dir")
     report.add_argument("--out", default=None, help="the file to write (report.html in the first run folder)")
+    report.add_argument("--figures", default=None, metavar="DIR", help="also write the figures as SVG files, here")
     report.add_argument("--json", action="store_true", help="print the path as JSON")
     return parser
 
@@ -100,7 +101,15 @@ def _report(arguments: argparse.Namespace) -> int:
     from headwatch.views.report import write_report
 
     path = write_report(arguments.runs, arguments.out)
-    print(json.dumps({"report": str(path)}) if arguments.json else path)
+    drawn: list[Path] = []
+    if arguments.figures is not None:
+        from headwatch.views.paper_figures import write_figures
+
+        drawn = write_figures(arguments.runs, arguments.figures)
+    if arguments.json:
+        print(json.dumps({"report": str(path), "figures": [str(figure) for figure in drawn]}))
+    else:
+        print(*(path, *drawn), sep="\n")
     return 0
 
 

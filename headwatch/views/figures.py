@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headwatch.history import HeadHistory
+from headwatch.importance import entropy, kurtosis
 from headwatch.lives import ACTIVE, NEWLY_ACTIVE, OF_BASE, is_in
 
 Figure = dict[str, Any]
@@ -63,7 +64,7 @@ def probe_curves(history: HeadHistory, correct: Sequence[float | None]) -> Figur
     """How well the model does on the probes themselves, a signal that no reward shapes.
 
     accuracy: [P] in [0, 1], as given. gap: [P] mean distance between clean and corrupted prompts in the metric's units,
-    counted positive in the base's direction. signal: [P] bool.
+    counted positive in the base's direction; direction: 1 or -1, what gap was multiplied by. signal: [P] bool.
     """
     gaps = np.asarray(history.metric_gap, np.float64)
     told = gaps[np.isfinite(gaps) & (gaps != 0.0)]
@@ -72,6 +73,7 @@ def probe_curves(history: HeadHistory, correct: Sequence[float | None]) -> Figur
         "steps": list(history.steps),
         "accuracy": plain(np.array(correct, np.float64), 3),
         "gap": plain(direction * gaps, 3),
+        "direction": int(direction),
         "signal": [said == "ok" for said in history.signal],
     }
 
@@ -94,12 +96,19 @@ def activation_frequency(history: HeadHistory) -> Figure:
 def effect_map(history: HeadHistory) -> Figure:
     """E(l, h) against the base, mean over the probes after it: effect [L][H] in [-1, 1], empty before there is one.
 
-    measure says what the importance is: edge scores under the circuit rule, |share| under the evidence rule.
+    measure says what the importance is: edge scores under the circuit rule, |share| under the evidence rule. changed:
+    heads whose share has changed significantly and materially by the last probe; E is large for tiny heads too.
     """
     told = sum(said == "ok" for said in history.signal)
     measure = "summed |edge score|, the paper’s" if history.rule == "circuit" else "|share|"
     effect = history.effect() if told > 1 else np.zeros((0, 0))
-    return {"step": history.steps[-1] if history.steps else None, "effect": plain(effect, 2), "measure": measure}
+    changed = history.strengthened[-1] | history.weakened[-1] if history.steps else np.bool_(False)
+    return {
+        "step": history.steps[-1] if history.steps else None,
+        "effect": plain(effect, 2),
+        "measure": measure,
+        "changed": _heads(changed),
+    }
 
 
 def life_raster(history: HeadHistory) -> Figure:
@@ -129,23 +138,6 @@ def life_raster(history: HeadHistory) -> Figure:
     }
 
 
-def share_paths(history: HeadHistory, heads: Sequence[Sequence[int]], max_probes: int = 64) -> Figure | None:
-    """Shares of some heads over time, in units of 1e-4: probes (indices into steps), rows [K][len(probes)].
-
-    Long runs are thinned to about max_probes, first and last kept. None under the circuit rule, which has no shares.
-    """
-    if history.rule != "evidence" or not history.steps:
-        return None
-    probes = np.unique(np.linspace(0, len(history.steps) - 1, min(max_probes, len(history.steps))).round().astype(int))
-    share = history.share[probes]
-    return {
-        "probes": probes.tolist(),
-        "rows": [
-            [None if not math.isfinite(v) else round(v * 1e4) for v in share[:, layer, head]] for layer, head in heads
-        ],
-    }
-
-
 def survival(history: HeadHistory) -> dict[str, Figure]:
     """Kaplan-Meier curves of first spells, by group ("emerged", "base"); a group without a spell is absent.
 
@@ -172,9 +164,12 @@ def survival(history: HeadHistory) -> dict[str, Figure]:
 def event_list(history: HeadHistory) -> Figure:
     """Events in order: columns, rows. before and now: shares (circuit rule: importance).
 
-    q: None under the circuit rule. stability: None under the evidence rule.
+    q, p: None under the circuit rule. stability: None under the evidence rule. lower, upper: 95 % interval of the
+    change; raw_before, raw_now, raw_p: the same of the raw score; status: "confirmed", "pending" or "withdrawn"; each
+    None where the history does not tell.
     """
-    columns = ["step", "layer", "head", "kind", "before", "now", "q", "stability"]
+    columns = ["step", "layer", "head", "kind", "before", "now", "q", "stability", "p"]
+    more = ["lower", "upper", "raw_before", "raw_now", "raw_p"]
     rows = [
         [
             e.step,
@@ -185,10 +180,13 @@ def event_list(history: HeadHistory) -> Figure:
             significant(e.share_now, 3),
             significant(e.q_value, 2),
             significant(e.stability, 3),
+            significant(e.p_value, 2),
+            *(significant(getattr(e, name, None), 3) for name in more),
+            getattr(e, "status", None),
         ]
         for e in history.events
     ]
-    return {"columns": columns, "rows": rows}
+    return {"columns": [*columns, *more, "status"], "rows": rows}
 
 
 def changes(history: HeadHistory) -> dict[str, list[int]]:
@@ -196,6 +194,50 @@ def changes(history: HeadHistory) -> dict[str, list[int]]:
     return {
         "strengthened": [int(n) for n in history.strengthened.sum(axis=(1, 2))],
         "weakened": [int(n) for n in history.weakened.sum(axis=(1, 2))],
+    }
+
+
+def membership_changes(history: HeadHistory) -> list[int]:
+    """Heads in the active set that were not in it at base, or the reverse, evidence or not: [P]."""
+    member = history.member
+    if not history.steps:
+        return []
+    base = history.steps.index(history.base_step) if history.base_step is not None else 0
+    return [int(n) for n in (member ^ member[base]).sum(axis=(1, 2))]
+
+
+def noise(history: HeadHistory) -> Figure:
+    """What the sample of pairs alone would do, beside what happened; each [P], None where it is not known.
+
+    membership: heads that entered or left the active set since the base. low, high: the central 95 % of such changes
+    between two samples of one probe's pairs. split_half: Spearman agreement of two halves of the pairs.
+    """
+    bands = [*history.null_band, *[None] * (len(history.steps) - len(history.null_band))]
+    return {
+        "membership": membership_changes(history),
+        "low": [None if band is None else significant(band.low, 3) for band in bands],
+        "high": [None if band is None else significant(band.high, 3) for band in bands],
+        "split_half": plain(np.array(history.split_half, np.float64), 3),
+    }
+
+
+def turnover(history: HeadHistory) -> Figure:
+    """Heads that became active and that stopped being active since the probe before: gained, lost [P], 0 at first."""
+    step = np.diff(history.active.astype(np.int8), axis=0)
+    told = {"gained": (step > 0).sum(axis=(1, 2)), "lost": (step < 0).sum(axis=(1, 2))}
+    return {name: [0, *(int(n) for n in counts)][: len(history.steps)] for name, counts in told.items()}
+
+
+def concentration(history: HeadHistory) -> Figure:
+    """How the importance is spread over heads, each [P]: entropy (1: all alike), kurtosis, intensity (sum of |score|).
+
+    intensity: None under the circuit rule, which has no signed scores.
+    """
+    importance = history.importance
+    return {
+        "entropy": plain(np.array([entropy(at) for at in importance]), 3),
+        "kurtosis": plain(np.array([kurtosis(at) for at in importance]), 1),
+        "intensity": [significant(float(np.abs(at).sum()), 3) for at in history.raw],
     }
 
 
@@ -212,57 +254,22 @@ def stability(history: HeadHistory) -> Figure | None:
 
 
 def coupling(history: HeadHistory, training: Rows) -> list[Figure]:
-    """Rank correlation of newly active heads with the reward: key, probes, rho, rho_changes (None: undefined)."""
+    """Rank correlation of newly active heads with the reward: key, probes, rho, rho_changes (None: undefined).
+
+    lagged: the tested correlation at the best lag in words, None where the coupling has none.
+    """
     rows = [dict(row) for row in training]
     told = [history.coupling(rows, key) for key in COUPLING_KEYS if any(_is_number(row.get(key)) for row in rows)]
     return [
-        {"key": c.key, "probes": len(c.steps), "rho": plain(c.rho, 2), "rho_changes": plain(c.rho_changes, 2)}
+        {
+            "key": c.key,
+            "probes": len(c.steps),
+            "rho": plain(c.rho, 2),
+            "rho_changes": plain(c.rho_changes, 2),
+            "lagged": c.lagged().words("Newly active heads", c.key) if hasattr(c, "lagged") else None,
+        }
         for c in told
     ]
-
-
-def headline(history: HeadHistory) -> str:
-    """What happened, in one or two sentences that claim no more than was tested."""
-    if not history.steps:
-        return "No probe has been taken yet."
-    step, about = history.steps[-1], f" on {history.family}" if history.family else ""
-    counts = {label: values[-1] for label, values in history.counts().items()}
-    newly, base = history.newly_active()[-1], int(is_in(history.state[-1], OF_BASE).sum())
-    kept = counts["base"] + counts["retained"]
-    if history.rule == "circuit":
-        if len(history.steps) == 1:
-            return f"The base circuit{about} has {_n(base, 'head')}. No training step has been probed yet."
-        return (
-            f"By membership alone{about}, {_n(newly, 'head')} newly active and {kept} of {base} base heads retained "
-            f"at step {step:,}. Nothing is tested here."
-        )
-    if history.base_step is None:
-        return (
-            f"Insufficient signal{about}: clean and corrupted prompts score too much alike to say anything about heads."
-        )
-    if history.signal[-1] != "ok":
-        return (
-            f"Insufficient signal{about} at step {step:,}: clean and corrupted prompts score too much alike. "
-            f"What is shown is the last probe that had one."
-        )
-    if sum(said == "ok" for said in history.signal) == 1:
-        return f"{_n(base, 'head')} of {history.n_layers * history.n_heads} carry the base model’s work{about}. " + (
-            "No training step has been probed yet."
-            if len(history.steps) == 1
-            else "No later probe to compare with yet."
-        )
-    parts = [f"{_n(newly, 'head')} emerged" if newly else "", f"{counts['dropped']} of {base} base heads were dropped"]
-    parts = [part for part in (parts[0], parts[1] if counts["dropped"] else "") if part]
-    gone = counts["pruned"]
-    tail = f" {_n(gone, 'head')} that had emerged {'is' if gone == 1 else 'are'} gone again." if gone else ""
-    if counts["dropped"] == 1:
-        parts[-1] = f"1 of {base} base heads was dropped"
-    if parts:
-        return f"{' and '.join(parts)}{about} by step {step:,}.{tail}"
-    moved = sum(values[-1] for values in changes(history).values())
-    whose = "its" if moved == 1 else "their"
-    shifted = f", though {_n(moved, 'head')} changed {whose} share of the work" if moved else ""
-    return f"No head has emerged and no base head was dropped{about} by step {step:,}{shifted}.{tail}"
 
 
 def all_figures(history: HeadHistory, training: Rows = ()) -> dict[str, Figure]:
@@ -315,7 +322,3 @@ def _heads(where: NDArray[np.bool_] | np.bool_) -> list[list[int]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _n(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -20,9 +20,12 @@ from headwatch.errors import UserError
 from headwatch.evidence import EvidenceSettings
 from headwatch.history import RULES, HeadHistory
 from headwatch.run_folder import ProbeScores, RunFolder
-from headwatch.views import figures
+from headwatch.views import figures, head_pages, words
 
-SCRIPTS = ("marks.js", "lives.js", "course.js", "maps.js", "raster.js", "events.js", "page.js")
+SCRIPTS = (
+    *("marks.js", "lives.js", "course.js", "maps.js", "raster.js", "compare.js", "signals.js", "events.js"),
+    *("head.js", "summary.js", "page.js"),
+)
 FILE_NAME = "report.html"
 
 PathLike = str | os.PathLike[str]
@@ -115,19 +118,27 @@ def run_data(run: RunFolder) -> dict[str, Any]:
         },
         "training": figures.training_curves(training),
         "examples": _examples(run),
+        "alerts": words.alerts(run),
         "families": families,
     }
 
 
-def view_data(history: HeadHistory, training: figures.Rows) -> dict[str, Any]:
-    """The figures of one family by one rule."""
+def view_data(
+    history: HeadHistory, training: figures.Rows, heads: Sequence[tuple[int, int]] = (), pairs: int = 0
+) -> dict[str, Any]:
+    """The figures of one family by one rule; `heads` in the order in which they get a page of their own."""
     lives = figures.life_raster(history)
+    by_circuit = history.rule == "circuit"
     return {
-        "headline": figures.headline(history),
+        "headline": words.headline(history),
         "cohorts": figures.cohort_chart(history),
         "effect": figures.effect_map(history),
         "lives": {key: lives[key] for key in ("heads", "group", "lives")},
-        "shares": figures.share_paths(history, lives["heads"]),
+        "shares": head_pages.share_paths(history, heads, pairs),
+        "importance": head_pages.importance_paths(history, heads) if by_circuit else None,
+        "noise": figures.noise(history),
+        "turnover": figures.turnover(history),
+        "concentration": figures.concentration(history),
         "survival": figures.survival(history),
         "events": figures.event_list(history),
         "changes": figures.changes(history),
@@ -144,20 +155,37 @@ def json_for_html(data: Any) -> str:
     return text
 
 
-def _family_data(run: RunFolder, family: str, training: figures.Rows) -> dict[str, Any]:
-    pairs = run.pairs_of(family)
-    by_evidence = HeadHistory.from_run(run, family=family)
-    rules = {"evidence": view_data(by_evidence, training)}
-    if all(
-        scores.circuit_active is not None and scores.importance is not None
-        for scores in map(run.read_scores, run.steps)
-    ):
-        rules["circuit"] = view_data(HeadHistory.from_run(run, family=family, rule="circuit"), training)
-    correct = [run.read_scores(step).correct for step in run.steps]
-    accuracy = [None if c is None else float(c[pairs].mean()) for c in correct]
+def _family_data(run: "_ReadOnce", family: str, training: figures.Rows) -> dict[str, Any]:
+    pairs, scores = run.pairs_of(family), [run.read_scores(step) for step in run.steps]
+    histories = {"evidence": HeadHistory.from_run(run, family=family)}
+    if all(at.circuit_active is not None and at.importance is not None for at in scores):
+        histories["circuit"] = HeadHistory.from_run(run, family=family, rule="circuit")
+    by_evidence = histories["evidence"]
+    heads, told = head_pages.ranked_heads(histories.values())
+    accuracy = [None if at.correct is None else float(at.correct[pairs].mean()) for at in scores]
+    drift = [np.nan if at.kl_from_base is None else float(at.kl_from_base[pairs].mean()) for at in scores]
     settings = run.manifest.get("settings") or {}
-    probe = {**figures.probe_curves(by_evidence, accuracy), "unit": str(settings.get("metric") or "")}
-    return {"pairs": len(pairs), "probe": probe, "rules": rules}
+    index = run.families.index(family)
+    chance_of = {row["step"]: row.get(f"{family}/circuit/membership_changes_by_chance") for row in run.scalars()}
+    chance = [chance_of.get(step) for step in run.steps]
+    return {
+        "pairs": len(pairs),
+        "summary": words.summary(by_evidence, histories.get("circuit"), accuracy, chance[-1] if chance else None),
+        "chance": chance if any(value is not None for value in chance) else None,
+        "probe": {
+            **figures.probe_curves(by_evidence, accuracy),
+            "kl": [figures.significant(value, 3) for value in drift],
+            "unit": str(settings.get("metric") or ""),
+        },
+        "rules": {rule: view_data(history, training, heads, len(pairs)) for rule, history in histories.items()},
+        "edges": head_pages.strongest_edges(
+            [place for place, step in enumerate(run.steps) if step in run.with_edges],
+            lambda place: run.edges(run.steps[place], index),
+            (by_evidence.n_layers, by_evidence.n_heads),
+            heads,
+            told,
+        ),
+    }
 
 
 def _examples(run: RunFolder) -> list[dict[str, str]]:
@@ -185,6 +213,7 @@ class _ReadOnce(RunFolder):
         super().__init__(path)
         self._steps = super().steps
         self._scores: dict[int, ProbeScores] = {}
+        self.with_edges: set[int] = set()
 
     @property
     def steps(self) -> list[int]:
@@ -192,8 +221,16 @@ class _ReadOnce(RunFolder):
 
     def read_scores(self, step: int) -> ProbeScores:
         if step not in self._scores:
-            self._scores[step] = replace(super().read_scores(step), edges_mean_abs=None)
+            scores = super().read_scores(step)
+            if scores.edges_mean_abs is not None:
+                self.with_edges.add(step)
+            self._scores[step] = replace(scores, edges_mean_abs=None)
         return self._scores[step]
+
+    def edges(self, step: int, family: int) -> np.ndarray[Any, Any] | None:
+        """Mean |edge score| [S, R] of a family at a step: large, and so read when asked for."""
+        edges = super().read_scores(step).edges_mean_abs
+        return None if edges is None or edges.ndim != 3 or family >= len(edges) else edges[family]
 
 
 def _part(name: str) -> str:

@@ -5,7 +5,19 @@ const table = { sort: "step", down: false, text: "", off: new Set(), all: false 
 const COLUMNS = [["run", "Run", "l"], ["step", "Step", ""], ["head", "Head", "l"], ["kind", "What", "l"], ["before", "Share before", ""], ["now", "now", ""], ["change", "Change", ""], ["q", "q value", ""]];
 
 function eventRows(runs, views) {
-  return views.flatMap((view, r) => (view ? view.events.rows.map(([step, layer, head, kind, before, now, q, stability]) => ({ run: r, step, head: [layer, head], kind, before, now, change: isNumber(before) && isNumber(now) ? now - before : null, q, stability })) : []));
+  return views.flatMap((view, r) => (view ? view.events.rows.map(([step, layer, head, kind, before, now, q, stability, p, low, high, rawBefore, rawNow, rawP, status]) => ({ run: r, step, head: [layer, head], kind, before, now, change: isNumber(before) && isNumber(now) ? now - before : null, q, stability, p, low, high, rawBefore, rawNow, rawP, status })) : []));
+}
+
+/* What an event rests on, in words. */
+function eventEvidence(row) {
+  const tested = isNumber(row.q);
+  const said = [`${tested ? "share" : "importance"} ${percent(row.before)} → ${percent(row.now)}`];
+  if (isNumber(row.low) && isNumber(row.high)) said.push(`change ${percent(row.change, true)} (95 %: ${percent(row.low, true)} to ${percent(row.high, true)})`);
+  if (tested) said.push(`q ${number(row.q)}${isNumber(row.p) ? `, p ${number(row.p)}` : ""}`);
+  else said.push(isNumber(row.stability) ? `kept by ${percent(row.stability)} of the resamples, not tested` : "not tested");
+  if (isNumber(row.rawBefore) && isNumber(row.rawNow)) said.push(`raw score ${number(row.rawBefore)} → ${number(row.rawNow)}${isNumber(row.rawP) ? ` (p ${number(row.rawP)})` : ""}`);
+  if (tested && row.status) said.push({ pending: "not confirmed yet", withdrawn: "withdrawn: the next probe did not see it" }[row.status] || row.status);
+  return said.join("; ");
 }
 
 function drawEvents(body, runs, views, rule, nowStep, picked, choose) {
@@ -47,7 +59,8 @@ function drawEvents(body, runs, views, rule, nowStep, picked, choose) {
     const said = { run: runs[row.run].letter, step: whole(row.step), head: headName(row.head), kind: row.kind, before: percent(row.before), now: percent(row.now), change: percent(row.change, true), q: number(row.q), stability: percent(row.stability) };
     for (const [key, , side] of columns) {
       const cell = element(line, "td", { class: side });
-      if (key === "kind") element(cell, "span", { class: "kind " + kindClass(row.kind) }, row.kind);
+      if (key === "kind") element(cell, "span", { class: "kind " + kindClass(row.kind) }, row.kind + ({ pending: " (not confirmed yet)", withdrawn: " (withdrawn)" }[row.status] || ""));
+      else if (key === "head") element(cell, "button", { type: "button", class: "link", "aria-label": `${said.head}: open its page`, title: eventEvidence(row) }, said.head).addEventListener("click", (event) => { event.stopPropagation(); openHead(row.head, row.step); });
       else cell.textContent = said[key];
     }
     line.addEventListener("click", () => choose(row.head, row.step));

@@ -55,10 +55,11 @@ function headLines(view, head, now) {
   if (row === undefined) lines.push("never active");
   else {
     lines.push(lifeWords(view.lives.lives[row][now]) + ` · active at ${percent(frequency(view, row, now))} of the probes`);
-    if (view.shares) {
-      const path = view.shares.rows[row], at = lastAtMost(view.shares.probes, now);
-      lines.push(`share ${percent(path[0] === null ? null : path[0] / 1e4)} → ${percent(path[at] === null ? null : path[at] / 1e4)}`);
-    }
+  }
+  const path = headPath(view, head);
+  if (path) {
+    const at = lastAtMost(path.probes, now);
+    lines.push(`share ${percent(path.share[0])} → ${percent(path.share[at])}${path.low[at] === null ? "" : ` (${percent(path.low[at])} to ${percent(path.high[at])})`}`);
   }
   const effect = view.effect.effect.length ? view.effect.effect[head[0]][head[1]] : null;
   if (isNumber(effect)) lines.push(`effect ${effect > 0 ? "+" : ""}${number(effect)}`);

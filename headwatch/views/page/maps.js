@@ -1,4 +1,4 @@
-/* maps.js: layers across, heads down: activation frequency, effect; and the share of the head that is picked. */
+/* maps.js: layers across, heads down: activation frequency and effect. */
 
 function grid(svg, run, title, remark) {
   const { n_layers: layers, n_heads: heads } = run.model;
@@ -51,6 +51,7 @@ function drawEffect(svg, run, view, picked) {
       fill.style.opacity = Math.abs(value);
     }
   }
+  for (const head of view ? view.effect.changed : []) { const p = place(head); mark(svg, "circle", { class: "proven", cx: p.x + p.width / 2, cy: p.y + p.height / 2, r: Math.max(1.2, p.width * 0.13) }); }
   pick(svg, place, picked, run);
 }
 
@@ -60,34 +61,4 @@ function pick(svg, place, picked, run) {
   if (!picked || picked[0] >= run.model.n_layers || picked[1] >= run.model.n_heads) return;
   const p = place(picked);
   mark(svg, "rect", { class: "pick", x: p.x - 2, y: p.y - 2, width: p.width + 4, height: p.height + 4 });
-}
-
-/* The picked head's share over the steps, dots coloured by its life; the y axis is the same for all runs. */
-function drawShare(svg, run, view, head, domain, scales, now) {
-  const row = view && view.shares ? rowsOf(view).get(keyOf(head)) : undefined;
-  const width = svg.width_(), top = 14, bottom = 86, right = width - 54;
-  svg.begin(108);
-  if (row === undefined) { svg.begin(4); return; }
-  const x = linear(scales.first, scales.last, LEFT, right), y = linear(domain[0], domain[1], bottom, top);
-  for (const tick of ticks(domain[0], domain[1], 3)) {
-    mark(svg, "line", { class: tick === 0 ? "axis" : "grid", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) });
-    label(svg, LEFT - 6, y(tick) + 3.5, percent(tick).replace(".0", ""), { "text-anchor": "end" });
-  }
-  const { probes, rows } = view.shares, values = rows[row].map((v) => (v === null ? null : v / 1e4));
-  mark(svg, "path", { class: "line plain", d: path(values.map((v, i) => [x(run.steps[probes[i]]), v === null ? null : y(v)])) });
-  values.forEach((v, i) => {
-    if (v === null) return;
-    const sign = view.lives.lives[row][probes[i]];
-    mark(svg, "circle", { class: "f-" + (hue(sign) || "unproven"), cx: x(run.steps[probes[i]]), cy: y(v), r: isActive(sign) ? 3.2 : 2 }, `Step ${whole(run.steps[probes[i]])}: share ${percent(v)}\n${lifeWords(sign)}`);
-  });
-  mark(svg, "line", { class: "now", x1: x(run.steps[now]), x2: x(run.steps[now]), y1: top - 4, y2: bottom });
-  for (const tick of stepTicks(scales, width / 130)) label(svg, x(tick), bottom + 15, whole(tick), { "text-anchor": "middle" });
-}
-
-function shareDomain(views, head) {
-  const values = views.flatMap((view) => {
-    const row = view && view.shares ? rowsOf(view).get(keyOf(head)) : undefined;
-    return row === undefined ? [] : view.shares.rows[row].filter(isNumber).map((v) => v / 1e4);
-  });
-  return [Math.min(0, ...values) * 1.08, Math.max(0.01, ...values) * 1.08];
 }

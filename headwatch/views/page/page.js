@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const runs = data.runs;
 const steps = [...new Set(runs.flatMap((run) => run.steps))].sort((a, b) => a - b);
 let touched = false; /* whether the reader has chosen anything: until then the address stays as it was */
-const chosen = { family: data.families[0], rule: data.rules[0], now: steps.length - 1, head: null };
+const chosen = { family: data.families[0], rule: data.rules[0], now: steps.length - 1, head: null, open: false };
 const byId = (id) => document.getElementById(id);
 const RULE_WORDS = { evidence: "Evidence", circuit: "Circuit (the paper’s)" };
 
@@ -12,54 +12,33 @@ runs.forEach((run, index) => { run.letter = index < 26 ? String.fromCharCode(65 
 
 function viewOf(run) {
   const family = run.families[chosen.family], view = family && family.rules[chosen.rule];
-  if (view) view.probe = family.probe;
+  if (view) Object.assign(view, { probe: family.probe, chance: chosen.rule === "circuit" ? family.chance : null });
   return view || null;
 }
 
-/* What is chosen stands in the address (#family=...&rule=...&step=...&head=...&theme=...), so that a view can be passed on. */
+/* What is chosen stands in the address (#family=...&rule=...&step=...&pick=L5.H2&theme=...), so that a view can be
+   passed on; head=L5.H2 instead of pick opens the head's own page. */
 function recall() {
-  const asked = new URLSearchParams(location.hash.slice(1)), step = asked.get("step"), head = /^L(\d+)\.H(\d+)$/.exec(asked.get("head") || "");
+  const asked = new URLSearchParams(location.hash.slice(1)), step = asked.get("step"), named = asked.get("head") || asked.get("pick") || "";
+  const head = /^[La]?(\d+)\.[Hh]?(\d+)$/.exec(named);
   if (data.families.includes(asked.get("family"))) chosen.family = asked.get("family");
   if (data.rules.includes(asked.get("rule"))) chosen.rule = asked.get("rule");
   if (step !== null && steps.length) chosen.now = lastAtMost(steps, +step);
-  chosen.head = head ? [+head[1], +head[2]] : mostChanged();
+  chosen.head = head && runs.some((run) => +head[1] < run.model.n_layers && +head[2] < run.model.n_heads) ? [+head[1], +head[2]] : mostChanged();
+  chosen.open = Boolean(head && asked.get("head") && steps.length);
   if (["light", "dark"].includes(asked.get("theme"))) document.documentElement.dataset.theme = asked.get("theme");
 }
 
-function remember() {
+let written = location.hash;
+function remember(anew) {
   const kept = new URLSearchParams({ family: chosen.family || "", rule: chosen.rule, step: steps.length ? steps[chosen.now] : 0 });
-  if (chosen.head) kept.set("head", headName(chosen.head));
+  if (chosen.head) kept.set(chosen.open ? "head" : "pick", headName(chosen.head));
   if (new URLSearchParams(location.hash.slice(1)).has("theme")) kept.set("theme", document.documentElement.dataset.theme);
-  try { if (touched) history.replaceState(null, "", "#" + kept); } catch (refused) { /* a frame without an address of its own */ }
+  if (!touched || "#" + kept === location.hash) return;
+  try { history[anew ? "pushState" : "replaceState"](null, "", "#" + kept); written = location.hash; } catch (refused) { /* a frame without an address of its own */ }
 }
 
-/* --- header -------------------------------------------------------------------------------------------------------- */
-
-function badge(parent, run) { if (runs.length > 1) element(parent, "span", { class: "badge" }, run.letter); }
-
-function drawTitles() {
-  const titles = byId("titles");
-  titles.replaceChildren();
-  for (const run of runs) {
-    const block = element(titles, "div"), view = viewOf(run), name = element(block, "h1", { class: "run-name" });
-    badge(name, run);
-    element(name, "span", {}, run.name);
-    element(name, "span", { class: "status" + (["running", "failed"].includes(run.status) ? " " + run.status : "") }, run.status);
-    element(block, "p", { class: "headline" }, view ? view.headline : missing(run));
-    const facts = element(block, "p", { class: "facts" }), m = run.model, n = run.steps.length;
-    element(facts, "b", {}, m.name);
-    const shape = `${count(m.n_layers, "layer")} × ${count(m.n_heads, "head")}`;
-    const probed = n ? (n === 1 ? `probed at step ${whole(run.steps[0])}` : `probed ${n} times, steps ${whole(run.steps[0])} to ${whole(run.steps[n - 1])}`) : "not probed yet";
-    const pairs = run.families[chosen.family] ? `${run.families[chosen.family].pairs} pairs of ${chosen.family}` : "";
-    const cost = isNumber(run.cost.seconds) ? `${number(run.cost.seconds)} s a probe` : "";
-    facts.append(` (${shape}), ` + [run.trainer, probed, pairs, cost, run.probes.fingerprint ? "probes " + run.probes.fingerprint : "", run.headwatch_version ? "headwatch " + run.headwatch_version : ""].filter(Boolean).join(" · "));
-  }
-}
-
-function missing(run) {
-  if (!run.steps.length) return "No probe has been taken yet.";
-  return run.families[chosen.family] ? `This run holds no circuits: it was scored by heads only.` : `This run has no probes of the family ${chosen.family}.`;
-}
+/* --- choosing ------------------------------------------------------------------------------------------------------ */
 
 function choices(id, values, words, chosenValue, choose) {
   byId(id + "-control").hidden = values.length < 2;
@@ -70,6 +49,8 @@ function choices(id, values, words, chosenValue, choose) {
     element(wrap, "span", {}, words(value));
   }
 }
+
+const stepWords = () => (steps.length ? `step ${whole(steps[chosen.now])} of ${whole(steps[steps.length - 1])}` : "");
 
 function controls() {
   choices("family", data.families, (f) => f, chosen.family, (family) => { chosen.family = family; chosen.head = mostChanged(); draw(); });
@@ -87,6 +68,12 @@ function controls() {
   });
 }
 
+/* The controls show what is chosen, where it was not chosen by them. */
+function sync() {
+  for (const id of ["family", "rule"]) document.querySelectorAll(`#${id} input`).forEach((input) => { input.checked = input.value === chosen[id]; });
+  byId("now").value = chosen.now;
+}
+
 let waiting = 0;
 function setNow(index) {
   touched = true;
@@ -95,13 +82,13 @@ function setNow(index) {
   if (!waiting) waiting = requestAnimationFrame(() => { waiting = 0; draw(); });
 }
 
-function chooseHead(head, step) {
+function chooseHead(head, step, anew) {
   if (!head) return;
   touched = true;
   chosen.head = head;
   if (isNumber(step) && steps[chosen.now] < step) chosen.now = steps.indexOf(step);
   byId("now").value = chosen.now;
-  draw();
+  draw(anew);
 }
 
 /* The head to start with: the one whose last event changed its share most. */
@@ -126,9 +113,14 @@ function column(id, run, make) {
   return built.get(key);
 }
 
+/* A chart in which the arrow keys choose a head, and Enter opens its page. */
 function keys(svg, move) {
   svg.setAttribute("tabindex", "0");
+  svg.setAttribute("role", "application");
+  svg.setAttribute("aria-label", svg.getAttribute("aria-label") + ". Arrow keys choose a head, Enter opens its page.");
+  svg.addEventListener("dblclick", () => openHead(chosen.head));
   svg.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); openHead(chosen.head); }
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (way) { event.preventDefault(); move(way[0], way[1]); }
   });
@@ -148,17 +140,20 @@ function courseColumn(run) {
 function whereColumn(run) {
   return column("where", run, (block) => {
     const { n_layers: layers, n_heads: heads } = run.model;
-    const shapes = ["activation frequency of", "effect on importance of"].map((what) => chart(element(block, "div"), "map", `Layers by heads: ${what} ${run.name}`));
+    const maps = element(block, "div", { class: "maps" }); /* side by side where a small model leaves room */
+    const shapes = ["activation frequency of", "effect on importance of"].map((what) => chart(element(maps, "div", { style: `flex: 1 1 ${Math.max(250, layers * 24 + 40)}px` }), "map", `Layers by heads: ${what} ${run.name}`));
     shapes.forEach((svg) => {
       svg.addEventListener("click", (event) => chooseHead(svg.headAt(event)));
       keys(svg, (dx, dy) => { const [l, h] = chosen.head || [0, 0]; chooseHead([clamp(l + dx, 0, layers - 1), clamp(h + dy, 0, heads - 1)]); });
     });
     const [first, second] = shapes;
     legend(first.parentNode, [["base", "base head", "ramp"], ["new", "joined in training", "ramp"], ["", "active now", "swatch-outline"], ["unproven", "in the set without evidence", "round evidence-only"]]);
-    legend(second.parentNode, [["loss", "−1: importance lost", "ramp"], ["gain", "+1: importance gained", "ramp"]]);
+    legend(second.parentNode, [["loss", "−1: importance lost", "ramp"], ["gain", "+1: importance gained", "ramp"], ["", "share changed significantly and materially", "round proven evidence-only"]]);
     const inspector = element(block, "p", { class: "inspector", "aria-live": "polite" });
-    const share = chart(block, "share", `Share of the chosen head over the steps of ${run.name}`);
-    return { first, second, inspector, share };
+    const share = chart(block, "share", `Share of the chosen head over the steps of ${run.name}, with its 95 % interval`);
+    const own = element(block, "button", { type: "button", class: "more own-page" }, "Open the head’s own page");
+    own.addEventListener("click", () => openHead(chosen.head));
+    return { first, second, inspector, share, own };
   });
 }
 
@@ -190,22 +185,26 @@ function livesColumn(run) {
   });
 }
 
-function draw() {
+function signalsColumn(run) { return column("signals", run, (block) => ({ charts: element(block, "div", { class: "panels" }) })); }
+
+function draw(anew) {
   const views = runs.map(viewOf), scales = courseScales(runs, views), nowStep = steps.length ? steps[chosen.now] : 0;
   const nows = runs.map((run) => probeAt(run, nowStep));
-  byId("now-text").textContent = steps.length ? `step ${whole(nowStep)} of ${whole(steps[steps.length - 1])}` : "";
+  byId("now-text").textContent = stepWords();
+  byId("now").setAttribute("aria-valuetext", stepWords());
+  byId("print-state").textContent = steps.length ? `Shown: family ${chosen.family}${data.families.length > 1 ? ` (of ${data.families.join(", ")})` : ""}, ${chosen.rule} rule, ${stepWords()}.` : "";
   document.body.dataset.rule = chosen.rule;
   drawTitles();
   drawNote(views, nows);
   drawLedger(views, nows);
-  const domain = chosen.head ? shareDomain(views, chosen.head) : [0, 1];
+  const paths = views.map((view) => (chosen.head ? headPath(view, chosen.head) : null)), domain = domainOf(paths.flatMap((p) => (p ? [p.low, p.high] : [])), 0.01);
   /* All columns first: what a chart is drawn at is the width that it has beside the others. */
-  const columns = runs.map((run) => [courseColumn(run), whereColumn(run), livesColumn(run)]);
+  const columns = runs.map((run) => [courseColumn(run), whereColumn(run), livesColumn(run), signalsColumn(run)]);
   runs.forEach((run, r) => {
-    const view = views[r], now = nows[r], [course, where, lives] = columns[r];
+    const view = views[r], now = nows[r], [course, where, lives, signals] = columns[r];
     drawCourse(course.svg, run, view, scales, now);
     const weak = view && view.cohorts.signal.includes(false) ? "Hatched: probes with insufficient signal; heads keep the state they had. " : "";
-    course.coupling.textContent = weak + (view ? view.coupling.map((c) => `Newly active heads beside ${c.key}: rank correlation ${number(c.rho)} over ${c.probes} probes; of their changes between probes, which a common trend does not feed, ${number(c.rho_changes)}.`).join(" ") : "");
+    course.coupling.textContent = weak + (view ? view.coupling.map(couplingWords).join(" ") : "");
     drawFrequency(where.first, run, view, now, chosen.head);
     drawEffect(where.second, run, view, chosen.head);
     where.inspector.replaceChildren();
@@ -213,7 +212,14 @@ function draw() {
       element(where.inspector, "b", {}, headName(chosen.head));
       where.inspector.append(" · " + headLines(view, chosen.head, now).join(" · "));
     }
-    drawShare(where.share, run, view, chosen.head || [0, 0], domain, scales, now);
+    if (paths[r]) drawPath(where.share, `Share of ${headName(chosen.head)}`, "95 % interval", run, view, chosen.head, Object.assign({ values: paths[r].share }, paths[r]), domain, scales, now, percent);
+    else {
+      const weight = view && chosen.head ? importancePath(run, chosen.head) : null;
+      if (weight) drawPath(where.share, `Importance of ${headName(chosen.head)}`, "the paper’s: part of all |edge score|", run, view, chosen.head, weight, domainOf([weight.values], 0.001), scales, now, percent);
+      else where.share.begin(1);
+    }
+    where.own.hidden = !chosen.head || !view;
+    drawSignals(signals.charts, run, view, runs, views, scales, now);
     const known = view && view.lives.heads.length > 0;
     lives.empty.textContent = known ? "" : view ? "No head has been active yet." : missing(run);
     for (const group in GROUPS) {
@@ -227,8 +233,14 @@ function draw() {
   });
   drawEvents(document.querySelector("#events .body"), runs, views, chosen.rule, nowStep, chosen.head, chooseHead);
   drawSurvivals(views);
-  drawComparison(views, nows);
-  remember();
+  drawComparison(runs, views, nows, chosen, chooseHead);
+  drawHeadPage(views, nows, scales);
+  remember(anew);
+}
+
+function couplingWords(c) {
+  const known = isNumber(c.rho) ? `rank correlation ${number(c.rho)} over ${c.probes} probes; of their changes between probes, which a common trend does not feed, ${number(c.rho_changes)}.` : `no correlation can be told over ${c.probes} probes: one of the two never changes.`;
+  return `Newly active heads beside ${c.key}: ${known}${c.lagged ? " Tested, of the changes: " + c.lagged : ""}`;
 }
 
 function drawNote(views, nows) {
@@ -283,24 +295,6 @@ function drawSurvivals(views) {
   });
 }
 
-function drawComparison(views, nows) {
-  const section = byId("added");
-  section.hidden = runs.length < 2;
-  if (section.hidden) return;
-  const body = section.querySelector(".body");
-  if (!body.svg) { body.svg = chart(body, "added-heads", "Heads added by each run, a column a head"); body.svg.addEventListener("click", (event) => chooseHead(event.target.head)); body.lines = element(body, "div", { class: "facts" }); }
-  body.lines.replaceChildren();
-  const shape = (run) => run.model.n_layers + "×" + run.model.n_heads;
-  body.svg.replaceChildren();
-  if (new Set(runs.map(shape)).size > 1) { element(body.lines, "p", {}, `The runs’ models differ in shape (${runs.map(shape).join(", ")} layers × heads), so their heads cannot be matched by name.`); return; }
-  if (addedHeads(runs, views, nows).heads.length) {
-    drawAdded(body.svg, runs, views, nows, chosen.head);
-    legend(body.lines, [["new", "added, active now", "round"], ["", "added, no longer active", "round hollow"]]);
-  } else element(body.lines, "p", {}, "No run has added a head.");
-  for (const line of overlaps(runs, views, nows)) element(body.lines, "p", {}, line);
-  if (new Set(runs.map((run) => run.probes.fingerprint)).size > 1) element(body.lines, "p", {}, "The runs were probed with different pairs (fingerprints differ): part of what differs between them may be the pairs.");
-}
-
 function drawDetails() {
   for (const run of runs) {
     const { block } = column("details", run, () => ({})), list = element(block, "dl");
@@ -334,12 +328,21 @@ function start() {
   element(byId("lives-legend"), "span", { class: "evidence-only" }, "thin: outside the set, loss not proven");
   element(byId("lives-legend"), "span", {}, "dotted: dropped or pruned");
   controls();
+  headControls();
   tooltips();
   drawDetails();
   draw();
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; requestAnimationFrame(draw); } });
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
+  addEventListener("hashchange", () => { if (location.hash !== written) { recall(); sync(); draw(); } });
+  /* For paper: everything open, all events, and charts drawn at the width that a sheet has. */
+  addEventListener("beforeprint", () => { document.querySelectorAll("details").forEach((d) => { d.open = true; }); table.all = true; document.body.classList.add("printing"); draw(); });
+  addEventListener("afterprint", () => { document.body.classList.remove("printing"); draw(); });
+  addEventListener("keydown", (event) => {
+    const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey;
+    if (typing || steps.length < 2 || (event.key !== "," && event.key !== ".")) return;
+    setNow(chosen.now + (event.key === "." ? 1 : -1));
+  });
   document.documentElement.dataset.ready = "yes";
 }
 
