@@ -150,7 +150,14 @@ def effect_figure(effect: Figure, about: str) -> Any:
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     colours = LinearSegmentedColormap.from_list("effect", [LOSS, CELL, GAIN], N=41)
-    where = {"location": "bottom", "shrink": 0.25, "aspect": 24, "anchor": (0.0, 1.0), "pad": 0.02}
+    where = {
+        "location": "bottom",
+        "shrink": 0.25,
+        "aspect": 24,
+        "anchor": (0.0, 1.0),
+        "panchor": (0.0, 1.0),
+        "pad": 0.02,
+    }
     bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), colours), ax=axes, ticks=(-1, 0, 1), **where)
     bar.solids.set_rasterized(False)
     bar.outline.set_linewidth(0.4)

@@ -1,11 +1,11 @@
 """Runs to draw, and a real browser to draw them in."""
 
 import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser, Page
 from page_dom import Dom
 from synthetic import write_synthetic_run
 
@@ -15,29 +15,34 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
-def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Dom]:
-    """browse(page, "rule=circuit") opens a page in Chromium and returns the DOM that its script made."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One Chromium for all tests; each opens pages of its own."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
         pytest.skip(f"drawing needs a browser on PATH: one of {', '.join(BROWSERS)}")
-    profile = tmp_path_factory.mktemp("profile")
-    quiet = ["gpu", "quic", "background-networking", "component-update", "sync", "extensions", "default-apps"]
-    flags = ["--headless", "--no-sandbox", "--no-first-run", "--window-size=1400,2000", f"--user-data-dir={profile}"]
+    started = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
 
-    def open_page(page: Path, chosen: str = "") -> Dom:
-        command = [
-            browser,
-            *flags,
-            "--virtual-time-budget=2000",
-            *(f"--disable-{name}" for name in quiet),
-            "--dump-dom",
-            f"{page.as_uri()}#{chosen}",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return Dom(done.stdout)
 
-    return open_page
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """visit(path, "rule=circuit", width=...) opens a page in Chromium, and closes it after the test."""
+    opened: list[Page] = []
+
+    def open_page(path: Path, chosen: str = "", **how: object) -> Page:
+        opened.append(browser.open(f"{path.as_uri()}#{chosen}", **how))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield open_page
+    for page in opened:
+        page.close()
+
+
+@pytest.fixture
+def browse(visit: Callable[..., Page]) -> Callable[..., Dom]:
+    """browse(page, "rule=circuit") opens a page in Chromium and returns the DOM that its script made."""
+    return lambda path, chosen="": Dom(visit(path, chosen, height=2000).dom())
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from plain_run import write_plain_run
 from headwatch.history import HeadHistory
 from headwatch.lives import HeadState
 from headwatch.run_folder import RunFolder
-from headwatch.views import figures
+from headwatch.views import figures, words
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +62,6 @@ def test_life_raster_is_ordered_by_group_and_first_activity(history: HeadHistory
     assert {"base", "joined"} <= set(raster["group"])
 
 
-def test_share_paths_are_the_shares_and_long_runs_are_thinned(history: HeadHistory):
-    heads = figures.life_raster(history)["heads"]
-    paths = figures.share_paths(history, heads)
-    layer, head = heads[0]
-    np.testing.assert_allclose(np.array(paths["rows"][0]) / 1e4, history.share[:, layer, head], atol=0.6e-4)
-    thin = figures.share_paths(history, heads, max_probes=4)
-    assert thin["probes"][0] == 0
-    assert thin["probes"][-1] == len(history.steps) - 1
-    assert len(thin["rows"][0]) == 4
-
-
 def test_training_curves_choose_what_says_something():
     grpo = [{"step": s, "reward": s / 10, "loss": 0.0, "rewards/accuracy_reward/mean": 0.5} for s in range(1, 6)]
     assert set(figures.training_curves(grpo)) == {"reward", "accuracy"}
@@ -117,13 +106,13 @@ def test_circuit_rule_carries_its_stability_and_no_q_value(grpo: RunFolder, hist
 
 def test_headline_says_what_was_found(tmp_path, grpo: RunFolder, history: HeadHistory):
     n_emerged = history.newly_active()[-1]
-    assert figures.headline(history).startswith(f"{n_emerged} heads emerged")
-    assert "addition" in figures.headline(history)
-    assert "Nothing is tested" in figures.headline(HeadHistory.from_run(grpo, rule="circuit"))
+    assert words.headline(history).startswith(f"{n_emerged} heads emerged")
+    assert "addition" in words.headline(history)
+    assert "Nothing is tested" in words.headline(HeadHistory.from_run(grpo, rule="circuit"))
 
 
 @pytest.mark.parametrize(
-    ("steps", "gap", "words"),
+    ("steps", "gap", "said"),
     [
         ([], 6.0, "No probe has been taken yet"),
         ([0], 6.0, "No training step has been probed yet"),
@@ -131,8 +120,8 @@ def test_headline_says_what_was_found(tmp_path, grpo: RunFolder, history: HeadHi
         ([0, 10], 0.0, "Insufficient signal"),
     ],
 )
-def test_headline_claims_no_more_than_there_is(tmp_path, steps: list[int], gap: float, words: str):
-    assert words in figures.headline(HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap)))
+def test_headline_claims_no_more_than_there_is(tmp_path, steps: list[int], gap: float, said: str):
+    assert said in words.headline(HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap)))
 
 
 def test_plain_rounds_and_has_no_nan():

@@ -183,7 +183,7 @@ function headControls() {
   byId("head-next").addEventListener("click", () => turnHead(1));
   byId("head-close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-  dialog.addEventListener("close", () => { if (chosen.open) { chosen.open = false; remember(); } });
+  dialog.addEventListener("close", () => { if (chosen.open) { chosen.open = false; touched = true; remember(); } });
   dialog.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "n" || event.key === "p") { event.preventDefault(); turnHead(event.key === "n" ? 1 : -1); }

@@ -24,8 +24,9 @@ function recall() {
   if (data.families.includes(asked.get("family"))) chosen.family = asked.get("family");
   if (data.rules.includes(asked.get("rule"))) chosen.rule = asked.get("rule");
   if (step !== null && steps.length) chosen.now = lastAtMost(steps, +step);
-  chosen.head = head && runs.some((run) => +head[1] < run.model.n_layers && +head[2] < run.model.n_heads) ? [+head[1], +head[2]] : mostChanged();
-  chosen.open = Boolean(head && asked.get("head") && steps.length);
+  const known = head && runs.some((run) => +head[1] < run.model.n_layers && +head[2] < run.model.n_heads);
+  chosen.head = known ? [+head[1], +head[2]] : mostChanged();
+  chosen.open = Boolean(known && asked.get("head") && steps.length);
   if (["light", "dark"].includes(asked.get("theme"))) document.documentElement.dataset.theme = asked.get("theme");
 }
 
@@ -34,7 +35,7 @@ function remember(anew) {
   const kept = new URLSearchParams({ family: chosen.family || "", rule: chosen.rule, step: steps.length ? steps[chosen.now] : 0 });
   if (chosen.head) kept.set(chosen.open ? "head" : "pick", headName(chosen.head));
   if (new URLSearchParams(location.hash.slice(1)).has("theme")) kept.set("theme", document.documentElement.dataset.theme);
-  if (!touched || "#" + kept === location.hash) return;
+  if (!touched || "#" + kept === location.hash) { written = location.hash; return; }
   try { history[anew ? "pushState" : "replaceState"](null, "", "#" + kept); written = location.hash; } catch (refused) { /* a frame without an address of its own */ }
 }
 
@@ -239,7 +240,7 @@ function draw(anew) {
 }
 
 function couplingWords(c) {
-  const known = isNumber(c.rho) ? `rank correlation ${number(c.rho)} over ${c.probes} probes; of their changes between probes, which a common trend does not feed, ${number(c.rho_changes)}.` : `no correlation can be told over ${c.probes} probes: one of the two never changes.`;
+  const known = isNumber(c.rho) ? `rank correlation ${number(c.rho)} over ${c.probes} probes; of their changes between probes, which a common trend does not feed, ${number(c.rho_changes)}.` : `no correlation can be told over ${count(c.probes, "probe")}${c.probes < 3 ? "" : ": one of the two never changes"}.`;
   return `Newly active heads beside ${c.key}: ${known}${c.lagged ? " Tested, of the changes: " + c.lagged : ""}`;
 }
 

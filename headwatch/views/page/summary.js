@@ -33,7 +33,7 @@ function drawSummary(block, run) {
   for (const [family, { summary, pairs }] of Object.entries(run.families)) {
     const one = element(list, "div", { class: family === chosen.family ? "chosen" : "" }), name = element(one, "h2", {}, family);
     element(name, "small", {}, count(pairs, "pair"));
-    if (summary.status !== "ok") element(name, "span", { class: "status" }, summary.status);
+    if (summary.status !== "ok") element(name, "span", { class: "family-status" }, summary.status);
     const said = element(one, "ul");
     for (const sentence of summary.sentences) element(said, "li", {}, sentence);
   }

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from plain_run import write_plain_run
+
+from headwatch.history import HeadHistory
+from headwatch.run_folder import RunFolder
+from headwatch.views import figures, words
+
+
+def test_summary_says_what_the_statistics_carry(grpo: RunFolder):
+    history, circuit = HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit")
+    told = words.summary(history, circuit, [0.5] * (len(history.steps) - 1) + [0.75], by_chance=3.0)
+    assert (told["family"], told["status"]) == ("addition", "ok")
+    moved = figures.changes(history)
+    first, second, third, fourth, fifth = told["sentences"]
+    assert first.startswith(f"{moved['strengthened'][-1]} heads strengthened and {moved['weakened'][-1]} weakened")
+    newly = np.isin(history.state, (4, 6))
+    left = (np.diff(newly.astype(int), axis=0) < 0).any(axis=0)
+    late = newly[-1] & ~newly[:-1].any(axis=0)
+    assert f"{(newly[-1] & ~left & ~late).sum()} emerged and stayed" in second
+    assert f"{(newly[-1] & left).sum()} emerged, went and came back" in second
+    assert f"{(newly.any(axis=0) & ~newly[-1]).sum()} emerged and went again" in second
+    changed = (history.member[-1] ^ history.member[0]).sum()
+    band = history.null_band[-1]
+    assert (
+        f"changed by {changed}; two samples of one probe’s pairs differ by {band.low:.0f} to {band.high:.0f}" in third
+    )
+    assert ("within" if changed <= band.high else "more than") in third
+    paper = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1]
+    assert f"membership count changed by {paper}" in fourth
+    assert ("within the 3" if paper <= 3 else "more than the 3") in fourth
+    assert "not tested" in fourth
+    assert fifth.startswith("Probe accuracy 50 % → 75 %, metric gap ")
+
+
+def test_nothing_is_said_of_a_null_band_that_is_not_there(grpo: RunFolder):
+    told = words.summary(HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit"))
+    paper = next(sentence for sentence in told["sentences"] if "paper’s" in sentence)
+    assert "differ" not in paper
+    assert not any("paper’s" in sentence for sentence in words.summary(HeadHistory.from_run(grpo))["sentences"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "gap", "status", "said"),
+    [
+        ([], 6.0, "no probe", None),
+        ([0], 6.0, "base only", "no later probe"),
+        ([0, 10], 0.0, "insufficient signal", "at every probe so far"),
+        ([0, 10, 20], 6.0, "ok", "None of 16 heads changed"),
+    ],
+)
+def test_statuses_are_said_plainly(tmp_path, steps: list[int], gap: float, status: str, said: str | None):
+    told = words.summary(HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap)))
+    assert told["status"] == status
+    assert told["sentences"] == [] if said is None else said in told["sentences"][0]
