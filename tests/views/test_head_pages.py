@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
+import scipy.stats
 
-from headwatch import evidence
 from headwatch.history import HeadHistory
 from headwatch.run_folder import RunFolder
 from headwatch.views import head_pages
@@ -28,14 +28,15 @@ def test_paths_are_the_shares_with_their_interval(grpo: RunFolder, history: Head
     pairs = grpo.pairs_of("addition")
     paths = head_pages.share_paths(history, heads, len(pairs))
     assert [tuple(h) for h in paths["heads"]] == heads
-    scores = grpo.read_scores(history.steps[-1])
-    lower, upper = evidence.share_interval(
-        evidence.shares(scores.head_scores[pairs], scores.metric_clean[pairs], scores.metric_corrupted[pairs])
-    )
+    at = grpo.read_scores(history.steps[-1])
+    scores, gap = at.head_scores[pairs].astype(float), (at.metric_corrupted - at.metric_clean)[pairs].astype(float)
+    share = scores.mean(axis=0) / gap.mean()
+    error = ((scores - share * gap[:, None, None]) / gap.mean()).std(axis=0, ddof=1) / np.sqrt(len(pairs))
+    half = scipy.stats.t.ppf(0.975, len(pairs) - 1) * error  # the delta method, written out
     for head, row, reach in zip(heads, paths["rows"], paths["reach"], strict=True):
         np.testing.assert_allclose(np.array(row) / 1e4, history.share[:, head[0], head[1]], atol=0.6e-4)
-        np.testing.assert_allclose((row[-1] - reach[-1]) / 1e4, lower[head], atol=1.1e-4)
-        np.testing.assert_allclose((row[-1] + reach[-1]) / 1e4, upper[head], atol=1.1e-4)
+        np.testing.assert_allclose(reach[-1] / 1e4, half[head], atol=0.6e-4)
+    assert max(reach[-1] for reach in paths["reach"]) > 20  # units: the comparison above is not of zeros
 
 
 def test_long_runs_are_thinned_before_heads_are_left_out(history: HeadHistory):

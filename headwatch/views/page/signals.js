@@ -65,6 +65,7 @@ function drawSignal(svg, signal, run, view, domain, scales, now) {
     const [up, down] = signal.layers ? layerProfile(run, view, now) : signal.bars(view);
     const room = signal.layers ? (right - LEFT) / layers : (right - LEFT) / Math.max(1, steps.length);
     const wide = clamp(room * 0.7, 1, 14);
+    if (![...up, ...down].some((n) => n)) label(svg, (LEFT + right) / 2, y(0) - 8, "none so far", { "text-anchor": "middle" });
     up.forEach((n, i) => {
       const middle = signal.layers ? x(i) : at(i), said = signal.layers ? `Layer ${i}: ${n} emerged, ${down[i]} dropped` : `Step ${whole(steps[i])}: ${n} gained, ${down[i]} lost`;
       if (n) mark(svg, "rect", { class: "bar up f-new", x: middle - wide / 2, y: y(n), width: wide, height: y(0) - y(n) }, said);
