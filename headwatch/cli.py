@@ -101,15 +101,12 @@ def _report(arguments: argparse.Namespace) -> int:
     from headwatch.views.report import write_report
 
     path = write_report(arguments.runs, arguments.out)
-    drawn: list[Path] = []
+    written: dict[str, Any] = {"report": str(path)}
     if arguments.figures is not None:
         from headwatch.views.paper_figures import write_figures
 
-        drawn = write_figures(arguments.runs, arguments.figures)
-    if arguments.json:
-        print(json.dumps({"report": str(path), "figures": [str(figure) for figure in drawn]}))
-    else:
-        print(*(path, *drawn), sep="\n")
+        written["figures"] = [str(figure) for figure in write_figures(arguments.runs, arguments.figures)]
+    print(json.dumps(written) if arguments.json else "\n".join([str(path), *written.get("figures", [])]))
     return 0
 
 

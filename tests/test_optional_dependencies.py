@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-OPTIONAL = ("trl", "wandb", "plotly", "peft", "datasets", "accelerate")
+OPTIONAL = ("trl", "wandb", "plotly", "peft", "datasets", "accelerate", "matplotlib")
 
 
 def test_importing_headwatch_needs_none_of_the_optional_packages() -> None:

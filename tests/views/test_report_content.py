@@ -13,7 +13,7 @@ from synthetic import write_synthetic_run
 from headwatch.history import HeadHistory
 from headwatch.run_folder import RunFolder
 from headwatch.views import figures, words
-from headwatch.views.report import write_report
+from headwatch.views.report import render, run_data, write_report
 
 Visit = Callable[..., Page]
 HOSTILE = "</script><img src=x onerror=document.documentElement.dataset.owned=1><!--"
@@ -148,4 +148,23 @@ def test_a_run_still_going_is_drawn(visit: Visit, tmp_path: Path):
     page = visit(write_report(run))
     assert page.run("!!document.querySelector('#course path[data-series=reward]')")
     assert "no correlation can be told over 0 probes." in page.run("document.querySelector('#course').textContent")
+    assert page.problems == []
+
+
+def test_an_event_shows_all_the_evidence_that_it_carries(grpo: RunFolder, visit: Visit, tmp_path: Path):
+    """Interval, raw score and status, where the history tells them; here put into the page's data by hand."""
+    data = run_data(grpo)
+    events = data["families"]["addition"]["rules"]["evidence"]["events"]
+    more = {"lower": 0.101, "upper": 0.139, "raw_before": -0.01, "raw_now": -0.7, "raw_p": 0.002, "status": "pending"}
+    row = events["rows"][0]
+    for name, value in more.items():
+        row[events["columns"].index(name)] = value
+    path = tmp_path / "page.html"
+    path.write_text(render([data]), encoding="utf-8")
+    page = visit(path, f"head=L{row[1]}.H{row[2]}")
+    said = texts(page, "#head-body .plain-list li")[0]
+    assert "(95 %: +10 % to +14 %)" in said
+    assert "raw score −0.01 → −0.7 (p 0.002)" in said
+    assert "not confirmed yet" in said
+    assert "(not confirmed yet)" in texts(page, "#events .event .kind")[0]
     assert page.problems == []
