@@ -57,7 +57,7 @@ function drawPath(svg, title, remark, run, view, head, path_, domain, scales, no
   const x = linear(scales.first, scales.last, LEFT, right), y = linear(domain[0], domain[1], bottom, top), at = (i) => x(run.steps[path_.probes[i]]);
   for (const tick of ticks(domain[0], domain[1], path_.low ? 4 : 3)) {
     mark(svg, "line", { class: tick === 0 ? "axis" : "grid", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) });
-    label(svg, LEFT - 6, y(tick) + 3.5, words(tick).replace(".0 %", " %"), { "text-anchor": "end" });
+    label(svg, LEFT - 6, y(tick) + 3.5, words === percent ? number(tick * 100) + " %" : words(tick), { "text-anchor": "end" });
   }
   for (const tick of stepTicks(scales, width / 110)) label(svg, x(tick), bottom + 15, whole(tick), { "text-anchor": "middle" });
   const { values } = path_, known = values.map((_, i) => i).filter((i) => path_.low && path_.low[i] !== null);
