@@ -13,11 +13,11 @@ from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
 
 GIB = 2**30
-LEAST_BUDGET_GB = 1.0
+LEAST_BUDGET_GB = 2.0
 
 
 def default_budget_gb(model: nn.Module) -> float:
-    """What a training step needs in any case: a gradient for each trainable parameter, and 1 GiB at least, in GiB.
+    """What a training step needs in any case: a gradient for each trainable parameter, and 2 GiB at least, in GiB.
 
     A probe comes between steps, when no gradient is held, so that within this budget it takes no more than the step
     does. The budget depends on the model alone: batches then have the same shape at every probe, and equal weights
@@ -37,9 +37,10 @@ def batch_sizes(
 ) -> tuple[int, int]:
     """Pairs a batch and points of the path at once, so that one batch stays within the memory budget.
 
-    The estimate, in floats a token: 12 M + 5 (width of the MLP) a layer that autograd keeps for an interpolated run,
-    and S M for the sources' differences, once a pair. On SmolLM2-135M (float32, 4 pairs x 64 tokens, m = 5) that makes
-    2,290 MiB, and 2,290 MiB were measured (benchmarks/attribution.py).
+    The estimate, in floats: for a token after the prefix 12 M + 5 (width of the MLP) a layer that autograd keeps of
+    each interpolated run, and S M for the sources' differences, once a pair; for a token of the prefix keys and values
+    of all query heads, and of the key/value heads once more, a layer and run. docs/performance.md holds it against what
+    was measured.
     """
     if batch_size is not None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -50,20 +51,23 @@ def batch_sizes(
     if not memory_budget_gb > 0:
         raise UserError(
             f"memory_budget_gb={memory_budget_gb!r} must be above 0; None (the default) allows what the trainable "
-            "parameters' gradients take, and 1 GiB at least"
+            "parameters' gradients take, and 2 GiB at least"
         )
-    tokens = max(span.suffix if reuse_prefix else span.length for span in spans(probes))
+    found = spans(probes)
+    tokens = max(span.suffix if reuse_prefix else span.length for span in found)
+    prefix = max(span.length for span in found) - tokens
     like = next(anatomy.model.parameters())
     config: Any = getattr(anatomy.model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     hidden = getattr(config, "intermediate_size", None) or 4 * anatomy.d_model
-    kept = anatomy.n_layers * (12 * anatomy.d_model + 5 * hidden) * like.element_size()
-    sources = len(anatomy.sources) * anatomy.d_model * 4
-    budget = memory_budget_gb * GIB / tokens
-    pairs = int(budget // (points * kept + sources))
+    cached = 2 * (anatomy.n_heads + anatomy.n_kv_heads) * anatomy.head_dim
+    run = anatomy.n_layers * like.element_size() * (tokens * (12 * anatomy.d_model + 5 * hidden) + prefix * cached)
+    sources = tokens * len(anatomy.sources) * anatomy.d_model * 4
+    budget = memory_budget_gb * GIB
+    pairs = int(budget // (points * run + sources))
     if pairs >= 1:
         return min(pairs, len(probes)), points
-    return 1, max(1, min(points, int((budget - sources) // kept)))
+    return 1, max(1, min(points, int((budget - sources) // run)))
 
 
 class PeakMemory:

@@ -53,7 +53,7 @@ def score_heads(
         alphas: "midpoint", "right" (the paper), "left", or "clean" (plain attribution patching).
         batch_size: pairs a batch; None chooses it by the memory budget.
         memory_budget_gb: what activations and differences of one batch may take (an estimate), in GiB; None allows what
-            gradients of the trainable parameters would take, and 1 GiB at least.
+            gradients of the trainable parameters would take, and 2 GiB at least.
         reuse_prefix: run what a pair's prompts share before their first difference once, without gradients.
         optimizer: the trainer's optimizer; needed under ZeRO-3 only.
         observe: is given every batch's clean run: which pairs [B], logits at the read positions [B, P, V], `Reads`.
