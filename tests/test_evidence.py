@@ -76,7 +76,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     for _ in range(150):
         gap = -4.0 * np.exp(0.4 * rng.standard_normal(32))
         scores = gap[:, None, None] * share + 0.3 * rng.standard_t(5, (32, L, H))
-        low, high = evidence.share_interval(evidence.shares(scores, np.zeros(32), gap))
+        low, high = evidence.interval(evidence.shares(scores, np.zeros(32), gap))
         covered.append((low <= share) & (share <= high))
     assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
 

@@ -1,0 +1,133 @@
+"""The evidence rule, probe after probe: which heads' lives change, and on what evidence. Pure numpy."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwatch import evidence
+from headwatch.events import CONFIRMED, PENDING, WITHDRAWN, Event
+from headwatch.evidence import Change, Estimate, EvidenceSettings, Shares
+from headwatch.lives import OF_BASE, States, advance, changed, event_kind, is_in
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What one probe estimates of every head: its share, its raw score and its importance."""
+
+    share: Shares
+    raw: Estimate
+    importance: Estimate
+
+    @classmethod
+    def of(cls, scores: NDArray[Any], metric_clean: NDArray[Any], metric_corrupted: NDArray[Any]) -> "Probed":
+        """From [N, L, H], [N] and [N]."""
+        share = evidence.shares(scores, metric_clean, metric_corrupted)
+        return cls(share, evidence.raw_scores(scores), evidence.importance(share))
+
+    def where(self, heads: Bools, other: "Probed") -> "Probed":
+        """This probe, with `other`'s estimates in the heads [L, H] that are True."""
+        return Probed(
+            self.share.where(heads, other.share),
+            self.raw.where(heads, other.raw),
+            self.importance.where(heads, other.importance),
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one probe changes. state: [L, H]; told: new, confirmed or withdrawn events; rows: for the record."""
+
+    state: States
+    told: list[Event]
+    rows: dict[str, Any]
+
+
+class EvidenceRule:
+    """Base, marks and pending events of one history, and the judgement of each further probe against them."""
+
+    def __init__(self, base: Probed, settings: EvidenceSettings, family: str) -> None:
+        self.base = self.mark = self.previous = base
+        self.settings, self.family = settings, family
+        self.least = settings.material * float(np.abs(base.share.value).sum())
+        self.probes = 0  # judged since the base
+        self.pending: list[Event] = []
+
+    def judge(self, step: int, state: States, member: Bools, now: Probed) -> Verdict:
+        """The lives after a probe with signal; state: [L, H] before it, member: the active set at it."""
+        self.probes += 1
+        level = self.settings.level(self.probes)
+        rows: dict[str, Any] = {
+            f"{of}_since_{since}": self._change(getattr(self, since), now, of)
+            for since in ("base", "previous")
+            for of in ("share", "raw", "importance")
+        }
+        since_base = rows["share_since_base"]
+        rows["strengthened"], rows["weakened"] = self._directions(since_base, self.base, now, self.settings.q)
+        rows["q_value"] = since_base.q_value
+        since_mark = since_base if self.mark is self.base else self._change(self.mark, now, "share")
+        risen, fallen = self._directions(since_mark, self.mark, now, level)
+        up, down = self._directions(since_base, self.base, now, level)
+        of_base = is_in(state, OF_BASE)
+        following = advance(state, member & risen & (of_base | up), ~member & fallen & (~of_base | down))
+        happened = changed(state, following)
+
+        told = [self._settled(event, step, bool(happened[event.layer, event.head])) for event in self.pending]
+        settled = np.zeros(happened.shape, np.bool_)  # heads whose event the probe before saw, and this one again
+        for event in told:
+            settled[event.layer, event.head] = event.status == CONFIRMED
+        fresh = happened & ~settled
+        events = self._events(step, fresh, state, following, since_mark, now, level)
+        self.mark = self.mark.where(settled, self.previous)
+        if self.settings.confirm == "next":
+            self.pending = events
+            following = np.where(fresh, advance(state, fresh & False, fresh & False), following)
+        else:
+            self.mark = self.mark.where(fresh, now) if fresh.any() else self.mark
+        self.previous = now
+        return Verdict(following, told + events, rows)
+
+    def _change(self, before: Probed, now: Probed, of: str) -> Change:
+        return evidence.change(getattr(before, of), getattr(now, of), self.settings)
+
+    def _directions(self, change: Change, before: Probed, now: Probed, level: float) -> tuple[Bools, Bools]:
+        """Which heads the change makes significantly and materially stronger, and which weaker."""
+        proven = evidence.proven(change, level, self.least)
+        growth = np.abs(now.share.value) - np.abs(before.share.value)
+        return proven & (growth > 0.0), proven & (growth < 0.0)
+
+    def _settled(self, event: Event, step: int, again: bool) -> Event:
+        return event.settled(CONFIRMED if again else WITHDRAWN, step)
+
+    def _events(
+        self, step: int, where: Bools, state: States, following: States, change: Change, now: Probed, level: float
+    ) -> list[Event]:
+        if not where.any():
+            return []
+        raw = self._change(self.mark, now, "raw")
+        lower, upper = change.interval()
+        return [
+            Event(
+                step=int(step),
+                family=self.family,
+                layer=int(at[0]),
+                head=int(at[1]),
+                kind=event_kind(state[at], following[at]),
+                share_before=float(self.mark.share.value[at]),
+                share_now=float(now.share.value[at]),
+                p_value=float(change.p_value[at]),
+                q_value=float(change.q_value[at]),
+                difference=float(change.difference[at]),
+                lower=float(lower[at]),
+                upper=float(upper[at]),
+                level=level,
+                raw_before=float(self.mark.raw.value[at]),
+                raw_now=float(now.raw.value[at]),
+                raw_p=float(raw.p_value[at]),
+                status=PENDING if self.settings.confirm == "next" else CONFIRMED,
+            )
+            for at in map(tuple, np.argwhere(where))
+        ]
