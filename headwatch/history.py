@@ -73,8 +73,8 @@ class HeadHistory(ProbeRows):
         """One probe by the evidence rule; returns what it has to tell of events: new ones, and those that it settles.
 
         scores: [N, L, H] signed head scores; metric_clean, metric_corrupted: [N]. Steps must grow, and the pairs stay
-        the same, in the same order (unless settings.test is "welch"). Values are rounded to float32, so that a history
-        read back from disk is the same.
+        the same, in the same order (with settings.test "welch": other pairs, as many). Values are rounded to float32,
+        so that a history read back from disk is the same.
         """
         self._expect(step, "evidence")
         with np.errstate(over="ignore"):
@@ -87,7 +87,7 @@ class HeadHistory(ProbeRows):
                 "give [N, L, H], [N] and [N] of the same N >= 1 pairs"
             )
         self._expect_shape("scores", s.shape[1:])
-        if self.settings.test != "welch" and self._n_pairs not in (None, len(s)):
+        if self._n_pairs not in (None, len(s)):
             raise UserError(
                 f"step {step} brings {len(s)} pairs, the probes before it had {self._n_pairs}: pairs are frozen"
             )

@@ -142,6 +142,10 @@ class Lives:
         """Whether a head's life has it active (base, retained, emerged or re-emerged), [P, L, H]."""
         return is_in(self.state, ACTIVE)
 
+    def label(self, layer: int, head: int, probe: int = -1) -> str:
+        """The word for a head's state at a probe, the last one by default."""
+        return HeadState(self.state[probe, layer, head]).label
+
     def counts(self) -> dict[str, list[int]]:
         """Heads in each state, by the state's label, at each probe; at every probe they sum to L * H."""
         state = self.state

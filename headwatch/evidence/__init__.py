@@ -21,7 +21,7 @@ from headwatch.evidence.estimates import (
     signal,
 )
 from headwatch.evidence.ranks import spearman
-from headwatch.evidence.resampling import NullBand, bootstrap_shares, null_band, split_half_agreement
+from headwatch.evidence.resampling import NullBand, bootstrap_effect, bootstrap_shares, null_band, split_half_agreement
 from headwatch.evidence.settings import EvidenceSettings
 from headwatch.evidence.sign_flip import sign_flip_p
 
@@ -34,6 +34,7 @@ __all__ = [
     "NullBand",
     "Shares",
     "benjamini_hochberg",
+    "bootstrap_effect",
     "bootstrap_shares",
     "carrying_set",
     "change",

@@ -9,6 +9,7 @@ from headwatch.errors import UserError
 from headwatch.evidence.estimates import Floats, carrying_set, checked
 from headwatch.evidence.ranks import spearman
 from headwatch.evidence.settings import EvidenceSettings
+from headwatch.importance import effect
 
 
 def split_half_agreement(scores: ArrayLike, splits: int = 10, seed: int = 0) -> float:
@@ -34,6 +35,20 @@ def bootstrap_shares(
     with np.errstate(divide="ignore", invalid="ignore"):
         resampled = (weights @ s.reshape(n_pairs, -1)) / (weights @ gap)[:, None]
     return resampled.reshape(resamples, *s.shape[1:])
+
+
+Arrays = tuple[ArrayLike, ArrayLike, ArrayLike]  # scores [N, L, H], metric_clean [N], metric_corrupted [N]
+
+
+def bootstrap_effect(before: Arrays, after: Arrays, resamples: int = 1000, seed: int = 0) -> Floats:
+    """The effect E(l, h) of `resamples` bootstrap samples of the pairs, [resamples, L, H]: paired.
+
+    before, after: (scores, metric_clean, metric_corrupted) of the same frozen pairs at two probes; a sample takes the
+    same pairs of both. Importance is the evidence rule's, |share| over the total. Quantiles of axis 0 are intervals.
+    """
+    sizes = [np.abs(bootstrap_shares(*arrays, resamples=resamples, seed=seed)) for arrays in (before, after)]
+    pre, post = (size / size.sum(axis=(1, 2), keepdims=True) for size in sizes)
+    return effect(post, pre)
 
 
 @dataclass(frozen=True)
