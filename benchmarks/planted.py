@@ -43,6 +43,7 @@ SIZE = ModelSize(n_layers=4, n_heads=16, n_kv_heads=4, d_model=128, d_mlp=256)
 STEPS, EVERY = 12, 2
 N_TRUTH, TRUTH_SEED = 1024, 90_001
 FAMILIES = ("addition", "carry")
+CLEAR = 5.0  # a planted change of so many times materiality (2.5 % of all work) counts for the headline
 Head = tuple[int, int]
 Scale = dict[Head, float]
 
@@ -238,6 +239,21 @@ def clear_lives(share: NDArray[np.float64], settings: EvidenceSettings) -> Windo
     return {key: (min(told[key] for told in lives), max(told[key] for told in lives)) for key in sure}
 
 
+def moved_by(share: NDArray[np.float64], key: tuple[int, int, str, int], probe: int) -> float:
+    """How far the head has moved when it has arrived, as a part of the base's total |share|.
+
+    From where it was at the base, or from its farthest, for a head that had emerged and is gone again.
+    """
+    path = share[:, key[0], key[1]]
+    if key[2] == "dropped":  # a slow fade goes on after the event
+        change = np.abs(path[probe:] - path[0]).max()
+    elif key[2] == "emerged":
+        change = np.abs(path[probe] - path[0])
+    else:
+        change = np.abs(path[:probe] - path[probe]).max()
+    return float(change / np.abs(share[0]).sum())
+
+
 def reported(history: HeadHistory) -> Told:
     """The events of a history by probe."""
     return {(history.steps.index(e.step), e.layer, e.head, e.kind) for e in history.events}
@@ -258,9 +274,11 @@ class Count:
     """What was planted and reported, summed over families, plans and disjoint probe sets of one size."""
 
     sets: int = 0
-    planted: int = 0  # clear events of planted heads in the truth
-    found: int = 0  # reported, of the right kind, at the right probe
-    late: int = 0  # reported, of the right kind, at another probe
+    planted: int = 0  # clear events of planted heads in the truth, by a change of at least CLEAR times materiality
+    found: int = 0  # of these reported, of the right kind, at the right probe
+    late: int = 0  # of these reported, of the right kind, at another probe
+    small: int = 0  # clear events of planted heads by a smaller change
+    small_found: int = 0  # of these reported, of the right kind, at the right probe
     untouched: int = 0  # untouched heads, each counted once a probe set
     given: int = 0  # of these, with any event
     false: int = 0  # of these, with an event that the truth does not have of that head at any probe
@@ -277,10 +295,16 @@ class Count:
         really = {(layer, head, kind) for _, layer, head, kind in true_lives(share, settings)}
         self.sets += 1
         for key, (first, last) in clear.items():
-            if key[:2] in plants:
+            if key[:2] not in plants:
+                continue
+            in_time = key in timed and first <= timed[key] <= last
+            if moved_by(share, key, first) < CLEAR * settings.material:
+                self.small += 1
+                self.small_found += in_time
+            else:
                 self.planted += 1
-                self.found += key in timed and first <= timed[key] <= last
-                self.late += key in timed and not first <= timed[key] <= last
+                self.found += in_time
+                self.late += key in timed and not in_time
         others = [e for e in told if (e[1], e[2]) not in plants]
         self.untouched += share[0].size - len(plants)
         self.given += len({e[1:3] for e in others})
@@ -291,6 +315,7 @@ class Count:
         return {
             **vars(self),
             "found_share": self.found / max(self.planted, 1),
+            "small_found_share": self.small_found / max(self.small, 1),
             "given_share": self.given / max(self.untouched, 1),
             "false_share": self.false / max(self.untouched, 1),
         }
@@ -334,15 +359,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def table(counts: dict[str, dict[int, Count]]) -> str:
     """Markdown: a row for each setting and size."""
     lines = [
-        "| settings | pairs a family | planted events | found at the right probe | at another | untouched heads "
-        "| given an event | false |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| settings | pairs a family | planted events | found at the right probe | at another | small plants: found "
+        "| untouched heads | given an event | false |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, by_size in counts.items():
         for size, c in by_size.items():
             row = c.row()
             lines.append(
-                f"| {name} | {size} | {c.planted} | {row['found_share']:.1%} | {c.late} | {c.untouched} "
+                f"| {name} | {size} | {c.planted} | {row['found_share']:.1%} | {c.late} "
+                f"| {c.small_found} of {c.small} | {c.untouched} "
                 f"| {c.given} ({row['given_share']:.2%}) | {c.false} ({row['false_share']:.2%}) |"
             )
     return "\n".join(lines) + "\n"
