@@ -75,18 +75,19 @@ def first_events(probes: list[Shares], settings: EvidenceSettings) -> tuple[int,
         change = paired_change(probes[0], probe, settings.test)
         any_at_q.append(bool((change.q_value <= settings.q).any()))
         member = membership(probe.value, member, settings)
-        told = proven(change, settings.level(index), least)
         stronger = np.abs(probe.value) > np.abs(probes[0].value)
-        seen = told & np.where(base, ~member & ~stronger, member & stronger)
-        alive |= seen & before if settings.confirm == "next" else seen
-        before = seen
-        changed.append(told)
+        crossed = np.where(base, ~member & ~stronger, member & stronger)
+        at_once, waiting = settings.levels(index)
+        likely = proven(change, max(at_once, waiting), least)
+        alive |= crossed & (proven(change, at_once, least) | (likely & before))
+        before = crossed & likely
+        changed.append(likely)
     return int(alive.sum()), changed, any_at_q
 
 
 def signs(folders: list[str], runs: int, sizes: list[int], seed: int) -> dict[str, Any]:
     """False discoveries and events a run, and detection, by test and spending."""
-    options = [(test, confirm) for test in ("t", "sign-flip") for confirm in ("none", "level", "next")]
+    options = [(test, confirm) for test in ("t", "sign-flip") for confirm in ("none", "level", "next", "either")]
     rows: dict[str, dict[str, float]] = {}
     sources = [
         (name, recorded(folder, family))

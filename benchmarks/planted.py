@@ -43,7 +43,7 @@ SIZE = ModelSize(n_layers=4, n_heads=16, n_kv_heads=4, d_model=128, d_mlp=256)
 STEPS, EVERY = 12, 2
 N_TRUTH, TRUTH_SEED = 1024, 90_001
 FAMILIES = ("addition", "carry")
-CLEAR = 5.0  # a planted change of so many times materiality (2.5 % of all work) counts for the headline
+CLEAR = 0.025  # a planted change of this part of all work (five times materiality) counts for the headline
 Head = tuple[int, int]
 Scale = dict[Head, float]
 
@@ -274,7 +274,7 @@ class Count:
     """What was planted and reported, summed over families, plans and disjoint probe sets of one size."""
 
     sets: int = 0
-    planted: int = 0  # clear events of planted heads in the truth, by a change of at least CLEAR times materiality
+    planted: int = 0  # clear events of planted heads in the truth, by a change of at least CLEAR
     found: int = 0  # of these reported, of the right kind, at the right probe
     late: int = 0  # of these reported, of the right kind, at another probe
     small: int = 0  # clear events of planted heads by a smaller change
@@ -298,7 +298,7 @@ class Count:
             if key[:2] not in plants:
                 continue
             in_time = key in timed and first <= timed[key] <= last
-            if moved_by(share, key, first) < CLEAR * settings.material:
+            if moved_by(share, key, first) < CLEAR:
                 self.small += 1
                 self.small_found += in_time
             else:
@@ -341,6 +341,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "test t": {"test": "t"},
     "test sign-flip": {"test": "sign-flip"},
+    "confirm either": {"confirm": "either"},
     "confirm level": {"confirm": "level"},
     "confirm next": {"confirm": "next"},
     "confirm none": {"confirm": "none"},

@@ -22,7 +22,7 @@ class Event:
     upper), p_value, q_value (Benjamini-Hochberg over heads) and level, which q_value had to reach. raw_before, raw_now:
     the mean raw scores at the same two probes, raw_p the p value of their paired change: what the head lost or gained
     in the metric's own units, redistributed or not.
-    status: "confirmed", "pending" (seen, and the next probe has yet to see it again; only under confirm="next") or
+    status: "confirmed", "pending" (seen, and the next probe has yet to see it again) or
     "withdrawn" (it did not). told: step of the later probe that gave the event this status; None: the same probe.
 
     Under the circuit rule nothing is tested: the evidence is None, share_before and share_now hold the importance, and

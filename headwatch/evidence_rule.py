@@ -29,7 +29,9 @@ class Probed:
         return cls(share, evidence.raw_scores(scores), evidence.importance(share))
 
     def where(self, heads: Bools, other: "Probed") -> "Probed":
-        """This probe, with `other`'s estimates in the heads [L, H] that are True."""
+        """This probe, with `other`'s estimates in the heads [L, H] that are True; itself where none is."""
+        if not heads.any():
+            return self
         return Probed(
             self.share.where(heads, other.share),
             self.raw.where(heads, other.raw),
@@ -59,7 +61,7 @@ class EvidenceRule:
     def judge(self, step: int, state: States, member: Bools, now: Probed) -> Verdict:
         """The lives after a probe with signal; state: [L, H] before it, member: the active set at it."""
         self.probes += 1
-        level = self.settings.level(self.probes)
+        at_once, waiting = self.settings.levels(self.probes)
         rows: dict[str, Any] = {
             f"{of}_since_{since}": self._change(getattr(self, since), now, of)
             for since in ("base", "previous")
@@ -69,26 +71,35 @@ class EvidenceRule:
         rows["strengthened"], rows["weakened"] = self._directions(since_base, self.base, now, self.settings.q)
         rows["q_value"] = since_base.q_value
         since_mark = since_base if self.mark is self.base else self._change(self.mark, now, "share")
-        risen, fallen = self._directions(since_mark, self.mark, now, level)
-        up, down = self._directions(since_base, self.base, now, level)
-        of_base = is_in(state, OF_BASE)
-        following = advance(state, member & risen & (of_base | up), ~member & fallen & (~of_base | down))
-        happened = changed(state, following)
-
-        told = [self._settled(event, step, bool(happened[event.layer, event.head])) for event in self.pending]
+        sure, likely = (
+            self._following(state, member, since_base, since_mark, now, level)
+            for level in (at_once, max(at_once, waiting))
+        )
+        happened = changed(state, likely)
+        told = [
+            event.settled(CONFIRMED if happened[event.layer, event.head] else WITHDRAWN, step) for event in self.pending
+        ]
         settled = np.zeros(happened.shape, np.bool_)  # heads whose event the probe before saw, and this one again
         for event in told:
             settled[event.layer, event.head] = event.status == CONFIRMED
-        fresh = happened & ~settled
-        events = self._events(step, fresh, state, following, since_mark, now, level)
-        self.mark = self.mark.where(settled, self.previous)
-        if self.settings.confirm == "next":
-            self.pending = events
-            following = np.where(fresh, advance(state, fresh & False, fresh & False), following)
-        else:
-            self.mark = self.mark.where(fresh, now) if fresh.any() else self.mark
+        certain = changed(state, sure) & ~settled
+        fresh = happened & ~settled & ~certain
+        certified = self._events(step, certain, state, likely, since_mark, now, at_once, CONFIRMED)
+        self.pending = self._events(step, fresh, state, likely, since_mark, now, waiting, PENDING)
+        events = sorted(certified + self.pending, key=lambda event: (event.layer, event.head))
+        self.mark = self.mark.where(settled, self.previous).where(certain, now)
         self.previous = now
-        return Verdict(following, told + events, rows)
+        unchanged = advance(state, certain & False, certain & False)
+        return Verdict(np.where(settled | certain, likely, unchanged), told + events, rows)
+
+    def _following(
+        self, state: States, member: Bools, since_base: Change, since_mark: Change, now: Probed, level: float
+    ) -> States:
+        """The states after this probe if changes count at this level."""
+        risen, fallen = self._directions(since_mark, self.mark, now, level)
+        up, down = self._directions(since_base, self.base, now, level)
+        of_base = is_in(state, OF_BASE)
+        return advance(state, member & risen & (of_base | up), ~member & fallen & (~of_base | down))
 
     def _change(self, before: Probed, now: Probed, of: str) -> Change:
         return evidence.change(getattr(before, of), getattr(now, of), self.settings)
@@ -99,11 +110,16 @@ class EvidenceRule:
         growth = np.abs(now.share.value) - np.abs(before.share.value)
         return proven & (growth > 0.0), proven & (growth < 0.0)
 
-    def _settled(self, event: Event, step: int, again: bool) -> Event:
-        return event.settled(CONFIRMED if again else WITHDRAWN, step)
-
     def _events(
-        self, step: int, where: Bools, state: States, following: States, change: Change, now: Probed, level: float
+        self,
+        step: int,
+        where: Bools,
+        state: States,
+        following: States,
+        change: Change,
+        now: Probed,
+        level: float,
+        status: str,
     ) -> list[Event]:
         if not where.any():
             return []
@@ -127,7 +143,7 @@ class EvidenceRule:
                 raw_before=float(self.mark.raw.value[at]),
                 raw_now=float(now.raw.value[at]),
                 raw_p=float(raw.p_value[at]),
-                status=PENDING if self.settings.confirm == "next" else CONFIRMED,
+                status=status,
             )
             for at in map(tuple, np.argwhere(where))
         ]

@@ -37,8 +37,8 @@ class HeadHistory(ProbeRows):
     the states before it and its shares are NaN.
 
     How significant a change must be at the k-th probe after the base is `settings.confirm`'s choice (docs/validity.md).
-    Under confirm="next" an event is pending until the next probe with signal sees it again. Then its life is told from
-    the probe that saw it first: `.state` of that probe changes, `.pending` shows what is still open at the last one.
+    An event that has to wait is pending until the next probe with signal sees it again. Then its life is told from the
+    probe that saw it first: `.state` of that probe changes, `.pending` shows what is still open at the last one.
 
     Circuit rule (`add_membership`): the same words by plain membership of the given circuit, as the paper does.
 
@@ -201,7 +201,7 @@ class HeadHistory(ProbeRows):
 
     @property
     def pending(self) -> list[Event]:
-        """Events of the last probe with signal that the next one has yet to confirm; none unless confirm="next"."""
+        """Events of the last probe with signal that the next one has yet to confirm; none under confirm="level"."""
         return [event for event in self.events if event.status == PENDING]
 
     def latest_scalars(self) -> dict[str, float]:

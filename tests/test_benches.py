@@ -134,7 +134,7 @@ def test_permuted_signs_leave_nothing_to_find(tmp_path: Path) -> None:
     nulls = bench("no_false_life")
     write_synthetic_run(tmp_path, kind="sft", n_pairs=32, seed=3, families=("addition",))
     rows = nulls.signs([str(tmp_path)], 12, [32], 0)
-    assert len(rows) == 6
+    assert len(rows) == 8
     for row in rows.values():
         assert row["false_events_a_run"] == 0.0
         assert row["any_discovery_a_probe_at_q"] <= 0.05  # 120 probes at 0.01: P(more than 6) < 0.002

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from headwatch import evidence
 from headwatch.errors import UserError
 from headwatch.evidence import EvidenceSettings, Shares
+from headwatch.evidence.settings import CONFIRMATIONS
 from headwatch.importance import effect
 
 Floats = NDArray[np.float64]
@@ -77,11 +78,14 @@ def test_nothing_carries_nothing() -> None:
 
 
 def test_levels_over_all_probes_sum_to_q() -> None:
-    by_level = EvidenceSettings(confirm="level")
-    spent = [by_level.level(k) for k in range(1, 5001)]
-    assert spent == sorted(spent, reverse=True)
-    assert 0.99 * by_level.q < sum(spent) < by_level.q
-    assert {EvidenceSettings(confirm=other).level(9) for other in ("next", "none")} == {0.01}
+    for confirm in ("level", "either"):
+        settings = EvidenceSettings(confirm=confirm)
+        spent = [settings.levels(k)[0] for k in range(1, 5001)]
+        assert spent == sorted(spent, reverse=True)
+        assert 0.99 * settings.q < sum(spent) < settings.q
+    at_the_ninth = {confirm: EvidenceSettings(confirm=confirm).levels(9) for confirm in CONFIRMATIONS}
+    strict = pytest.approx(0.01 / 90)
+    assert at_the_ninth == {"either": (strict, 0.01), "level": (strict, 0), "next": (0, 0.01), "none": (0.01, 0)}
     with pytest.raises(UserError, match=r"confirm='twice'.*'level'"):
         EvidenceSettings(confirm="twice")
     with pytest.raises(UserError, match=r"test='z'.*'sign-flip'"):
@@ -103,7 +107,7 @@ def test_under_permuted_signs_a_whole_run_has_a_discovery_in_at_most_q_of_runs(t
         seen = False
         for k, v in enumerate(signs * drift, start=1):
             after = Shares(base.value + v.mean(axis=0), base.influence + v - v.mean(axis=0), base.resolution)
-            seen |= bool((evidence.change(base, after, settings).q_value <= settings.level(k)).any())
+            seen |= bool((evidence.change(base, after, settings).q_value <= settings.levels(k)[0]).any())
         false += seen
     assert false <= 17  # P(more than 17 | 150 runs at 0.05) = 0.0005
 

@@ -66,6 +66,22 @@ def test_what_the_next_probe_does_not_see_is_withdrawn() -> None:
     assert told(run, 30, shares(h23=0.2)) == ["pending emerged 2.3 at 30"]
 
 
+def test_what_is_certain_does_not_wait() -> None:
+    """At the third probe after the base: q <= 0.01 / 12 is an event at once, q <= 0.01 waits for the next probe."""
+    run = Run(seed=8, noise=0.15, settings=EvidenceSettings(confirm="either"))
+    run.rng = np.random.default_rng(3)
+    for step in range(3):
+        told(run, step, BASE)
+    events = [told(run, 3, shares(h23=0.15, h13=0.3)), told(run, 4, shares(h23=0.15, h13=0.3))]
+    levels = {(e.layer, e.head): (e.level, e.q_value) for e in run.history.events}
+    assert "confirmed emerged 1.3 at 3" in events[0]
+    assert levels[1, 3][1] <= levels[1, 3][0] == pytest.approx(0.01 / 12)
+    assert "pending emerged 2.3 at 3" in events[0]
+    assert "confirmed emerged 2.3 at 3" in events[1]
+    assert 0.01 / 12 < levels[2, 3][1] <= levels[2, 3][0] == 0.01
+    assert (run.history.state[3:, [1, 2], 3] == HeadState.EMERGED).all()
+
+
 def test_a_base_head_lost_at_the_first_probe_is_dropped_from_there() -> None:
     run = Run(seed=3, settings=NEXT)
     for step in (0, 1, 2):
@@ -84,7 +100,7 @@ def test_a_probe_without_signal_confirms_nothing_and_loses_nothing() -> None:
     assert label(run.history, 2, 3) == ["inactive", "emerged", "emerged", "emerged"]
 
 
-@pytest.mark.parametrize("confirm", ["level", "next", "none"])
+@pytest.mark.parametrize("confirm", ["either", "level", "next", "none"])
 def test_disk_and_memory_tell_the_same_after_every_probe(confirm: str, tmp_path: Path) -> None:
     run = Run(seed=5, settings=EvidenceSettings(confirm=confirm))
     folder = RunFolder.create(tmp_path, manifest(confirm))

@@ -6,7 +6,7 @@ from typing import Any
 from headwatch.errors import UserError
 
 TESTS = ("t", "sign-flip", "welch")
-CONFIRMATIONS = ("level", "next", "none")
+CONFIRMATIONS = ("either", "level", "next", "none")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class EvidenceSettings:
       different ones and is for probe sets that are drawn afresh.
     confirm: how events answer for being looked for at many probes. "level": the k-th probe after the base tests at
       q / (k (k + 1)), which sums to q over any number of probes. "next": at q, and the next probe must find the same
-      event again; until it does the event is pending. "none": at q at every probe.
+      event again; until it does the event is pending. "either": at once where that stricter level is reached, else by
+      the next probe. "none": at q at every probe.
     """
 
     carry: float = 0.80
@@ -36,7 +37,7 @@ class EvidenceSettings:
     min_pairs: int = 8
     min_gap_t: float = 4.0
     test: str = "sign-flip"
-    confirm: str = "level"
+    confirm: str = "either"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.carry <= self.keep <= 1.0:
@@ -53,9 +54,14 @@ class EvidenceSettings:
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"{name}={value!r}: give one of {', '.join(map(repr, known))}")
 
-    def level(self, probe: int) -> float:
-        """The level at which an event of the probe-th probe after the base (1, 2, ...) is tested."""
-        return self.q / (probe * (probe + 1)) if self.confirm == "level" else self.q
+    def levels(self, probe: int) -> tuple[float, float]:
+        """At the probe-th probe after the base (1, 2, ...): the level that makes an event at once, and one that waits.
+
+        An event that reaches neither is none; a level of 0 is never reached.
+        """
+        strict = self.q / (probe * (probe + 1))
+        at_once = {"either": strict, "level": strict, "next": 0.0, "none": self.q}[self.confirm]
+        return at_once, self.q if self.confirm in ("either", "next") else 0.0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EvidenceSettings":
