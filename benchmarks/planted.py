@@ -350,10 +350,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "material 0": {"material": 0.0},
     "material 0.25 %": {"material": 0.0025},
     "material 1 %": {"material": 0.01},
-    "carry 0.7, keep 0.75": {"carry": 0.7, "keep": 0.75},
-    "carry 0.9, keep 0.93": {"carry": 0.9, "keep": 0.93},
+    "carry 0.7, keep 0.8": {"carry": 0.7, "keep": 0.8},
+    "carry 0.9, keep 0.95": {"carry": 0.9, "keep": 0.95},
     "no hysteresis": {"keep": 0.8},
-    "keep 0.9": {"keep": 0.9},
+    "keep 0.85": {"keep": 0.85},
 }
 
 
