@@ -131,19 +131,36 @@ class Circuit:
 
 @dataclass(frozen=True)
 class CircuitHeads:
-    """What the circuit rule says of every head, with its stability: all [L, H].
+    """What the circuit rule says of every head, and how much of it hangs on the sample of pairs; arrays are [L, H].
 
     Attributes:
         active: whether the head is in the circuit.
         stability: share of bootstrap resamples of the pairs whose circuit keeps it.
         importance: the paper's I(l, h).
         n_edges: edges left after pruning.
+        importance_low, importance_high: 2.5 % and 97.5 % quantiles of I(l, h) over the resamples.
+        half_changes: for each split of the pairs into two disjoint halves, how many heads the rule would call emerged
+            or dropped between the halves, [splits]: the null band of a count of membership changes.
+        half_agreement: Jaccard similarity of the two halves' heads, mean over the splits; NaN without splits.
     """
 
     active: NDArray[np.bool_]
     stability: NDArray[np.float64]
     importance: NDArray[np.float64]
     n_edges: int
+    importance_low: NDArray[np.float64] | None = None
+    importance_high: NDArray[np.float64] | None = None
+    half_changes: NDArray[np.int64] | None = None
+    half_agreement: float = float("nan")
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers that a log shows beside the circuit's lives."""
+        found: dict[str, float] = {"edges": self.n_edges, "half_agreement": self.half_agreement}
+        if self.active.any():
+            found["stability"] = float(self.stability[self.active].mean())
+        if self.half_changes is not None and len(self.half_changes):
+            found["membership_changes_by_chance"] = float(np.median(self.half_changes))
+        return found
 
 
 def circuit_heads(
@@ -153,6 +170,7 @@ def circuit_heads(
     tau: float | None = None,
     resamples: int = 50,
     seed: int = 0,
+    splits: int = 10,
 ) -> CircuitHeads:
     """The circuit rule with its stability.
 
@@ -161,25 +179,47 @@ def circuit_heads(
         graph: what the rows and columns are.
         top_n, tau: see `Circuit.select`.
         resamples: bootstrap samples of the pairs.
-        seed: of those samples; the global random state is not touched.
+        seed: of the samples and splits; the global random state is not touched.
+        splits: random splits of the pairs into two halves; none with fewer than 4 pairs.
     """
     per_pair = np.asarray(strength, np.float32)
     n = len(per_pair)
     mean = per_pair.mean(0, dtype=np.float64)
     kept = _kept(mean, graph, top_n, tau)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32) / n
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32) / n
     real = np.flatnonzero(graph.is_real)
     flat = per_pair.reshape(n, -1)[:, real]
-    times_kept = np.zeros(graph.shape)
-    for weight in weights:  # one at a time: all resamples of a large model's edges would not fit beside training
-        resampled = np.zeros(graph.is_real.size)
-        resampled[real] = weight @ flat
-        times_kept += _heads_of(_kept(resampled.reshape(graph.is_real.shape), graph, top_n, tau), graph)
+
+    def of(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Heads and importance of the circuit of weighted pairs."""
+        weighted = np.zeros(graph.is_real.size)
+        weighted[real] = weight @ flat
+        matrix = weighted.reshape(graph.is_real.shape)
+        keeps = _kept(matrix, graph, top_n, tau)
+        return _heads_of(keeps, graph), _importance(matrix, keeps, graph)
+
+    times_kept, importance = np.zeros(graph.shape), np.zeros((resamples, *graph.shape))
+    for index, weight in enumerate(weights):  # one at a time: a large model's would not all fit beside training
+        active, importance[index] = of(weight)
+        times_kept += active
+    changes, overlaps = [], []
+    for _ in range(splits if n >= 4 else 0):
+        half = np.zeros(n, np.float32)
+        half[rng.permutation(n)[: n // 2]] = 1.0
+        one, other = (of(part / part.sum())[0] for part in (half, 1.0 - half))
+        changes.append(int((one ^ other).sum()))
+        overlaps.append(float((one & other).sum() / max((one | other).sum(), 1)))
+    low, high = np.quantile(importance, (0.025, 0.975), axis=0) if resamples else (None, None)
     return CircuitHeads(
         active=_heads_of(kept, graph),
         stability=times_kept / max(resamples, 1),
         importance=_importance(mean, kept, graph),
         n_edges=int(kept.sum()),
+        importance_low=low,
+        importance_high=high,
+        half_changes=np.array(changes, np.int64),
+        half_agreement=float(np.mean(overlaps)) if overlaps else float("nan"),
     )
 
 

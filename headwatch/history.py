@@ -8,15 +8,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from headwatch import evidence
 from headwatch.errors import UserError
-from headwatch.evidence import Change, EvidenceSettings, NullBand, Shares
+from headwatch.events import PENDING, WITHDRAWN, Event
+from headwatch.evidence import EvidenceSettings
+from headwatch.evidence_rule import EvidenceRule, Probed
 from headwatch.importance import effect, entropy, kurtosis, normalised
-from headwatch.lives import OF_BASE, Event, HeadState, Lives, advance, event_kind, is_in
+from headwatch.lives import HeadState, advance, changed, event_kind
+from headwatch.probe_rows import MEASURES, REFERENCES, ProbeRows
 from headwatch.run_folder import RunFolder
+
+__all__ = ["RULES", "HeadHistory", "effect"]
 
 RULES = ("evidence", "circuit")
 
 
-class HeadHistory(Lives):
+class HeadHistory(ProbeRows):
     """Every head's life, probe by probe, for one family of probe pairs.
 
     Evidence rule (`add`). With the active set of `evidence.membership` and each head's *mark*, the probe of its last
@@ -31,9 +36,14 @@ class HeadHistory(Lives):
     set itself, `.active` the lives. The base is the first probe with signal; a probe with insufficient signal repeats
     the states before it and its shares are NaN.
 
+    How significant a change must be at the k-th probe after the base is `settings.confirm`'s choice (docs/validity.md).
+    An event that has to wait is pending until the next probe with signal sees it again. Then its life is told from the
+    probe that saw it first: `.state` of that probe changes, `.pending` shows what is still open at the last one.
+
     Circuit rule (`add_membership`): the same words by plain membership of the given circuit, as the paper does.
 
-    .steps and .signal ("ok" or "insufficient signal") have one entry a probe, .events all events so far.
+    .steps and .signal ("ok" or "insufficient signal") have one entry a probe. .events: all events so far, confirmed or
+    pending, in the order in which they were seen; .withdrawn: those that the next probe did not confirm.
     """
 
     def __init__(
@@ -52,19 +62,19 @@ class HeadHistory(Lives):
         self.steps: list[int] = []
         self.signal: list[str] = []
         self.events: list[Event] = []
+        self.withdrawn: list[Event] = []
         self._rows: dict[str, list[Any]] = {}
-        self._base: Shares | None = None
-        self._mark: Shares | None = None
-        self._base_total = 0.0
+        self._judge: EvidenceRule | None = None
         self._n_pairs: int | None = None
 
     # --- growing ----------------------------------------------------------------------------------------------------
 
     def add(self, step: int, scores: ArrayLike, metric_clean: ArrayLike, metric_corrupted: ArrayLike) -> list[Event]:
-        """One probe by the evidence rule; returns its events.
+        """One probe by the evidence rule; returns what it has to tell of events: new ones, and those that it settles.
 
         scores: [N, L, H] signed head scores; metric_clean, metric_corrupted: [N]. Steps must grow, and the pairs stay
-        the same, in the same order. Values are rounded to float32, so that a history read back from disk is the same.
+        the same, in the same order (with settings.test "welch": other pairs, as many). Values are rounded to float32,
+        so that a history read back from disk is the same.
         """
         self._expect(step, "evidence")
         with np.errstate(over="ignore"):
@@ -95,28 +105,22 @@ class HeadHistory(Lives):
             state = no.astype(np.int8) if state is None else advance(state, no, no)
             return self._commit(step, signal, state, row, [])
 
-        now = evidence.shares(s, clean, corrupted)
-        size = np.abs(now.share)
-        row |= {"share": now.share, "share_error": now.standard_error, "importance": normalised(size)}
+        now = Probed.of(s, clean, corrupted)
+        size = np.abs(now.share.value)
+        row |= {"share": now.share.value, "share_error": now.share.standard_error, "importance": normalised(size)}
         row["null_band"] = evidence.null_band(s, clean, corrupted, self.settings, resamples=100)
-        row["member"] = member = evidence.membership(now.share, member, self.settings)
-        if self._base is None or self._mark is None:
-            self._base = self._mark = now
-            self._base_total = float(size.sum())
+        row["member"] = member = evidence.membership(now.share.value, member, self.settings)
+        if self._judge is None:
+            self._judge = EvidenceRule(now, self.settings, self.family)
             row |= {"q_value": np.ones(shape), "strengthened": no, "weakened": no}
             return self._commit(step, signal, np.where(member, HeadState.BASE, HeadState.INACTIVE), row, [])
-        since_base, up, down = self._change(self._base, now)
-        since_mark, risen, fallen = self._change(self._mark, now)
-        row |= {"q_value": since_base.q_value, "strengthened": up, "weakened": down}
-        base = is_in(state, OF_BASE)
-        following = advance(state, member & risen & (base | up), ~member & fallen & (~base | down))
-        changed = _changed(state, following)
-        events = [
-            self._event(step, place, state, following, self._mark.share, now.share, since_mark)
-            for place in np.argwhere(changed)
-        ]
-        self._mark = self._mark.where(changed, now)
-        return self._commit(step, signal, following, row, events)
+        verdict = self._judge.judge(step, state, member, now)
+        for event in verdict.told:
+            if event.told is not None and event.status != WITHDRAWN:  # confirmed: the life began when it was first seen
+                at = (event.layer, event.head)
+                for index in range(self.steps.index(event.step), len(self.steps)):
+                    self._rows["state"][index][at] = verdict.state[at]
+        return self._commit(step, signal, verdict.state, row | verdict.rows, verdict.told)
 
     def add_membership(
         self, step: int, active: ArrayLike, importance: ArrayLike, stability: ArrayLike | None = None
@@ -141,8 +145,21 @@ class HeadHistory(Lives):
             return self._commit(step, evidence.OK, np.where(member, HeadState.BASE, HeadState.INACTIVE), row, [])
         state, before = self._rows["state"][-1], self._rows["importance"][-1]
         following = advance(state, member, ~member)
-        places = np.argwhere(_changed(state, following))
-        events = [self._event(step, p, state, following, before, now, stability=keeps) for p in places]
+        places = np.argwhere(changed(state, following))
+        events = [
+            Event(
+                step=int(step),
+                family=self.family,
+                layer=int(at[0]),
+                head=int(at[1]),
+                kind=event_kind(state[at], following[at]),
+                share_before=float(before[at]),
+                share_now=float(now[at]),
+                rule=self.rule,
+                stability=float(keeps[at]),
+            )
+            for at in map(tuple, places)
+        ]
         return self._commit(step, evidence.OK, following, row, events)
 
     @classmethod
@@ -180,95 +197,12 @@ class HeadHistory(Lives):
             history.add_membership(step, scores.circuit_active[index], scores.importance[index], stability)
         return history
 
-    # --- arrays by probe --------------------------------------------------------------------------------------------
+    # --- what is known now --------------------------------------------------------------------------------------------
 
     @property
-    def state(self) -> NDArray[np.int8]:
-        """HeadState of every head, [P, L, H]."""
-        return self._stack("state", np.int8)
-
-    @property
-    def member(self) -> NDArray[np.bool_]:
-        """Whether a head is in the active set itself, evidence or not, [P, L, H]."""
-        return self._stack("member", np.bool_)
-
-    @property
-    def share(self) -> NDArray[np.float64]:
-        """Signed shares, [P, L, H]; NaN at probes with insufficient signal and under the circuit rule."""
-        return self._stack("share", np.float64)
-
-    @property
-    def share_error(self) -> NDArray[np.float64]:
-        """Delta-method standard error of each share, [P, L, H]."""
-        return self._stack("share_error", np.float64)
-
-    @property
-    def q_value(self) -> NDArray[np.float64]:
-        """Benjamini-Hochberg-adjusted p of each share's change since the base, [P, L, H]."""
-        return self._stack("q_value", np.float64)
-
-    @property
-    def strengthened(self) -> NDArray[np.bool_]:
-        """Significantly and materially larger |share| than at base, [P, L, H]."""
-        return self._stack("strengthened", np.bool_)
-
-    @property
-    def weakened(self) -> NDArray[np.bool_]:
-        """Significantly and materially smaller |share| than at base, [P, L, H]."""
-        return self._stack("weakened", np.bool_)
-
-    @property
-    def raw(self) -> NDArray[np.float64]:
-        """Mean raw head score, [P, L, H]: the strength that also shrinks when the whole task does."""
-        return self._stack("raw", np.float64)
-
-    @property
-    def importance(self) -> NDArray[np.float64]:
-        """Importance of every head, sum 1 over heads, [P, L, H].
-
-        Circuit rule: the paper's I(l, h), from edge scores. Evidence rule: |share| over the total, another measure.
-        """
-        return self._stack("importance", np.float64)
-
-    @property
-    def stability(self) -> NDArray[np.float64]:
-        """Share of bootstrap resamples that keep the head in the circuit, [P, L, H]; NaN under the evidence rule."""
-        return self._stack("stability", np.float64)
-
-    @property
-    def metric_gap(self) -> list[float]:
-        """Mean metric_corrupted - metric_clean of each probe, in the metric's units."""
-        return list(self._rows.get("metric_gap", []))
-
-    @property
-    def split_half(self) -> list[float]:
-        """Spearman agreement between mean scores of random halves of the pairs, each probe."""
-        return list(self._rows.get("split_half", []))
-
-    @property
-    def null_band(self) -> list[NullBand | None]:
-        """How many heads enter or leave the active set by the sample of pairs alone; None without signal."""
-        return list(self._rows.get("null_band", []))
-
-    @property
-    def base_step(self) -> int | None:
-        """Step of the probe that lives are compared with: the first one with signal; None until there is one."""
-        return next((step for step, said in zip(self.steps, self.signal, strict=True) if said == evidence.OK), None)
-
-    # --- lives ------------------------------------------------------------------------------------------------------
-
-    def effect(self) -> NDArray[np.float64]:
-        """E(l, h) of every probe after the base against the base, mean over probes, [L, H] in [-1, 1]."""
-        told = [index for index, said in enumerate(self.signal) if said == evidence.OK]
-        if len(told) < 2:
-            return np.zeros((self.n_layers, self.n_heads))
-        importance = self.importance[told]
-        return effect(importance[1:], importance[0]).mean(axis=0)
-
-    def raw_change(self) -> NDArray[np.float64]:
-        """Mean raw score minus the base's, [P, L, H] (zeros before there is a base)."""
-        raw = self.raw
-        return raw - raw[self.steps.index(self.base_step)] if self.base_step is not None else np.zeros_like(raw)
+    def pending(self) -> list[Event]:
+        """Events of the last probe with signal that the next one has yet to confirm; none under confirm="level"."""
+        return [event for event in self.events if event.status == PENDING]
 
     def latest_scalars(self) -> dict[str, float]:
         """The headline numbers of the last probe, by name; cohorts as cohort/<step of first emergence>."""
@@ -284,11 +218,14 @@ class HeadHistory(Lives):
         }
         scalars["events"] = sum(event.step == step for event in self.events)
         scalars["median_spell"] = self.median_spell()
+        scalars |= {"turnover": self.turnover()[-1], "persistence": self.persistence()}
+        scalars["emergence_centre"] = self.emergence_centre()
         scalars |= {f"cohort/{first}": n[-1] for first, n in self.cohorts().items()}
         scalars["importance_entropy"], scalars["importance_kurtosis"] = entropy(importance), kurtosis(importance)
         if self.rule == "evidence":
             scalars["strengthened"] = int(self.strengthened[-1].sum())
             scalars["weakened"] = int(self.weakened[-1].sum())
+            scalars["pending"] = len(self.pending)
             scalars["importance_intensity"] = float(np.abs(self.raw[-1]).sum())
             scalars["metric_gap"], scalars["split_half_agreement"] = self.metric_gap[-1], self.split_half[-1]
             since_base = self.member[-1] ^ self.member[self.steps.index(self.base_step or self.steps[0])]
@@ -312,63 +249,33 @@ class HeadHistory(Lives):
                 f"{name} is of {shape} heads: this history has {self.n_layers} layers x {self.n_heads} heads"
             )
 
-    def _change(self, before: Shares, now: Shares) -> tuple[Change, NDArray[np.bool_], NDArray[np.bool_]]:
-        """The paired change, and which heads it makes significantly and materially stronger or weaker."""
-        change = evidence.paired_change(before, now)
-        material = np.abs(change.difference) >= self.settings.material * self._base_total
-        proven = (change.q_value <= self.settings.q) & material & (change.difference != 0.0)
-        growth = np.abs(now.share) - np.abs(before.share)
-        return change, proven & (growth > 0.0), proven & (growth < 0.0)
-
-    def _event(
-        self,
-        step: int,
-        place: NDArray[np.int64],
-        state: NDArray[np.int8],
-        following: NDArray[np.int8],
-        before: NDArray[np.float64],
-        now: NDArray[np.float64],
-        change: Change | None = None,
-        stability: NDArray[np.float64] | None = None,
-    ) -> Event:
-        at = (int(place[0]), int(place[1]))
-        return Event(
-            step=int(step),
-            family=self.family,
-            layer=at[0],
-            head=at[1],
-            kind=event_kind(state[at], following[at]),
-            share_before=float(before[at]),
-            share_now=float(now[at]),
-            p_value=None if change is None else float(change.p_value[at]),
-            q_value=None if change is None else float(change.q_value[at]),
-            rule=self.rule,
-            stability=None if stability is None else float(stability[at]),
-        )
-
     def _commit(
-        self, step: int, signal: str, state: NDArray[np.int8], row: dict[str, Any], events: list[Event]
+        self, step: int, signal: str, state: NDArray[np.int8], row: dict[str, Any], told: list[Event]
     ) -> list[Event]:
         self.steps.append(int(step))
         self.signal.append(signal)
-        row = {"stability": np.full(state.shape, np.nan), "null_band": None, **row, "state": state.astype(np.int8)}
+        row = {**_nothing(state.shape), **row, "state": state.astype(np.int8)}
         for name, value in row.items():
             self._rows.setdefault(name, []).append(value)
-        self.events += events
-        return list(events)
+        for event in told:
+            if event.told is None:
+                self.events.append(event)
+                continue
+            # An event is settled in its place; a head has one event a probe.
+            key = (event.step, event.layer, event.head)
+            place = next(i for i, e in enumerate(self.events) if (e.step, e.layer, e.head) == key)
+            if event.status == WITHDRAWN:
+                self.withdrawn.append(event)
+                del self.events[place]
+            else:
+                self.events[place] = event
+        return list(told)
 
-    def _last(self, name: str) -> Any:
-        rows = self._rows.get(name)
-        return rows[-1] if rows else None
 
-    def _stack(self, name: str, dtype: type) -> NDArray[Any]:
-        rows = self._rows.get(name, [])
-        return np.array(rows, dtype=dtype).reshape(len(rows), self.n_layers, self.n_heads)
+def _nothing(shape: tuple[int, ...]) -> dict[str, Any]:
+    """What a row holds where its probe says nothing."""
+    changes = {f"{of}_since_{since}": None for of in MEASURES for since in REFERENCES}
+    return {**changes, "stability": np.full(shape, np.nan), "null_band": None}
 
 
 _HOW_TO_ADD = {"evidence": "add(step, scores, ...)", "circuit": "add_membership(step, active, importance, ...)"}
-
-
-def _changed(state: NDArray[np.int8], following: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """Where something happened; base -> retained is only the passing of the base probe."""
-    return (following != state) & ~((state == HeadState.BASE) & (following == HeadState.RETAINED))

@@ -1,8 +1,7 @@
-"""The life of a head: its states, the events that lead from one to the next, and its spells. Pure numpy."""
+"""The life of a head: its states, its spells, and what is counted from them. Pure numpy."""
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -11,7 +10,10 @@ from numpy.typing import NDArray
 
 from headwatch.coupling import Coupling, couple
 from headwatch.errors import UserError
+from headwatch.events import Event
 from headwatch.survival import KaplanMeier, kaplan_meier
+
+__all__ = ["Event", "HeadState", "Lives", "Spell"]
 
 States = NDArray[np.int8]
 Bools = NDArray[np.bool_]
@@ -42,42 +44,6 @@ class HeadState(IntEnum):
 OF_BASE = (HeadState.BASE, HeadState.RETAINED, HeadState.DROPPED)
 ACTIVE = (HeadState.BASE, HeadState.RETAINED, HeadState.EMERGED, HeadState.REEMERGED)
 NEWLY_ACTIVE = (HeadState.EMERGED, HeadState.REEMERGED)
-
-EVENT_KINDS = ("emerged", "pruned", "re-emerged", "dropped", "returned")
-
-
-@dataclass(frozen=True)
-class Event:
-    """One change in the life of one head.
-
-    kind: "emerged", "pruned", "re-emerged", "dropped", or "returned" (a dropped base head that is active again).
-    share_before, share_now: the share at the probe compared with (base; or, for pruned, re-emerged and returned, the
-    head's own last event) and now. p_value, q_value: of that paired change; None under the circuit rule, where
-    share_before and share_now hold the importance and `stability` the share of resamples that keep the head.
-    """
-
-    step: int
-    family: str
-    layer: int
-    head: int
-    kind: str
-    share_before: float | None
-    share_now: float | None
-    p_value: float | None = None
-    q_value: float | None = None
-    rule: str = "evidence"
-    stability: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; what is not finite becomes None."""
-        values = asdict(self)
-        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Event":
-        """The event of one line of events.jsonl; unknown keys are left out."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
 
 
 @dataclass(frozen=True)
@@ -119,7 +85,12 @@ def advance(state: States, rise: Bools, fall: Bools) -> States:
     return following.astype(np.int8)
 
 
-def event_kind(before: int, after: int) -> str:
+def changed(before: States, after: States) -> Bools:
+    """Where something happened; base -> retained is only the passing of the base probe."""
+    return (after != before) & ~((before == HeadState.BASE) & (after == HeadState.RETAINED))
+
+
+def event_kind(before: Any, after: Any) -> str:
     """The word for a change of state."""
     if before == HeadState.DROPPED and after == HeadState.RETAINED:
         return "returned"
@@ -171,6 +142,10 @@ class Lives:
         """Whether a head's life has it active (base, retained, emerged or re-emerged), [P, L, H]."""
         return is_in(self.state, ACTIVE)
 
+    def label(self, layer: int, head: int, probe: int = -1) -> str:
+        """The word for a head's state at a probe, the last one by default."""
+        return HeadState(self.state[probe, layer, head]).label
+
     def counts(self) -> dict[str, list[int]]:
         """Heads in each state, by the state's label, at each probe; at every probe they sum to L * H."""
         state = self.state
@@ -201,6 +176,37 @@ class Lives:
             raise UserError(f"group={group!r}: give 'emerged' or 'base'")
         chosen = [s for s in self.spells() if s.base == (group == "base") and (s.number == 1 or not first_only)]
         return kaplan_meier([s.length for s in chosen], [s.end is not None for s in chosen])
+
+    def turnover(self) -> list[int]:
+        """Heads that became active or inactive since the probe before, at each probe; 0 at the first."""
+        active = self.active
+        return [0] * min(1, len(active)) + [int(n) for n in (active[1:] ^ active[:-1]).sum(axis=(1, 2))]
+
+    def persistence(self) -> float:
+        """The part of all heads that ever emerged that is active at the last probe; NaN where none has emerged."""
+        newly = is_in(self.state, NEWLY_ACTIVE)
+        ever = newly.any(axis=0)
+        return float(newly[-1][ever].mean()) if ever.any() else float("nan")
+
+    def layer_profile(self) -> dict[str, list[int]]:
+        """Heads by layer, [L] each: of the base, dropped at the last probe, ever emerged, and of these still active."""
+        state = self.state
+        ever = is_in(state, NEWLY_ACTIVE).any(axis=0)
+        now = state[-1] if len(state) else np.zeros(ever.shape, np.int8)
+        counted = {
+            "base": is_in(now, OF_BASE),
+            "dropped": now == HeadState.DROPPED,
+            "emerged": ever,
+            "still_active": ever & is_in(now, NEWLY_ACTIVE),
+        }
+        return {name: [int(n) for n in heads.sum(axis=1)] for name, heads in counted.items()}
+
+    def emergence_centre(self) -> float:
+        """Mean layer of the heads that ever emerged, 0 the first layer and 1 the last; NaN where none has."""
+        layers = np.array(self.layer_profile()["emerged"])
+        if not layers.sum():
+            return float("nan")
+        return float(layers @ np.arange(len(layers)) / layers.sum() / max(len(layers) - 1, 1))
 
     def median_spell(self) -> float:
         """Median survival of emerged heads' first spells, in training steps; NaN while more than half go on."""

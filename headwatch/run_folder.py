@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from headwatch.errors import UserError
-from headwatch.lives import Event
+from headwatch.events import WITHDRAWN, Event
 
 FORMAT = 1
 LOGS = ("scalars.jsonl", "training.jsonl", "events.jsonl")
@@ -252,9 +252,10 @@ class RunFolder:
         return _merged(_latest(self.path / "training.jsonl"))
 
     def events(self) -> list[Event]:
-        """All events, by step; of a step that was probed again, each head's last."""
+        """All events, by step; of a step that was probed again or an event that was settled later, the last telling."""
         events = (Event.from_json(row) for row in _latest(self.path / "events.jsonl"))
-        return list({(e.step, e.family, e.rule, e.layer, e.head): e for e in events}.values())
+        told = {(e.step, e.family, e.rule, e.layer, e.head): e for e in events}
+        return [event for event in told.values() if event.status != WITHDRAWN]
 
     # --- files ------------------------------------------------------------------------------------------------------
 

@@ -120,3 +120,30 @@ def test_bad_rules_are_refused() -> None:
     for rule in ({"top_n": 0}, {"top_n": -3}, {"top_n": 1.5}, {"tau": 1.0}):
         with pytest.raises(UserError, match=next(iter(rule))):
             Circuit.of_matrix(strength, graph, **rule)
+
+
+def test_resamples_and_halves_are_those_of_the_rule_itself() -> None:
+    """The interval of I(l, h) and the null band, from circuits selected one by one."""
+    graph = tiny_graph(layers=3)
+    strength = random_strength(graph, 9, seed=11)
+    found = circuit_heads(strength, graph, top_n=12, resamples=20, seed=3, splits=4)
+    rng = np.random.default_rng(3)
+    weights = rng.multinomial(9, np.full(9, 1 / 9), size=20)
+    importance = [Circuit.of_matrix(np.tensordot(w, strength, 1) / 9, graph, top_n=12).importance for w in weights]
+    low, high = np.quantile(importance, (0.025, 0.975), axis=0)
+    np.testing.assert_allclose(found.importance_low, low, atol=1e-6)
+    np.testing.assert_allclose(found.importance_high, high, atol=1e-6)
+    changes, overlaps = [], []
+    for _ in range(4):
+        order = rng.permutation(9)
+        one, other = (
+            Circuit.of_matrix(strength[rows].mean(axis=0), graph, top_n=12).heads for rows in (order[:4], order[4:])
+        )
+        changes.append(len(one ^ other))
+        overlaps.append(len(one & other) / max(len(one | other), 1))
+    assert found.half_changes.tolist() == changes
+    assert found.half_agreement == pytest.approx(np.mean(overlaps))
+    assert found.scalars()["membership_changes_by_chance"] == np.median(changes)
+    alone = circuit_heads(strength[:3], graph, top_n=12, resamples=0)
+    assert len(alone.half_changes) == 0
+    assert np.isnan(alone.half_agreement)

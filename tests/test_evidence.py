@@ -76,7 +76,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     for _ in range(150):
         gap = -4.0 * np.exp(0.4 * rng.standard_normal(32))
         scores = gap[:, None, None] * share + 0.3 * rng.standard_t(5, (32, L, H))
-        low, high = evidence.share_interval(evidence.shares(scores, np.zeros(32), gap))
+        low, high = evidence.interval(evidence.shares(scores, np.zeros(32), gap))
         covered.append((low <= share) & (share <= high))
     assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
 
@@ -250,7 +250,7 @@ def test_hysteresis_holds_heads_between_the_two_edges() -> None:
     within = np.array([[0.50, 0.26, 0.08, 0.16]])  # 0.50, 0.76, 0.92 | 1.00: the last is outside both
     held = evidence.membership(within, np.array([[True, True, True, True]]), EvidenceSettings())
     assert held.tolist() == [[True, True, False, True]]
-    band = np.array([[0.50, 0.32, 0.10, 0.08]])  # 0.50, 0.82 | 0.92: 0.10 is inside 0.85 only
+    band = np.array([[0.50, 0.32, 0.10, 0.08]])  # 0.50, 0.82 | 0.92: 0.10 is inside 0.90 only
     for before in (True, False):
         found = evidence.membership(band, np.array([[True, True, before, False]]), EvidenceSettings())
         assert found.tolist() == [[True, True, before, False]]
@@ -379,7 +379,7 @@ def test_the_global_random_states_are_left_alone_and_answers_repeat() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("carry", 0.0), ("carry", 0.9), ("keep", 1.2), ("q", 0.0), ("material", -1.0), ("min_pairs", 1)],
+    [("carry", 0.0), ("carry", 0.95), ("keep", 1.2), ("q", 0.0), ("material", -1.0), ("min_pairs", 1)],
 )
 def test_bad_settings_are_named(option: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{option}={value}"):

@@ -1,0 +1,424 @@
+"""Planted truth: known lives, planted in a model while a real trainer runs, and what headwatch reports of them.
+
+    python benchmarks/planted.py --out runs/planted                     # 3 bases x 3 plans of 3 heads
+    python benchmarks/planted.py --out runs/planted --only-analyse      # the tables again, of what was run
+
+A base model (the demo's, 4 layers of 16 heads) is trained by SFTTrainer at a learning rate of 0, so that nothing moves
+but what a callback edits: columns of o_proj, head by head, between optimizer steps. A plan has heads of five kinds:
+    on        switched off before the base probe, back on at a step                    -> emerged
+    on-off    the same, and off again later                                             -> emerged, pruned
+    fade      a head of the base, faded out over the steps between two probes           -> dropped
+    slow      a head of the base, faded out over three probes                           -> dropped, by the truth
+    untouched every other head                                                          -> nothing
+
+The truth is not the plan alone: a model with a head less works differently, and other heads' shares really move. So
+every state of the model is also scored on 1,024 pairs that were drawn apart, and the rule without its tests (the same
+set, hysteresis and materiality, on these shares) says what each head's life really is. A planted life counts as found
+when headwatch reports that event of that head at the probe at which the truth has it. Of untouched heads every event is
+counted, and beside it those that the truth does not have.
+"""
+
+import argparse
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, score_heads
+from headwatch.anatomy import Anatomy
+from headwatch.evidence import EvidenceSettings, carrying_set, membership, shares
+from headwatch.lives import OF_BASE, HeadState, advance, changed, event_kind, is_in
+from headwatch.training.base_stage import BaseStage, teach_base
+from headwatch.training.post_training import SftStage, train_sft
+from headwatch.training.quiet import one_thread, quiet_libraries
+from headwatch.training.tiny import ModelSize, build_model, build_tokenizer, save
+
+SIZE = ModelSize(n_layers=4, n_heads=16, n_kv_heads=4, d_model=128, d_mlp=256)
+STEPS, EVERY = 12, 2
+N_TRUTH, TRUTH_SEED = 1024, 90_001
+FAMILIES = ("addition", "carry")
+CLEAR = 0.025  # a planted change of this part of all work (five times materiality) counts for the headline
+Head = tuple[int, int]
+Scale = dict[Head, float]
+
+
+@dataclass(frozen=True)
+class Plant:
+    """One planted head: its kind, and the steps after which its columns are scaled, in order."""
+
+    head: Head
+    kind: str
+    scales: dict[int, float]  # from that step on (0: before the base probe)
+
+    def at(self, step: int) -> float:
+        """The scale of the head's columns after `step` optimizer steps."""
+        return [scale for start, scale in sorted(self.scales.items()) if start <= step][-1]
+
+
+def draw_plan(rng: np.random.Generator, chosen: list[Head]) -> list[Plant]:
+    """Kinds and steps for some heads. Steps lie between probes as often as on them."""
+    plants = []
+    for head, kind in zip(chosen, rng.permutation(["on", "on-off", "fade", "slow"] * 2)[: len(chosen)], strict=True):
+        start = int(rng.integers(1, 7))
+        if kind == "on":
+            scales = {0: 0.0, start: 1.0}
+        elif kind == "on-off":
+            scales = {0: 0.0, start: 1.0, start + 5: 0.0}
+        elif kind == "fade":  # over the steps of one interval between probes
+            last = EVERY * -(-(start + 1) // EVERY)
+            scales = {0: 1.0, last - 1: 0.5, last: 0.0}
+        else:
+            scales = {0: 1.0} | {start + k: 1.0 - (k + 1) / 6 for k in range(6)}
+        plants.append(Plant(head, str(kind), scales))
+    return plants
+
+
+class Planter(TrainerCallback):
+    """Edits o_proj's columns in training. It comes before the headwatch callback, so that probes see the edit."""
+
+    def __init__(self, plants: list[Plant]) -> None:
+        self.plants = plants
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Remember the columns, and set what the base is to be."""
+        self.anatomy = Anatomy.of(model)
+        self.before = {plant.head: columns(model, self.anatomy, plant.head).clone() for plant in self.plants}
+        self.set(model, 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Set the scales of this step."""
+        self.set(model, state.global_step)
+
+    def set(self, model: Any, step: int) -> None:
+        """Scale every planted head's columns as planned."""
+        with torch.no_grad():
+            for plant in self.plants:
+                columns(model, self.anatomy, plant.head).copy_(plant.at(step) * self.before[plant.head])
+
+
+def columns(model: Any, anatomy: Anatomy, head: Head) -> torch.Tensor:
+    """The columns of o_proj that carry one head's output, a view."""
+    width = anatomy.head_dim
+    weight: torch.Tensor = model.model.layers[head[0]].self_attn.o_proj.weight
+    return weight[:, head[1] * width : (head[1] + 1) * width]
+
+
+# --- bases, truth, runs ---------------------------------------------------------------------------------------------
+
+
+def base_model(folder: Path, seed: int) -> Path:
+    """A base taught careless sums (about a minute), or the one that is there already."""
+    if not (folder / "config.json").is_file():
+        tokenizer = build_tokenizer()
+        model = build_model(tokenizer, SIZE, seed=seed)
+        teach_base(model, tokenizer, BaseStage(seed=seed))
+        save(model, tokenizer, folder)
+    return folder
+
+
+class Truth:
+    """Shares of any state of a base model, [L, H] a family, on pairs that were drawn apart from the probe sets'."""
+
+    def __init__(self, base: Path, n_pairs: int = N_TRUTH) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(base)
+        self.probes = ProbeSet.generate(
+            list(FAMILIES), AutoTokenizer.from_pretrained(base), n_pairs=n_pairs, seed=TRUTH_SEED
+        )
+        self.anatomy = Anatomy.of(self.model)
+        self.known: dict[tuple[Any, ...], NDArray[np.float64]] = {}
+
+    def shares(self, scales: Scale) -> NDArray[np.float64]:
+        """[F, L, H] with these heads' columns scaled."""
+        key = tuple(sorted((head, scale) for head, scale in scales.items() if scale != 1.0))
+        if key not in self.known:
+            before = {head: columns(self.model, self.anatomy, head).clone() for head in scales}
+            with torch.no_grad():
+                for head, scale in scales.items():
+                    columns(self.model, self.anatomy, head).copy_(scale * before[head])
+                scored = score_heads(self.model, self.probes)
+                for head, values in before.items():
+                    columns(self.model, self.anatomy, head).copy_(values)
+            found = []
+            for family in FAMILIES:
+                mine = scored.select(family)
+                read = mine.readings
+                found.append(
+                    shares(mine.per_pair.numpy(), read.metric_clean.numpy(), read.metric_corrupted.numpy()).value
+                )
+            self.known[key] = np.stack(found)
+        return self.known[key]
+
+
+def candidates(share: NDArray[np.float64]) -> list[Head]:
+    """Heads that clearly carry work in some family: in its set and above 1.5 % of the total |share|.
+
+    Not those above 15 % in any: a model without the head that everything goes through is another model, whose other
+    heads really change places.
+    """
+    part = np.abs(share) / np.abs(share).sum(axis=(1, 2), keepdims=True)
+    clear = (carrying_set(share, 0.8) & (part > 0.015)).any(axis=0) & (part < 0.15).all(axis=0)
+    return [(int(layer), int(head)) for layer, head in np.argwhere(clear)]
+
+
+def run(base: Path, out: Path, plants: list[Plant], n_pairs: int, seed: int) -> None:
+    """Train at a learning rate of 0 while the plan is carried out and headwatch looks on."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    probes = ProbeSet.generate(list(FAMILIES), tokenizer, n_pairs=n_pairs, seed=seed)
+    watch = HeadWatchCallback(probes, every=EVERY, edges=False, wandb="off", strict=True)
+    train_sft(
+        base,
+        out,
+        SftStage(steps=STEPS, batch_size=2, learning_rate=0.0),
+        callbacks=[Planter(plants), watch],
+        seed=seed,
+    )
+
+
+# --- what is reported -----------------------------------------------------------------------------------------------
+
+Told = set[tuple[int, int, int, str]]  # probe, layer, head, kind
+
+
+def true_lives(share: NDArray[np.float64], settings: EvidenceSettings) -> Told:
+    """The events of the rule where shares [P, L, H] are known: nothing to test, only the set and materiality."""
+    least = settings.material * np.abs(share[0]).sum()
+    member = membership(share[0], None, settings)
+    state = np.where(member, HeadState.BASE, HeadState.INACTIVE)
+    mark, told = share[0].copy(), set()
+    for probe in range(1, len(share)):
+        now, size = share[probe], np.abs(share[probe])
+        member = membership(now, member, settings)
+        since_mark, since_base = np.abs(now - mark) >= least, np.abs(now - share[0]) >= least
+        of_base = is_in(state, OF_BASE)
+        rise = member & since_mark & (size > np.abs(mark)) & (of_base | (since_base & (size > np.abs(share[0]))))
+        fall = ~member & since_mark & (size < np.abs(mark)) & (~of_base | (since_base & (size < np.abs(share[0]))))
+        following = advance(state, rise, fall)
+        happened = changed(state, following)
+        told |= {
+            (probe, int(h[0]), int(h[1]), event_kind(state[tuple(h)], following[tuple(h)]))
+            for h in np.argwhere(happened)
+        }
+        mark = np.where(happened, now, mark)
+        state = following
+    return told
+
+
+Window = dict[tuple[int, int, str, int], tuple[int, int]]  # layer, head, kind, which time -> first and last probe
+
+
+def in_order(told: Told) -> dict[tuple[int, int, str, int], int]:
+    """Layer, head, kind and which time -> probe."""
+    found: dict[tuple[int, int, str, int], int] = {}
+    for probe, layer, head, kind in sorted(told):
+        number = sum(key[:3] == (layer, head, kind) for key in found)
+        found[layer, head, kind, number] = probe
+    return found
+
+
+def clear_lives(share: NDArray[np.float64], settings: EvidenceSettings) -> Window:
+    """Events that the truth has whatever the numbers of the rule (within reason), and the probes at which it has them.
+
+    For a head that goes on or off at once that is one probe; one that fades slowly crosses the set's edge a little
+    earlier or later as the edge is drawn.
+    """
+    lives = [in_order(true_lives(share, settings))] + [
+        in_order(true_lives(share, other))
+        for other in (
+            replace(settings, carry=settings.carry - 0.05, keep=settings.keep - 0.05),
+            replace(settings, carry=min(settings.carry + 0.05, 1.0), keep=min(settings.keep + 0.05, 1.0)),
+            replace(settings, material=2 * settings.material),
+        )
+    ]
+    sure = set.intersection(*(set(told) for told in lives))
+    return {key: (min(told[key] for told in lives), max(told[key] for told in lives)) for key in sure}
+
+
+def moved_by(share: NDArray[np.float64], key: tuple[int, int, str, int], probe: int) -> float:
+    """How far the head has moved when it has arrived, as a part of the base's total |share|.
+
+    From where it was at the base, or from its farthest, for a head that had emerged and is gone again.
+    """
+    path = share[:, key[0], key[1]]
+    if key[2] == "dropped":  # a slow fade goes on after the event
+        change = np.abs(path[probe:] - path[0]).max()
+    elif key[2] == "emerged":
+        change = np.abs(path[probe] - path[0])
+    else:
+        change = np.abs(path[:probe] - path[probe]).max()
+    return float(change / np.abs(share[0]).sum())
+
+
+def reported(history: HeadHistory) -> Told:
+    """The events of a history by probe."""
+    return {(history.steps.index(e.step), e.layer, e.head, e.kind) for e in history.events}
+
+
+def history_of(record: Any, family: str, pairs: NDArray[np.int64], settings: EvidenceSettings) -> HeadHistory:
+    """The history that a probe set of only these pairs of a recorded run would have told."""
+    model = record.manifest["model"]
+    history = HeadHistory(model["n_layers"], model["n_heads"], settings=settings, family=family)
+    for step in record.steps:
+        scores = record.read_scores(step)
+        history.add(step, scores.head_scores[pairs], scores.metric_clean[pairs], scores.metric_corrupted[pairs])
+    return history
+
+
+@dataclass
+class Count:
+    """What was planted and reported, summed over families, plans and disjoint probe sets of one size."""
+
+    sets: int = 0
+    planted: int = 0  # clear events of planted heads in the truth, by a change of at least CLEAR
+    found: int = 0  # of these reported, of the right kind, at the right probe
+    late: int = 0  # of these reported, of the right kind, at another probe
+    small: int = 0  # clear events of planted heads by a smaller change
+    small_found: int = 0  # of these reported, of the right kind, at the right probe
+    untouched: int = 0  # untouched heads, each counted once a probe set
+    given: int = 0  # of these, with any event
+    false: int = 0  # of these, with an event that the truth does not have of that head at any probe
+    no_signal: int = 0  # families and probe sets that said "insufficient signal" at some probe
+
+    def add(self, plants: set[Head], share: NDArray[np.float64], history: HeadHistory) -> None:
+        """Compare one history with the truth's shares [P, L, H]."""
+        settings = history.settings
+        if any(said != "ok" for said in history.signal):
+            self.no_signal += 1
+            return
+        told, clear = reported(history), clear_lives(share, settings)
+        timed = in_order(told)
+        really = {(layer, head, kind) for _, layer, head, kind in true_lives(share, settings)}
+        self.sets += 1
+        for key, (first, last) in clear.items():
+            if key[:2] not in plants:
+                continue
+            in_time = key in timed and first <= timed[key] <= last
+            if moved_by(share, key, first) < CLEAR:
+                self.small += 1
+                self.small_found += in_time
+            else:
+                self.planted += 1
+                self.found += in_time
+                self.late += key in timed and not in_time
+        others = [e for e in told if (e[1], e[2]) not in plants]
+        self.untouched += share[0].size - len(plants)
+        self.given += len({e[1:3] for e in others})
+        self.false += len({e[1:3] for e in others if e[1:] not in really})
+
+    def row(self) -> dict[str, float | int]:
+        """The counts and their shares."""
+        return {
+            **vars(self),
+            "found_share": self.found / max(self.planted, 1),
+            "small_found_share": self.small_found / max(self.small, 1),
+            "given_share": self.given / max(self.untouched, 1),
+            "false_share": self.false / max(self.untouched, 1),
+        }
+
+
+def analyse(out: Path, sizes: tuple[int, ...], settings: EvidenceSettings) -> dict[int, Count]:
+    """Every recorded plan under these settings, for probe sets of these sizes: disjoint parts of the recorded pairs."""
+    counts = {size: Count() for size in sizes}
+    for plan in sorted(out.glob("*/plan.json")):
+        record = RunFolder.open(plan.parent)
+        plants = {tuple(p["head"]) for p in json.loads(plan.read_text())["plants"]}
+        truth = np.load(plan.parent / "truth.npy")  # [F, P, L, H]
+        for family, share in zip(FAMILIES, truth, strict=True):
+            pairs = record.pairs_of(family)
+            for size in sizes:
+                for start in range(0, len(pairs) - size + 1, size):
+                    part = pairs[start : start + size]
+                    counts[size].add(plants, share, history_of(record, family, part, settings))
+    return counts
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "test t": {"test": "t"},
+    "test sign-flip": {"test": "sign-flip"},
+    "confirm either": {"confirm": "either"},
+    "confirm level": {"confirm": "level"},
+    "confirm next": {"confirm": "next"},
+    "confirm none": {"confirm": "none"},
+    "q 0.001": {"q": 0.001},
+    "q 0.05": {"q": 0.05},
+    "material 0": {"material": 0.0},
+    "material 0.25 %": {"material": 0.0025},
+    "material 1 %": {"material": 0.01},
+    "carry 0.7, keep 0.8": {"carry": 0.7, "keep": 0.8},
+    "carry 0.9, keep 0.95": {"carry": 0.9, "keep": 0.95},
+    "no hysteresis": {"keep": 0.8},
+    "keep 0.85": {"keep": 0.85},
+}
+
+
+def table(counts: dict[str, dict[int, Count]]) -> str:
+    """Markdown: a row for each setting and size."""
+    lines = [
+        "| settings | pairs a family | planted events | found at the right probe | at another | small plants: found "
+        "| untouched heads | given an event | false |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, by_size in counts.items():
+        for size, c in by_size.items():
+            row = c.row()
+            lines.append(
+                f"| {name} | {size} | {c.planted} | {row['found_share']:.1%} | {c.late} "
+                f"| {c.small_found} of {c.small} | {c.untouched} "
+                f"| {c.given} ({row['given_share']:.2%}) | {c.false} ({row['false_share']:.2%}) |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run what is not there yet, then analyse all of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--bases", type=int, default=3)
+    parser.add_argument("--plans", type=int, default=3, help="a base")
+    parser.add_argument("--heads", type=int, default=3, help="planted a plan")
+    parser.add_argument("--n-pairs", type=int, default=256, help="recorded a family; probe sets are parts of them")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--n-truth", type=int, default=N_TRUTH)
+    parser.add_argument("--only-analyse", action="store_true")
+    options = parser.parse_args()
+    logging.getLogger("headwatch").setLevel(logging.ERROR)
+    with quiet_libraries(), one_thread():
+        for seed in range(0 if options.only_analyse else options.bases):
+            plant_base(options, seed)
+    counts = {
+        name: analyse(options.out, tuple(options.sizes), EvidenceSettings(**changes))
+        for name, changes in VARIANTS.items()
+    }
+    rows = {name: {size: c.row() for size, c in by_size.items()} for name, by_size in counts.items()}
+    (options.out / "planted.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (options.out / "planted.md").write_text(table(counts))
+    print(table(counts))
+
+
+def plant_base(options: argparse.Namespace, seed: int) -> None:
+    """All plans of one base."""
+    base = base_model(options.out / f"base-{seed}", seed)
+    truth, rng = Truth(base, options.n_truth), np.random.default_rng([seed, 7])
+    possible = candidates(truth.shares({}))
+    for number in range(options.plans):
+        out = options.out / f"plan-{seed}-{number}"
+        plants = draw_plan(rng, [possible[i] for i in rng.permutation(len(possible))[: options.heads]])
+        if (out / "plan.json").is_file():
+            continue
+        run(base, out, plants, options.n_pairs, seed=1000 * seed + number)
+        probes = range(0, STEPS + 1, EVERY)
+        at = [truth.shares({plant.head: plant.at(step) for plant in plants}) for step in probes]
+        np.save(out / "truth.npy", np.stack(at, axis=1))
+        plan = {"seed": seed, "candidates": possible, "plants": [vars(plant) for plant in plants]}
+        (out / "plan.json").write_text(json.dumps(plan) + "\n")
+        print(f"base {seed}, plan {number}: {[(p.head, p.kind) for p in plants]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""Replication: are the changes that one probe set finds found by another one that shares no pair with it?
+
+    python benchmarks/replication.py run sft  --model FOLDER --data gsm8k_train.jsonl --out runs/rep-sft
+    python benchmarks/replication.py run grpo --model FOLDER --out runs/rep-grpo
+    python benchmarks/replication.py analyse runs/rep-sft runs/rep-grpo [--json FILE]
+
+run: a real post-training (as in first_light.py) is watched on 2n frozen pairs a family; at each probe the paper's
+circuit is computed for each half of them too. analyse: each half (every other pair) is a probe set of its own with its
+own history, and what one says is looked up in the other, both ways:
+    events     of the evidence rule: the change of share between the same two probes
+    changes    heads whose share is significantly and materially other than at base, at every probe
+    set        the evidence rule's active set alone (entered or left since base), without any test
+    paper      the paper's rule (entered or left the circuit since base)
+A change counts as confirmed when it has the same sign in the other set and is significant there: Benjamini-Hochberg at
+5 % over the changes that are to be confirmed. Beside it: the same sign alone, and the other set finding it by itself
+(Benjamini-Hochberg at the settings' q over all heads). Membership has no p value: there confirmed means that the head
+entered (or left) in the other set too.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwatch import HeadHistory, RunFolder
+from headwatch.circuit import Graph, circuit_heads
+from headwatch.evidence import EvidenceSettings, Shares, benjamini_hochberg, change, membership, shares
+
+HALVES = "halves"
+CONFIRM_LEVEL = 0.05
+
+
+# --- running --------------------------------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace) -> None:
+    """One post-training with the callback and a circuit for each half of the pairs."""
+    import torch
+    from datasets import Dataset
+    from first_light import exact_answer, gsm8k_rows, sum_pairs, sums
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+    from headwatch import HeadWatchCallback, ProbeSet
+    from headwatch.attribution import EdgeScores
+
+    class Halves(HeadWatchCallback):
+        """The callback, which also writes the circuit of every other pair and of the others."""
+
+        def _record(self, step: int, scores: Any, *args: Any, **kwargs: Any) -> None:
+            if isinstance(scores, EdgeScores):
+                folder = Path(options.out) / HALVES
+                folder.mkdir(parents=True, exist_ok=True)
+                graph = Graph(scores.sources, scores.targets, scores.is_real.numpy())
+                active = []
+                for family in dict.fromkeys(scores.families):
+                    strength = scores.select(family).per_pair.abs().numpy()
+                    for half in (strength[0::2], strength[1::2]):
+                        active.append(circuit_heads(half, graph, *self._rule, resamples=0, splits=0).active)
+                np.save(folder / f"step-{step:08d}.npy", np.stack(active))  # [F * 2, L, H]
+            super()._record(step, scores, *args, **kwargs)
+
+    os.environ.setdefault("WANDB_MODE", "offline")
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    asked = sum_pairs(Path(options.out) / "sums.jsonl", 2 * options.n_pairs, options.seed, tokenizer)
+    recall = ProbeSet.generate("recall", tokenizer, n_pairs=2 * options.n_pairs, seed=options.seed)
+    watch = Halves(
+        ProbeSet.concat([asked, recall]), every=options.every, edges=not options.heads_only, wandb="off", strict=True
+    )
+    common: dict[str, Any] = {
+        "output_dir": options.out,
+        "max_steps": options.steps,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "seed": options.seed,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 3,
+    }
+    if options.kind == "sft":
+        trainer: Any = SFTTrainer(
+            model=model,
+            args=SFTConfig(
+                learning_rate=options.learning_rate or 4e-5, per_device_train_batch_size=4, max_length=384, **common
+            ),
+            train_dataset=Dataset.from_list(gsm8k_rows(options.data, 4 * options.steps, options.seed)),
+            processing_class=tokenizer,
+            callbacks=[watch],
+        )
+    else:
+        lines = (Path(options.out) / "sums.jsonl").read_text().splitlines()
+        probed = {json.loads(line)["clean"] for line in lines}
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=[exact_answer],
+            args=GRPOConfig(
+                learning_rate=options.learning_rate or 1e-5,
+                per_device_train_batch_size=32,
+                num_generations=8,
+                max_completion_length=4,
+                temperature=0.7,
+                **common,
+            ),
+            train_dataset=Dataset.from_list(sums(4 * options.steps, options.seed, probed)),
+            processing_class=tokenizer,
+            callbacks=[watch],
+        )
+    trainer.train()
+
+
+# --- analysing ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Replication:
+    """How many changes of one set there were, and how many of them the other set bears out."""
+
+    said: int = 0
+    confirmed: int = 0
+    same_sign: int = 0
+    found_itself: int = 0
+
+    def __add__(self, other: "Replication") -> "Replication":
+        return Replication(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def row(self) -> dict[str, Any]:
+        """The counts and their shares (None where nothing was said)."""
+        return {
+            "said": self.said,
+            **{
+                name: (getattr(self, name) / self.said if self.said else None)
+                for name in ("confirmed", "same_sign", "found_itself")
+            },
+        }
+
+
+@dataclass
+class Half:
+    """One probe set of a recorded run: its shares at every probe with signal, its history, its circuits if recorded."""
+
+    shares: dict[int, Shares]
+    history: HeadHistory
+    circuit: dict[int, NDArray[np.bool_]]
+
+
+Claim = tuple[int, int, int, int]  # step before, step after, layer, head
+
+
+def halves(record: RunFolder, family: str, settings: EvidenceSettings) -> tuple[Half, Half]:
+    """The two halves of one family."""
+    model, made = record.manifest["model"], []
+    for which in (0, 1):
+        pairs = record.pairs_of(family)[which::2]
+        history = HeadHistory(model["n_layers"], model["n_heads"], settings=settings, family=family)
+        found: dict[int, Shares] = {}
+        circuit: dict[int, NDArray[np.bool_]] = {}
+        for step in record.steps:
+            scores = record.read_scores(step)
+            arrays = [np.asarray(a)[pairs] for a in (scores.head_scores, scores.metric_clean, scores.metric_corrupted)]
+            history.add(step, *arrays)
+            if history.signal[-1] == "ok":
+                found[step] = shares(*(a.astype(np.float64) for a in arrays))
+            kept = record.path.parent / HALVES / f"step-{step:08d}.npy"
+            if kept.is_file():
+                circuit[step] = np.load(kept)[2 * record.families.index(family) + which]
+        made.append(Half(found, history, circuit))
+    return made[0], made[1]
+
+
+def events(half: Half) -> list[Claim]:
+    """Every event as a change between two probes: the head's last event (or the base) and this one."""
+    base, mark, claims = half.history.base_step, {}, []
+    for event in half.history.events:
+        assert base is not None
+        head = (event.layer, event.head)
+        claims.append((mark.get(head, base), event.step, *head))
+        mark[head] = event.step
+    return claims
+
+
+def changes(half: Half) -> list[Claim]:
+    """Every head at every probe whose share is significantly and materially other than at base."""
+    history = half.history
+    moved = history.strengthened | history.weakened
+    return [(history.base_step or 0, history.steps[at[0]], int(at[1]), int(at[2])) for at in np.argwhere(moved)]
+
+
+def confirmed(said: list[Claim], by: Half, of: Half, settings: EvidenceSettings) -> Replication:
+    """Look the changes of one half up in the other."""
+    said = [claim for claim in said if claim[0] in by.shares and claim[1] in by.shares]
+    if not said:
+        return Replication()
+    tested = {spans: change(by.shares[spans[0]], by.shares[spans[1]], settings) for spans in {c[:2] for c in said}}
+    signs, p, q = [], [], []
+    for before, after, layer, head in said:
+        there = tested[before, after]
+        here = of.shares[after].value[layer, head] - of.shares[before].value[layer, head]
+        signs.append(np.sign(here) == np.sign(there.difference[layer, head]))
+        p.append(there.p_value[layer, head])
+        q.append(there.q_value[layer, head])
+    same = np.array(signs)
+    return Replication(
+        len(said),
+        int((same & (benjamini_hochberg(p) <= CONFIRM_LEVEL)).sum()),
+        int(same.sum()),
+        int((same & (np.array(q) <= settings.q)).sum()),
+    )
+
+
+def crossings(of: dict[int, NDArray[np.bool_]], by: dict[int, NDArray[np.bool_]]) -> Iterator[Replication]:
+    """Heads that entered or left since the base in one half, and in the other too."""
+    steps = sorted(of)
+    for step in steps[1:]:
+        for before, after in ((steps[0], step), (step, steps[0])):  # entered, left
+            here, there = of[after] & ~of[before], by[after] & ~by[before]
+            both = int((here & there).sum())
+            yield Replication(int(here.sum()), both, both, both)
+
+
+def analyse(folder: Path, settings: EvidenceSettings) -> dict[str, dict[str, dict[str, Any]]]:
+    """Family -> what was said -> how much of it the other half bears out; "all families" sums them."""
+    record = RunFolder.open(folder)
+    found: dict[str, dict[str, Replication]] = {}
+    for family in record.families:
+        one, other = halves(record, family, settings)
+        both = ((one, other), (other, one))
+        sets = [
+            {step: membership(half.shares[step].value, None, settings) for step in half.shares} for half in (one, other)
+        ]
+        shared = [{step: s[step] for step in s if step in sets[0] and step in sets[1]} for s in sets]
+        found[family] = {
+            "events": sum((confirmed(events(a), b, a, settings) for a, b in both), Replication()),
+            "changes": sum((confirmed(changes(a), b, a, settings) for a, b in both), Replication()),
+            "set": sum((r for a, b in (shared, shared[::-1]) for r in crossings(a, b)), Replication()),
+            "paper": sum((r for a, b in both if a.circuit for r in crossings(a.circuit, b.circuit)), Replication()),
+        }
+    found["all families"] = {
+        name: sum((by_name[name] for by_name in list(found.values())), Replication())
+        for name in ("events", "changes", "set", "paper")
+    }
+    return {family: {name: r.row() for name, r in by_name.items()} for family, by_name in found.items()}
+
+
+def table(rows: dict[str, Any]) -> str:
+    """Markdown."""
+
+    def part(value: float | None) -> str:
+        return "" if value is None else f"{value:.0%}"
+
+    lines = [
+        "| run | family | what one set says | how often | confirmed | same sign | found by itself |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, families in rows.items():
+        for family, by_name in families.items():
+            for what, r in by_name.items():
+                cells = " | ".join(part(r[key]) for key in ("confirmed", "same_sign", "found_itself"))
+                lines.append(f"| {name} | {family} | {what} | {r['said']} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run or analyse."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("kind", choices=["sft", "grpo"])
+    running.add_argument("--model", required=True)
+    running.add_argument("--data", type=Path, help="gsm8k_train.jsonl (sft)")
+    running.add_argument("--out", required=True)
+    running.add_argument("--steps", type=int, default=40)
+    running.add_argument("--every", type=int, default=5)
+    running.add_argument("--learning-rate", type=float)
+    running.add_argument("--n-pairs", type=int, default=64, help="a family and half")
+    running.add_argument("--seed", type=int, default=0)
+    running.add_argument("--heads-only", action="store_true", help="without edges: faster, and no paper's rule")
+    looking = commands.add_parser("analyse")
+    looking.add_argument("folders", nargs="+", type=Path)
+    looking.add_argument("--json", type=Path)
+    looking.add_argument("--settings", type=json.loads, default={}, help="of the rule: '{\"q\": 0.001}'")
+    options = parser.parse_args()
+    if options.command == "run":
+        run(options)
+        return
+    rows = {folder.resolve().name: analyse(folder, EvidenceSettings(**options.settings)) for folder in options.folders}
+    print(table(rows))
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
