@@ -83,7 +83,7 @@ class Alert:
 def alerts(
     histories: Iterable[Any],
     checks: Mapping[str, float | None],
-    correct: Mapping[str, Sequence[ArrayLike]],
+    correct: Mapping[str, Sequence[NDArray[Any]]],
     training: Sequence[Mapping[str, Any]],
     settings: AlertSettings = DEFAULTS,
 ) -> list[Alert]:

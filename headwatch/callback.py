@@ -176,8 +176,8 @@ class HeadWatchCallback(TrainerCallback):
             self._guarded(lambda: recorder.log(state.global_step, logs), state, "could not keep the trainer's log")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Probe every `every` steps, decided from the step alone so that all processes agree."""
-        if state.global_step % self.every == 0:
+        """Probe every `every` steps and at the end, decided from the step alone so that all processes agree."""
+        if state.global_step % self.every == 0 or state.global_step >= state.max_steps > 0:
             self._probe(state, **kwargs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -192,7 +192,7 @@ class HeadWatchCallback(TrainerCallback):
             logger.warning("headwatch: no note could be left in %s (%s)", checkpoint, error)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Probe what training ended with, and close the record."""
+        """Probe what training ended with, where it ended before its last step, and close the record."""
         if self._probed != state.global_step:
             self._probe(state, **kwargs)
         if self.run is not None:

@@ -81,8 +81,8 @@ def refuse_another_run(
     before, file = manifest["probes"], run.path / "probes.safetensors"
     if (on_disk := ProbeSet.load(file).fingerprint) != before["fingerprint"]:
         raise UserError(
-            f"{file} has fingerprint {on_disk}, but the manifest says {before['fingerprint']}: lives can only be told on "
-            f"the pairs they began with; restore the file or move {run.path} away"
+            f"{file} has fingerprint {on_disk}, but the manifest says {before['fingerprint']}: lives can only be told "
+            f"on the pairs they began with; restore the file or move {run.path} away"
         )
     if probes.fingerprint != before["fingerprint"]:
         raise UserError(

@@ -6,7 +6,7 @@ package turns them into its own objects, and checks them, without a network. Onl
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from headwatch.errors import UserError
 from headwatch.sinks.base import PREFIX, STEP_KEY
@@ -18,14 +18,11 @@ CIRCUIT = f"{PREFIX}{FAMILY}/circuit/"
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: every scalar whose name matches `pattern` in full, against the training step.
-
-    kind: "line" or "stacked-area".
-    """
+    """One chart: every scalar whose name matches `pattern` in full, against the training step."""
 
     title: str
     pattern: str
-    kind: str = "line"
+    kind: Literal["line", "stacked-area"] = "line"
 
 
 @dataclass(frozen=True)
@@ -121,6 +118,7 @@ def build(entity: str, project: str, families: tuple[str, ...] = (), name: str =
             workspaces.Section(
                 name=section.name,
                 is_open=True,
+                panel_settings=workspaces.SectionPanelSettings(x_axis=STEP_KEY),
                 layout_settings=workspaces.SectionLayoutSettings(columns=3, rows=2),
                 panels=[
                     reports.LinePlot(

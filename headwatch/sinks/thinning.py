@@ -41,10 +41,10 @@ class Thinning:
 class Budget:
     """Which figures of which probes are shown, when there are several families of them.
 
-    Figures are named family/figure. One limit for all families alike would leave each of five with as many sets as
-    fit 25 figures at a time into 150: six. Instead the first family has half of the limit for itself, and the others
-    share the other half, each thinned out on its own: fifteen sets of the first family and three of each of the other
-    four. The final set has room for all.
+    Figures are named family/figure. One limit for all alike would leave five families, 25 figures a set, with six sets
+    in 150 figures. Instead each family is thinned out on its own, and the first one has at least half of the limit:
+    over 1,000 probes it then shows fifteen sets and each of the other four three. There is room for every family's
+    final set as long as one set of all of them fits; families beyond that are left out, the last ones first.
     """
 
     def __init__(self, limit: int = 150) -> None:
@@ -63,7 +63,7 @@ class Budget:
         groups: dict[str, dict[str, Any]] = {}
         for name, figure in figures.items():
             groups.setdefault(name.rpartition("/")[0], {})[name] = figure
-        if not self._families:
+        if groups and not self._families:
             self._families = {name: Thinning(share) for name, share in self._shares(groups).items()}
             for thinning in self._families.values():
                 thinning.due()  # this probe

@@ -68,10 +68,14 @@ class TrackioSink(Sink):
             self._patience.failed(error)
 
     def _run(self) -> Any:
-        """The live run, whoever made it; else one of our own, which goes on with the run of that name."""
+        """The live run, whoever made it; else one of our own, which goes on with the one before it."""
         import trackio
 
         run = trackio.context_vars.current_run.get()
         if run is None:
             run = self._own_run = trackio.init(**self._options, resume="allow", embed=False)
+        self._options |= {
+            "project": run.project,
+            "name": run.name,
+        }  # the trainer may finish its run before the last row
         return run
