@@ -32,8 +32,9 @@ KINDS = {
 class AlertSettings:
     """The thresholds.
 
-    p: of both one-sided tests behind "reward_up_probes_down", the exact sign test on pairs whose answer changed between
-      right and wrong, and the trend test on the reward. min_drop: the smallest fall of accuracy that counts.
+    p_answers, p_trend: of the one-sided tests behind "reward_up_probes_down", the exact sign test on pairs whose answer
+      changed between right and wrong, and the trend test on the reward; the first is the stricter one because it is
+      made at every probe. min_drop: the smallest fall of accuracy that counts.
       window: the probe so many probes ago is compared with besides the base, so that a late fall is seen too.
     min_windows: rewards of so many probes are needed to speak of a trend.
     dropped: this part of the base's heads gone is "nearly all"; of at least min_base heads.
@@ -43,7 +44,8 @@ class AlertSettings:
       order is noise of the pairs.
     """
 
-    p: float = 0.005
+    p_answers: float = 0.001
+    p_trend: float = 0.005
     min_drop: float = 0.05
     window: int = 8
     min_windows: int = 6
@@ -138,10 +140,10 @@ def reward_up_probes_down(
         before, now = (np.asarray(correct[i], np.bool_) for i in (reference, n - 1))
         lost, won = int((before & ~now).sum()), int((~before & now).sum())
         drop = (lost - won) / len(now)
-        if drop < settings.min_drop or sign_test(lost, won) > settings.p:
+        if drop < settings.min_drop or sign_test(lost, won) > settings.p_answers:
             continue
         reward = couple(steps[reference:], [0.0] * (n - reference), training, "reward").value
-        if len(reward) < settings.min_windows or trend_p(reward) > settings.p:
+        if len(reward) < settings.min_windows or trend_p(reward) > settings.p_trend:
             continue
         return Alert(
             steps[-1],

@@ -49,7 +49,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here), str(here.parent)])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     said = ""
     for part in ({k: v for k, v in runs.items() if k != "begun "}, {"begun": runs["begun "]}):
         order.write_text(json.dumps({"model": str(model), "runs": part}))

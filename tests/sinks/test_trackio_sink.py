@@ -52,6 +52,28 @@ for begin in (0, 20):
     assert "headwatch/gap" not in rows[0]
 
 
+def test_the_trainers_run_is_used_left_open_and_gone_on_with_when_it_is_over(tmp_path: Path) -> None:
+    script = """
+import trackio
+from headwatch.sinks import TrackioSink
+trackio.init(project="theirs")
+sink = TrackioSink("another", "name")
+sink.log(0, {"active": 1})
+trackio.log({"train/loss": 0.5, "train/global_step": 1})
+sink.finish()
+assert trackio.context_vars.current_run.get() is not None
+trackio.finish()
+sink.log(2, {"active": 3})
+sink.finish()
+"""
+    held = run(tmp_path, script)
+    assert list(held) == ["theirs"]
+    (rows,) = held["theirs"].values()
+    assert values(rows, "headwatch/active") == [(0, 1), (2, 3)]
+    assert values(rows, "train/loss") == [(1, 0.5)]
+
+
+@pytest.mark.slow
 def test_a_trainer_that_reports_there_has_one_run_with_both(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
