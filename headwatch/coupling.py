@@ -1,7 +1,7 @@
 """Do the lives of heads move with the reward? Rank correlation over the probes, at a lag, with a p-value. Pure numpy.
 
 The question is asked of *changes* from probe to probe. Heads and reward both drift over a training, so their levels
-correlate whatever the cause: two independent random walks of 50 probes have |rho| > 0.5 more often than not.
+correlate whatever the cause: of two independent random walks of 50 probes, |rho| > 0.5 in 38 % of 3,000 cases.
 """
 
 import itertools

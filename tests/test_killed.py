@@ -108,6 +108,7 @@ def test_killed_at_any_moment(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_killed_at_every_moment(whole: tuple[RunFolder, int], fork: Trainings, model: Path, tmp_path: Path) -> None:
     expected, total = whole
     resumed_from = set()

@@ -60,7 +60,8 @@ def make_sinks(
     before = wandb_run or {}
     sinks: list[Sink] = []
     if "wandb" in names and wandb != "off":
-        sinks.append(WandbSink(wandb, name=name, config=config, run_id=before.get("id"), project=before.get("project")))
+        same = {"project": before.get("project"), "run_id": before.get("id"), "entity": before.get("entity")}
+        sinks.append(WandbSink(wandb, name=name, config=config, **same))
     if "trackio" in names:
         sinks.append(TrackioSink(getattr(args, "project", None) or "headwatch", name, config))
     if "tensorboard" in names:

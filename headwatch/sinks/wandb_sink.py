@@ -43,7 +43,7 @@ class WandbSink(Sink):
         mode: "auto" uses the run that exists when a probe is logged, whoever made it, and makes none (probes that come
             before there is a run are held). "start" makes one when there is none by then: offline if need be.
         project, name, config: of the run that "start" makes; an existing run keeps its own.
-        run_id: the run that "start" continues, when training resumes from a checkpoint.
+        run_id, entity: the run that "start" continues, when training resumes from a checkpoint.
         media_limit: upper bound of the figures logged in the whole run; W&B limits a run to 1,000 files.
     """
 
@@ -55,12 +55,13 @@ class WandbSink(Sink):
         name: str | None = None,
         config: Mapping[str, object] | None = None,
         run_id: str | None = None,
+        entity: str | None = None,
         media_limit: int = 150,
     ) -> None:
         if mode not in ("auto", "start"):
             raise UserError(f"wandb={mode!r}: use 'auto' (the run that exists), 'start' (or a new one) or 'off'")
         self._may_start = mode == "start"
-        self._start_options = (project, name, config, run_id)
+        self._start_options = (project, name, config, run_id, entity)
         self._run: Any = None
         self._own_run: Any = None
         self._held: deque[_Row] = deque(maxlen=MAX_WAITING)
