@@ -50,7 +50,14 @@ def same_history(one: RunFolder, other: RunFolder) -> None:
         for rule in RULES:
             mine, yours = (HeadHistory.from_run(run, family, rule=rule) for run in (one, other))
             assert np.array_equal(mine.state, yours.state)
-    clock = ("seconds", "pass_seconds", "train_runtime", "train_steps_per_second", "train_samples_per_second")
+    clock = (
+        "seconds",
+        "pass_seconds",
+        "peak_memory_mb",
+        "train_runtime",
+        "train_steps_per_second",
+        "train_samples_per_second",
+    )
     for rows in ("scalars", "training"):
         told = [[{k: v for k, v in r.items() if k not in clock} for r in getattr(run, rows)()] for run in (one, other)]
         if rows == "training":  # the summary at the end of a resumed training is about its own steps
