@@ -60,8 +60,8 @@ def make_sinks(
     before = wandb_run or {}
     sinks: list[Sink] = []
     if "wandb" in names and wandb != "off":
-        same = {"project": before.get("project"), "run_id": before.get("id"), "entity": before.get("entity")}
-        sinks.append(WandbSink(wandb, name=name, config=config, **same))
+        project, run_id, entity = (before.get(key) for key in ("project", "id", "entity"))
+        sinks.append(WandbSink(wandb, name=name, config=config, project=project, run_id=run_id, entity=entity))
     if "trackio" in names:
         sinks.append(TrackioSink(getattr(args, "project", None) or "headwatch", name, config))
     if "tensorboard" in names:
