@@ -9,30 +9,28 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import TrainerCallback
 
 from headwatch import __version__
+from headwatch.alerts import AlertSettings
 from headwatch.anatomy import Anatomy
-from headwatch.attribution import EdgeScores, HeadScores, Metric, score_edges, score_heads
+from headwatch.attribution import Metric, score_edges, score_heads
 from headwatch.attribution.metrics import path_points, resolve_metric
-from headwatch.circuit import TOP_N, CircuitHeads, Graph, circuit_heads, validate_rule
+from headwatch.base_answers import AnswerObserver, BaseAnswers
+from headwatch.circuit import TOP_N, validate_rule
 from headwatch.errors import UserError
 from headwatch.evidence import EvidenceSettings
 from headwatch.guard import left_trace
 from headwatch.history import HeadHistory
-from headwatch.lives import Event
 from headwatch.probes import ProbeSet
-from headwatch.run_folder import ProbeScores, RunFolder, describe_probes
-from headwatch.sinks import Sink, WandbSink
+from headwatch.processes import FAILED, FINE, REFUSED, Share, agree, from_main, is_sharded, world
+from headwatch.recorder import Recorder
+from headwatch.resuming import cut_to, find_record, refuse_another_run, write_sidecar
+from headwatch.run_folder import RunFolder, describe_probes
+from headwatch.sinks import Sink, check_report_to, make_sinks
 from headwatch.versions import versions
-from headwatch.views import figures, plotly_figures
 
 logger = logging.getLogger(__name__)
-
-# Above these a check says that the scores are not what they should be, whatever the dtype (bf16 measured: 1-2 %).
-LIMITS = {"row_sum_error": 0.05, "stream_error": 0.05, "completeness_error": 0.25}
 
 
 class HeadWatchCallback(TrainerCallback):
@@ -58,8 +56,11 @@ class HeadWatchCallback(TrainerCallback):
         evidence: the numbers of the evidence rule.
         batch_size, memory_budget_gb: see score_heads.
         folder: where the record goes; None is {output_dir}/headwatch.
-        wandb: "auto" logs to the W&B run that is live, whoever started it; "start" starts one if there is none;
-            "off" logs nothing there.
+        report_to: where probes are shown besides the record: "auto" is a live W&B run and what the trainer itself
+            reports to (trackio, tensorboard); or "none", or names out of wandb, trackio and tensorboard.
+        wandb: "auto" logs to the W&B run that is live, whoever started it; "start" starts one if there is none (a
+            resumed training goes on with the run that it began); "off" logs nothing there.
+        alerts: the thresholds of the alerts.
         strict: raise when a probe fails instead of turning it off.
 
     Raises:
@@ -84,7 +85,9 @@ class HeadWatchCallback(TrainerCallback):
         batch_size: int | None = None,
         memory_budget_gb: float | None = None,
         folder: str | PathLike[str] | None = None,
+        report_to: str | Sequence[str] = "auto",
         wandb: str = "auto",
+        alerts: AlertSettings | None = None,
         strict: bool = False,
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
@@ -115,115 +118,118 @@ class HeadWatchCallback(TrainerCallback):
             "tau": tau,
             "evidence": vars(self.evidence),
         }
-        if wandb not in ("auto", "start", "off"):
-            raise UserError(f"wandb={wandb!r}: use 'auto' (the run that exists), 'start' (or a new one) or 'off'")
+        self._report_to = check_report_to(report_to, wandb)
         self._wandb = wandb
+        self._thresholds = alerts or AlertSettings()
         self._reset()
 
     def _reset(self) -> None:
         self.probes: ProbeSet | None = None
-        self.run: RunFolder | None = None
-        self.histories: dict[str, HeadHistory] = {}
-        self.circuits: dict[str, HeadHistory] = {}
-        self._sink: Sink | None = None
-        self._training: list[dict[str, Any]] = []
+        self._recorder: Recorder | None = None  # on the main process
+        self._sinks: list[Sink] = []
+        self._base: BaseAnswers | None = None
         self._probed: int | None = None
-        self._linked = False  # whether the manifest names the W&B run
-        self._failed = False
-        self._warned: set[str] = set()
-        self._main = True
+        self._told = False  # whether a probe is in the record
+        self._failed = False  # here
+        self._off = False  # everywhere, by agreement
+        self._sidecar_warned = False
+
+    @property
+    def run(self) -> RunFolder | None:
+        """The record; None before training begins and on all processes but the main one."""
+        return None if self._recorder is None else self._recorder.run
+
+    @property
+    def histories(self) -> dict[str, HeadHistory]:
+        """Family -> history by the evidence rule, on the main process."""
+        return {} if self._recorder is None else self._recorder.histories
+
+    @property
+    def circuits(self) -> dict[str, HeadHistory]:
+        """Family -> history by the circuit rule, on the main process."""
+        return {} if self._recorder is None else self._recorder.circuits
 
     # --- the trainer's events ---------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freeze the probe set, open the record, take the base probe (or go on with the record of a resumed run)."""
         self._reset()
-        self._main = state.is_world_process_zero
+        error: Exception | None = None
         try:
             self._begin(args, state, **kwargs)
-        except UserError:  # nothing has been trained yet, and nothing but the user can mend it
-            raise
-        except Exception as error:
-            self._fail(error, state.global_step, "could not start")
+        except Exception as caught:
+            error = caught
+        if not self._all_fine(error, state.global_step, "could not start"):
             return
-        if self._main and self._wandb != "off":
-            self._sink = WandbSink(self._wandb, name=getattr(args, "run_name", None), config=self._settings)
-        if self._probed is None:  # a resumed run has its base already
+        last, has_base = from_main((self._probed, self._base is not None))
+        if last is not None:  # a resumed run has its base already
+            self._probed = last
+            self._base = from_main(self._base) if has_base else None
+            self._told = True
+        else:
             self._probe(state, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Keep what the trainer logs (reward, loss) beside the probes, on the same steps."""
-        if logs and self._main and self.run is not None:
-            run = self.run
-            self._training.append({**logs, "step": state.global_step})
-            self._guarded(
-                lambda: run.append_training(state.global_step, logs), state, "could not keep the trainer's log"
-            )
+        if logs and self._recorder is not None:
+            recorder = self._recorder
+            self._guarded(lambda: recorder.log(state.global_step, logs), state, "could not keep the trainer's log")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Probe every `every` steps, decided from the step alone so that all processes agree."""
-        if state.global_step % self.every == 0:
+        """Probe every `every` steps and at the end, decided from the step alone so that all processes agree."""
+        if state.global_step % self.every == 0 or state.global_step >= state.max_steps > 0:
             self._probe(state, **kwargs)
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave a note in the checkpoint of which record belongs to it."""
+        if self.run is None or self._sidecar_warned:
+            return
+        try:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_sidecar(checkpoint, self.run, state.global_step, self._probed)
+        except Exception as error:  # a checkpoint can be resumed from without it: by the record in its place
+            self._sidecar_warned = True
+            logger.warning("headwatch: no note could be left in %s (%s)", checkpoint, error)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Probe what training ended with, and close the record."""
+        """Probe what training ended with, where it ended before its last step, and close the record."""
         if self._probed != state.global_step:
             self._probe(state, **kwargs)
-        if self._main and self.run is not None:
+        if self.run is not None:
             run = self.run
             status = "failed" if self._failed else "finished"
             self._guarded(lambda: run.update_manifest(status=status), state, "could not close the record")
-        if self._main and self._sink is not None:
-            self._sink.finish()
+        for sink in self._sinks:
+            sink.finish()
 
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
         anatomy = Anatomy.of(model)
+        shape = (anatomy.n_layers, anatomy.n_heads)
+        probes, n_pairs, seed, tokenizer = self._given
+        tokenizer = tokenizer or getattr(processing_class, "tokenizer", processing_class)
+        self.probes = ProbeSet.resolve(probes, tokenizer, n_pairs=n_pairs, seed=seed)
+        if not state.is_world_process_zero:  # the record is the main process's alone
+            return
         path = self._folder or Path(args.output_dir) / "headwatch"
-        if state.global_step > 0 and (path / "manifest.json").is_file():
-            self._resume(path, state.global_step)
+        resumed = find_record(args, state.global_step, path) if state.global_step > 0 else None
+        if resumed is not None:
+            refuse_another_run(resumed, self.probes, shape, self._settings, self.evidence)
+            run = resumed
         else:
-            if state.global_step > 0:
-                logger.warning(
-                    "headwatch: the run resumes at step %d, but %s holds no record of it: lives are told from here on",
-                    state.global_step,
-                    path,
-                )
-            probes, n_pairs, seed, tokenizer = self._given
-            tokenizer = tokenizer or getattr(processing_class, "tokenizer", processing_class)
-            self.probes = ProbeSet.resolve(probes, tokenizer, n_pairs=n_pairs, seed=seed)
-            if self._main:
-                self.run = RunFolder.create(path, self._manifest(args, model, anatomy))
-                self.probes.save(path / "probes.safetensors")
-        assert self.probes is not None
-        for family in self.probes.family_names:
-            shape = (anatomy.n_layers, anatomy.n_heads)
-            self.histories.setdefault(family, HeadHistory(*shape, settings=self.evidence, family=family))
-            if self._edges:
-                self.circuits.setdefault(family, HeadHistory(*shape, rule="circuit", family=family))
-
-    def _resume(self, path: Path, step: int) -> None:
-        """Go on with the record: the same frozen probe set, the history cut to the checkpoint."""
-        self.probes = ProbeSet.load(path / "probes.safetensors")
-        run = RunFolder.open(path)
-        expected = run.manifest["probes"]["fingerprint"]
-        if self.probes.fingerprint != expected:
-            raise UserError(
-                f"{path / 'probes.safetensors'} has fingerprint {self.probes.fingerprint}, but the manifest says "
-                f"{expected}: lives can only be told on the pairs they began with; restore the file or move {path} away"
-            )
-        if self._main:
-            run.cut_after(step)
+            run = RunFolder.create(path, self._manifest(args, model, anatomy))
+            self.probes.save(path / "probes.safetensors")
+        rule = (*self._rule, self._seed) if self._edges else None
+        recorder = Recorder(run, self.probes, shape, self.evidence, rule, self._thresholds)
+        earlier = run.manifest.get("wandb") or {}
+        if resumed is not None:
+            self._probed = cut_to(run, state.global_step, self.every)
+            recorder.restore()
+            self._base = BaseAnswers.load(run.path)
             run.update_manifest(status="running")
-            self.run = run
-        self._training = run.training()
-        for family in self.probes.family_names:
-            self.histories[family] = HeadHistory.from_run(run, family)
-            if self._edges:
-                self.circuits[family] = HeadHistory.from_run(run, family, rule="circuit")
-        steps = run.steps
-        self._probed = steps[-1] if steps else None
+        self._recorder = recorder
+        self._sinks = make_sinks(self._report_to, self._wandb, args, config=self._settings, wandb_run=earlier)
 
     def _manifest(self, args: Any, model: Any, anatomy: Anatomy) -> dict[str, Any]:
         config = getattr(model, "config", None)
@@ -255,107 +261,52 @@ class HeadWatchCallback(TrainerCallback):
     # --- probing ----------------------------------------------------------------------------------------------------
 
     def _probe(self, state: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
-        if self._failed or self.probes is None or model is None:
+        """One probe, on every process. Whether any of them has failed is agreed on before anything is exchanged."""
+        if self._off or self.probes is None or model is None:
             return
-        step = state.global_step
+        if agree(FAILED if self._failed else FINE) != FINE:  # a record may fail on the main process alone
+            self._off = True
+            return
+        step, probes = state.global_step, self.probes
+        first = self._probed is None
         self._probed = step
         began = time.perf_counter()
+        score: Any = score_edges if self._edges else score_heads
+        share = Share.of(len(probes), model)
+        observer = None
+        if first or self._base is not None:
+            observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
+        error: Exception | None = None
         try:
-            score = score_edges if self._edges else score_heads
-            scores = score(model, self.probes, optimizer=optimizer, **self._pass)
-            self._record(step, scores, began, final=step >= state.max_steps)
-        except Exception as error:
-            self._fail(error, step, "failed")
-
-    def _record(self, step: int, scores: EdgeScores | HeadScores, began: float, final: bool) -> None:
-        """Tell the histories, the run folder and the sinks about one probe."""
-        assert self.probes is not None
-        heads = scores.heads if isinstance(scores, EdgeScores) else scores
-        checks = {
-            "completeness_error": heads.checks.completeness,
-            "row_sum_error": heads.checks.row_sums,
-            "stream_error": heads.checks.stream,
-        }
-        self._check(step, checks)
-        scalars: dict[str, Any] = {key: value for key, value in checks.items() if value is not None}
-        events: list[Event] = []
-        circuits: list[CircuitHeads] = []
-        mean_abs: list[np.ndarray[Any, Any]] = []
-        for family in self.probes.family_names:
-            mine = heads.select(family)
-            history = self.histories[family]
-            readings = mine.readings
-            events += history.add(
-                step, mine.per_pair.numpy(), readings.metric_clean.numpy(), readings.metric_corrupted.numpy()
-            )
-            scalars |= {f"{family}/{key}": value for key, value in history.latest_scalars().items()}
-            scalars[f"{family}/accuracy"] = float(readings.correct.float().mean())
-            if isinstance(scores, EdgeScores):
-                found = self._circuit(scores.select(family))
-                circuits.append(found)
-                mean_abs.append(scores.select(family).mean_abs().numpy())
-                circuit = self.circuits[family]
-                events += circuit.add_membership(step, found.active, found.importance, found.stability)
-                scalars |= {f"{family}/circuit/{key}": value for key, value in circuit.latest_scalars().items()}
-                scalars[f"{family}/circuit/edges"] = found.n_edges
-        scalars |= {"pass_seconds": heads.seconds, "seconds": time.perf_counter() - began}
-        if heads.peak_memory_mb is not None:
-            scalars["peak_memory_mb"] = heads.peak_memory_mb
-        if not self._main:
+            part = share.score(score, model, probes, optimizer=optimizer, observe=observer, **self._pass)
+        except Exception as caught:
+            if world()[1] > 1 and is_sharded(model):  # the others may be waiting inside the pass: no agreeing with them
+                raise
+            error = caught
+        if not self._all_fine(error, step, "failed"):
             return
-        self._write(step, heads, circuits, mean_abs, events, scalars)
-        if self._sink is not None:
-            # Figures are data of their own by now: the sink draws them in its thread while training goes on.
-            data = {family: figures.all_figures(h, self._training) for family, h in self.histories.items()}
-            self._sink.log(step, scalars, lambda: _drawn(data), final=final)
-            if self.run is not None and not self._linked and (info := self._sink.run_info()):
-                self.run.update_manifest(wandb=info)
-                self._linked = True
+        try:
+            scores = share.gather(part, probes)
+            kl = self._answers(share, observer)
+            if self._recorder is not None:
+                if first and self._base is not None:  # before the scores: a probe on disk has its base beside it
+                    self._base.save(self._recorder.run.path)
+                self._recorder.probe(step, scores, kl, began, self._sinks, final=step >= state.max_steps)
+        except Exception as caught:
+            error = caught
+        self._told = self._all_fine(error, step, "failed") or self._told
 
-    def _circuit(self, scores: EdgeScores) -> CircuitHeads:
-        graph = Graph(scores.sources, scores.targets, scores.is_real.numpy())
-        return circuit_heads(scores.per_pair.abs().numpy(), graph, *self._rule, seed=self._seed)
-
-    def _write(
-        self,
-        step: int,
-        heads: HeadScores,
-        circuits: list[CircuitHeads],
-        mean_abs: list[np.ndarray[Any, Any]],
-        events: list[Event],
-        scalars: dict[str, Any],
-    ) -> None:
-        assert self.run is not None
-        self.run.write_scores(
-            step,
-            ProbeScores(
-                head_scores=heads.per_pair.float().numpy(),
-                metric_clean=heads.readings.metric_clean.float().numpy(),
-                metric_corrupted=heads.readings.metric_corrupted.float().numpy(),
-                correct=heads.readings.correct.to(torch.uint8).numpy(),
-                circuit_active=np.stack([c.active for c in circuits]) if circuits else None,
-                circuit_stability=np.stack([c.stability for c in circuits]).astype(np.float32) if circuits else None,
-                importance=np.stack([c.importance for c in circuits]).astype(np.float32) if circuits else None,
-                edges_mean_abs=np.stack(mean_abs).astype(np.float32) if mean_abs else None,
-            ),
-        )
-        self.run.append_events(events)
-        self.run.append_scalars(step, scalars)
+    def _answers(self, share: Share, observer: AnswerObserver | None) -> Any:
+        """The KL from the base, [N]; at the base itself its answers are kept for later."""
+        if observer is None:
+            return None
+        rows = list(share.rows)
+        if self._base is None and (own := observer.answers()) is not None:
+            tokens = None if own.tokens is None else share.whole(own.tokens[rows])
+            self._base = BaseAnswers(share.whole(own.log_probs[rows]), tokens)
+        return share.whole(observer.kl[rows])
 
     # --- when something is wrong ------------------------------------------------------------------------------------
-
-    def _check(self, step: int, checks: dict[str, float | None]) -> None:
-        for name, value in checks.items():
-            if value is not None and not value <= LIMITS[name] and name not in self._warned:
-                self._warned.add(name)
-                logger.warning(
-                    "headwatch, step %d: %s is %.3g, above %.2g: scores of this run are only roughly right%s",
-                    step,
-                    name.replace("_", " "),
-                    value,
-                    LIMITS[name],
-                    "; take more steps of the path (steps=10)" if name == "completeness_error" else "",
-                )
 
     def _guarded(self, action: Callable[[], Any], state: Any, what: str) -> None:
         try:
@@ -363,14 +314,26 @@ class HeadWatchCallback(TrainerCallback):
         except Exception as error:
             self._fail(error, state.global_step, what)
 
+    def _all_fine(self, error: Exception | None, step: int, what: str) -> bool:
+        """Whether no process has failed; if one has, probing ends on all of them."""
+        mine = FINE if error is None else REFUSED if isinstance(error, UserError) else FAILED
+        worst = agree(mine)
+        if worst == FINE:
+            return True
+        self._off = True
+        if error is None:
+            other = "another process could not go on: its message says why"
+            error = UserError(other) if worst == REFUSED else RuntimeError(other)
+        self._fail(error, step, what)
+        return False
+
     def _fail(self, error: Exception, step: int, what: str) -> None:
         """Turn probing off with one warning; raise only when asked to, or when the model is not as it was.
 
-        What the user can mend (a model that cannot be taken apart, pairs without answers) shows at the base probe,
-        before anything has been trained, and is raised there too.
+        What the user can mend (a model that cannot be taken apart, pairs without answers, a record of other pairs)
+        shows before anything has been trained, and is raised there too.
         """
-        at_base = not any(history.steps for history in self.histories.values())
-        if self.strict or left_trace(error) or (isinstance(error, UserError) and at_base):
+        if self.strict or left_trace(error) or (isinstance(error, UserError) and not self._told):
             raise error
         self._failed = True
         logger.warning(
@@ -381,11 +344,6 @@ class HeadWatchCallback(TrainerCallback):
             type(error).__name__,
             error,
         )
-
-
-def _drawn(data: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Every family's figures as plotly JSON, named family/figure."""
-    return {f"{family}/{name}": figure for family, f in data.items() for name, figure in plotly_figures.draw(f).items()}
 
 
 def _model_name(model: Any) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `headwatch demo`, `headwatch score MODEL`, `headwatch report RUN_FOLDER ...`."""
+"""The command line: `headwatch demo`, `score MODEL`, `report RUN_FOLDER ...`, `workspace ENTITY/PROJECT`."""
 
 import argparse
 import json
@@ -77,6 +77,19 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", default=None, help="the file to write (report.html in the first run folder)")
     report.add_argument("--figures", default=None, metavar="DIR", help="also write the figures as SVG files, here")
     report.add_argument("--json", action="store_true", help="print the path as JSON")
+
+    workspace = _command(
+        commands,
+        "workspace",
+        _workspace,
+        "save a W&B view with everything that headwatch logs: heads, cohorts, reward, noise, cost",
+        "headwatch workspace my-team/grpo --families carry addition --dry-run",
+    )
+    workspace.add_argument("target", metavar="ENTITY/PROJECT", help="the W&B project that gets the view")
+    workspace.add_argument("--families", nargs="+", default=[], help="a cohort chart for each of these (one for all)")
+    workspace.add_argument("--name", default="headwatch", help="the view's name (headwatch)")
+    workspace.add_argument("--dry-run", action="store_true", help="build and check the view, print it, send nothing")
+    workspace.add_argument("--json", action="store_true", help="print the plan, and the address, as JSON")
     return parser
 
 
@@ -107,6 +120,24 @@ def _report(arguments: argparse.Namespace) -> int:
 
         written["figures"] = [str(figure) for figure in write_figures(arguments.runs, arguments.figures)]
     print(json.dumps(written) if arguments.json else "\n".join([str(path), *written.get("figures", [])]))
+    return 0
+
+
+def _workspace(arguments: argparse.Namespace) -> int:
+    from headwatch import workspace
+
+    entity, project = workspace.parse_target(arguments.target)
+    families = tuple(arguments.families)
+    view = workspace.build(entity, project, families, arguments.name)
+    url = None if arguments.dry_run else workspace.save(view)
+    if arguments.json:
+        print(json.dumps({"target": arguments.target, "url": url, "sections": workspace.plan_json(families)}))
+        return 0
+    for section in workspace.plan(families):
+        print(section.name)
+        for panel in section.panels:
+            print(f"  {panel.title:<46} {panel.kind:<12} {panel.pattern}")
+    print(f"\nNothing was sent; without --dry-run this is saved to {arguments.target}." if url is None else f"\n{url}")
     return 0
 
 

@@ -2,10 +2,12 @@
 
     manifest.json                    what was run; rewritten whole, through a temporary name
     probes.safetensors               the probe set (written by ProbeSet.save)
+    base_answers.safetensors         the base model's answers to it (written by BaseAnswers.save)
     scores/step-00000100.safetensors per-pair arrays of one probe, written to a temporary name, then renamed
     scalars.jsonl                    one line a probe
     training.jsonl                   one line a log of the trainer
     events.jsonl                     one line an event in the life of a head
+    alerts.jsonl                     one line an alert of a probe
 
 One process writes; any number may read while it does. Nothing is ever deleted: what a new or resumed run replaces is
 moved to previous-<n>/ or resumed-<n>/.
@@ -28,7 +30,8 @@ from headwatch.errors import UserError
 from headwatch.events import WITHDRAWN, Event
 
 FORMAT = 1
-LOGS = ("scalars.jsonl", "training.jsonl", "events.jsonl")
+LOGS = ("scalars.jsonl", "training.jsonl", "events.jsonl", "alerts.jsonl")
+RECORD = ("scores", *LOGS, "base_answers.safetensors", "probes.safetensors", "manifest.json")
 Row = dict[str, Any]
 
 
@@ -103,9 +106,7 @@ class RunFolder:
         """
         run = cls(Path(path))
         run.path.mkdir(parents=True, exist_ok=True)
-        record = [
-            name for name in ("scores", *LOGS, "probes.safetensors", "manifest.json") if (run.path / name).exists()
-        ]
+        record = [name for name in RECORD if (run.path / name).exists()]
         if record:
             aside = run._aside("previous")
             for name in record:  # the manifest goes last: until then the folder still opens as the old record
@@ -113,6 +114,15 @@ class RunFolder:
         (run.path / "scores").mkdir()
         run._write_manifest({"format": FORMAT, **manifest})
         return run
+
+    def copy_to(self, path: str | os.PathLike[str]) -> "RunFolder":
+        """A copy of this record at `path`, to go on with there; an older one at `path` is moved aside, as by create."""
+        copy = RunFolder.create(path, self.manifest)
+        for name in RECORD[:-1]:
+            source = self.path / name
+            for file in [source] if source.is_file() else sorted(source.glob("step-*.safetensors")):
+                write_whole(copy.path / file.relative_to(self.path), file.read_bytes())
+        return copy
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "RunFolder":
@@ -187,34 +197,41 @@ class RunFolder:
         """The events of a probe, one line each."""
         self._append("events.jsonl", [_plain(event.to_json()) for event in events])
 
+    def append_alerts(self, alerts: Iterable[Row]) -> None:
+        """The alerts of a probe, one line each; each row has its "step"."""
+        self._append("alerts.jsonl", [_plain(alert) for alert in alerts])
+
     def write_scores(self, step: int, scores: ProbeScores) -> Path:
         """The arrays of one probe; a file of the same step is replaced."""
         path = self._scores_path(step)
         path.parent.mkdir(exist_ok=True)
-        _write_whole(path, save(scores.arrays(), metadata={"step": str(int(step))}))
+        write_whole(path, save(scores.arrays(), metadata={"step": str(int(step))}))
         return path
 
-    def cut_after(self, step: int) -> Path | None:
+    def cut_after(self, step: int, last_probe: int | None = None) -> Path | None:
         """Take back everything later than `step`, for a run that resumes from a checkpoint of that step.
 
+        last_probe: probes later than this one are taken back too; None is `step`.
         It is moved to resumed-<n>/, whose path is returned; None when there was nothing later.
         """
-        late_scores = [s for s in self.steps if s > step]
+        last_probe = step if last_probe is None else last_probe
+        late_scores = [s for s in self.steps if s > last_probe]
         kept: dict[str, list[str]] = {}
         late: dict[str, list[str]] = {}
         for name in LOGS:
+            last = step if name == "training.jsonl" else last_probe
             for line, row in _rows(self.path / name):
                 # A line that cannot be read belongs to the crash, so it goes with what is taken back.
-                side = kept if row is not None and row["step"] <= step else late
+                side = kept if row is not None and row["step"] <= last else late
                 side.setdefault(name, []).append(line)
         if not late_scores and not late:
             return None
         aside = self._aside("resumed")
         (aside / "scores").mkdir()
         for name, lines in late.items():
-            _write_whole(aside / name, "".join(f"{line}\n" for line in lines).encode())
+            write_whole(aside / name, "".join(f"{line}\n" for line in lines).encode())
         for name in late:
-            _write_whole(self.path / name, "".join(f"{line}\n" for line in kept.get(name, [])).encode())
+            write_whole(self.path / name, "".join(f"{line}\n" for line in kept.get(name, [])).encode())
         for late_step in late_scores:
             source = self._scores_path(late_step)
             os.replace(source, aside / "scores" / source.name)
@@ -257,6 +274,10 @@ class RunFolder:
         told = {(e.step, e.family, e.rule, e.layer, e.head): e for e in events}
         return [event for event in told.values() if event.status != WITHDRAWN]
 
+    def alerts(self) -> list[Row]:
+        """All alerts, by step."""
+        return _latest(self.path / "alerts.jsonl")
+
     # --- files ------------------------------------------------------------------------------------------------------
 
     def _scores_path(self, step: int) -> Path:
@@ -273,7 +294,7 @@ class RunFolder:
                 number += 1
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        _write_whole(
+        write_whole(
             self.path / "manifest.json", (json.dumps(_plain(manifest), indent=1, allow_nan=False) + "\n").encode()
         )
 
@@ -290,7 +311,7 @@ class RunFolder:
             file.write(text.encode())  # one write in append mode: a reader sees whole lines or one torn last line
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write under a temporary name, reach the disk, rename: a reader or a crash sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "wb") as file:

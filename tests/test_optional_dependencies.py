@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-OPTIONAL = ("trl", "wandb", "plotly", "peft", "datasets", "accelerate", "matplotlib")
+OPTIONAL = (
+    *("trl", "wandb", "plotly", "peft", "datasets", "accelerate", "matplotlib"),
+    *("trackio", "tensorboard", "wandb_workspaces"),
+)
 
 
 def test_importing_headwatch_needs_none_of_the_optional_packages() -> None:

@@ -45,6 +45,7 @@ def filled(path: Path, steps: range = range(0, 50, 10)) -> RunFolder:
         run.write_scores(step, scores(step))
         run.append_scalars(step, {"seconds": step + 0.5})
         run.append_events([event(step), event(step, head=1)])
+        run.append_alerts([{"step": step, "kind": "unstable", "text": "too unstable"}])
         for training_step in range(step - 4, step + 1, 2):
             if training_step > 0:
                 run.append_training(training_step, {"loss": training_step / 100})
@@ -125,6 +126,7 @@ def test_what_is_not_finite_is_null_and_keeps_its_key(value: Any, tmp_path: Path
     run.append_scalars(1, {"x": value, "y": 1})
     run.append_training(1, {"x": value})
     run.append_events([Event(1, "addition", 0, 0, "emerged", value, 0.1)])
+    run.append_alerts([{"step": 1, "value": value}])
     run.update_manifest(settings={"limit": value})
     for name in (*LOGS, "manifest.json"):
         text = (tmp_path / name).read_text()
@@ -184,6 +186,7 @@ def test_a_log_cut_at_any_byte_keeps_every_whole_line(name: str, tmp_path: Path)
         "scalars.jsonl": run.scalars,
         "training.jsonl": run.training,
         "events.jsonl": run.events,
+        "alerts.jsonl": run.alerts,
     }
     read = readers[name]
     whole = (tmp_path / name).read_bytes()
@@ -298,11 +301,31 @@ def test_cutting_and_going_on_is_the_uninterrupted_run(tmp_path: Path) -> None:
         again.write_scores(step, scores(step))
         again.append_scalars(step, {"seconds": step + 0.5})
         again.append_events([event(step), event(step, head=1)])
+        again.append_alerts([{"step": step, "kind": "unstable", "text": "too unstable"}])
         for training_step in range(step - 4, step + 1, 2):
             again.append_training(training_step, {"loss": training_step / 100})
     for name in LOGS:
         assert (again.path / name).read_bytes() == (whole.path / name).read_bytes()
     assert again.steps == whole.steps
+
+
+def test_probes_can_be_cut_earlier_than_the_trainers_log(tmp_path: Path) -> None:
+    run = filled(tmp_path)
+    aside = run.cut_after(30, last_probe=20)
+    assert aside is not None
+    assert run.steps == [row["step"] for row in run.scalars()] == [row["step"] for row in run.alerts()] == [0, 10, 20]
+    assert run.training()[-1]["step"] == 30
+    assert sorted(p.name for p in (aside / "scores").iterdir())[0] == "step-00000030.safetensors"
+
+
+def test_a_copy_is_the_same_record_and_leaves_what_was_there(tmp_path: Path) -> None:
+    run, older = filled(tmp_path / "a"), filled(tmp_path / "b", range(0, 20, 10))
+    (run.path / "base_answers.safetensors").write_bytes(b"kept")
+    before = everything(run)
+    copy = run.copy_to(tmp_path / "b")
+    assert [pair for pair in everything(copy) if not pair[0].startswith("previous-1")] == list(before)
+    assert everything(run) == before
+    assert RunFolder.open(older.path / "previous-1").steps == [0, 10]
 
 
 def test_a_cut_takes_the_torn_line_with_it_and_one_without_work_does_nothing(tmp_path: Path) -> None:

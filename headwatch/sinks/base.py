@@ -1,32 +1,54 @@
 """Where a run's numbers and figures are shown. The run folder is the record; a sink only shows it and may fail."""
 
+import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
+PREFIX = "headwatch/"
+STEP_KEY = "train/global_step"  # the x axis that transformers' own callbacks use
+
 Scalars = Mapping[str, float | int | None]
 Figure = dict[str, Any]  # plotly's JSON: {"data": [...], "layout": {...}}
+Texts = Mapping[str, str]
 Figures = Mapping[str, Figure] | Callable[[], Mapping[str, Figure]]
 
 
 class Sink:
     """A sink that shows nothing, the base of the others. No service that is away or fails makes a sink raise."""
 
-    def log(self, step: int, scalars: Scalars, figures: Figures | None = None, *, final: bool = False) -> None:
-        """Show one probe: its scalars and, where the sink wants them, its figures.
+    def log(
+        self,
+        step: int,
+        scalars: Scalars,
+        figures: Figures | None = None,
+        *,
+        texts: Texts | None = None,
+        final: bool = False,
+    ) -> None:
+        """Show one probe: its scalars and texts and, where the sink wants them, its figures.
 
         Args:
             step: the trainer's global step that the probe describes.
             scalars: by name, without a prefix ("active", "cohort/100"); None and what is not finite are left out.
             figures: plotly JSON by name, or a function that draws them. It may be called later and in another thread:
                 it must own what it draws from (a snapshot), not read a history that goes on growing.
+            texts: short lines by name ("alerts_text"); empty ones too, so that what is no longer so is taken back.
             final: this is known to be the run's last probe: its figures are not thinned out.
         """
         self.scalars(step, scalars)
+        for name, text in (texts or {}).items():
+            self.text(step, name, text)
         for name, figure in (figures() if callable(figures) else figures or {}).items():
             self.figure(step, name, figure)
 
     def scalars(self, step: int, scalars: Scalars) -> None:
         """Show the scalars of a step."""
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Show one line of a step."""
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Show one figure of a step."""
@@ -37,3 +59,47 @@ class Sink:
     def run_info(self) -> dict[str, str | None] | None:
         """What the manifest keeps to find the run again: id, project, entity, url; None where there is no run."""
         return None
+
+
+class Patience:
+    """Warns of the first failure of something; after `limit` failures it is out."""
+
+    def __init__(self, what: str, limit: int = 3) -> None:
+        self.what, self.limit, self.failures = what, limit, 0
+
+    @property
+    def out(self) -> bool:
+        """Whether it is no longer to be tried."""
+        return self.failures >= self.limit
+
+    def failed(self, error: Exception | str) -> None:
+        """Count one more failure."""
+        self.failures += 1
+        if self.failures == 1:
+            said = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+            logger.warning(
+                "headwatch: %s failed (%s). Training goes on and the run folder has everything; "
+                "after %d failures it is no longer tried.",
+                *(self.what, said, self.limit),
+            )
+
+
+def plain(value: Any) -> Any:
+    """A figure as plain lists and numbers of four decimals, with None for what is not finite.
+
+    plotly >= 6 writes numpy arrays as base64 ("bdata"), which the W&B page has shown as empty charts.
+    """
+    if hasattr(value, "tolist"):  # a numpy array or scalar
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
+
+
+def finite(scalars: Scalars) -> dict[str, float]:
+    """The scalars that can be drawn, as Python numbers."""
+    return {name: float(value) for name, value in scalars.items() if value is not None and math.isfinite(value)}

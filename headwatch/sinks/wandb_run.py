@@ -18,13 +18,20 @@ def existing_run() -> Any:
     return getattr(sys.modules.get("wandb"), "run", None)
 
 
-def start_run(project: str | None, name: str | None, config: Mapping[str, object] | None, run_id: str | None) -> Any:
+def start_run(
+    project: str | None,
+    name: str | None,
+    config: Mapping[str, object] | None,
+    run_id: str | None,
+    entity: str | None = None,
+) -> Any:
     """A new run: online if there are credentials and a server that answers, else offline; None if that fails too.
 
     Args:
         project: None stands for WANDB_PROJECT, then "headwatch".
         name, config: as in wandb.init.
         run_id: continue this run where it exists.
+        entity: of that run; None is the account's default.
     """
     try:
         import wandb
@@ -32,7 +39,13 @@ def start_run(project: str | None, name: str | None, config: Mapping[str, object
         logger.warning("headwatch: wandb='start', but wandb is not installed: pip install 'headwatch[wandb]'.")
         return None
     project = project or os.environ.get("WANDB_PROJECT", "headwatch")
-    options: dict[str, Any] = {"project": project, "name": name, "config": dict(config or {}), "id": run_id}
+    options: dict[str, Any] = {
+        "project": project,
+        "name": name,
+        "config": dict(config or {}),
+        "id": run_id,
+        "entity": entity,
+    }
     try:
         if _asks_for_key(wandb):
             raise RuntimeError("no API key; `wandb login` stores one")

@@ -9,7 +9,6 @@ Why it is written this way (measured with wandb 0.31):
 """
 
 import logging
-import math
 import queue
 import threading
 from collections import deque
@@ -18,14 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headwatch.errors import UserError
-from headwatch.sinks.base import Figure, Figures, Scalars, Sink
-from headwatch.sinks.thinning import Thinning
+from headwatch.sinks.base import PREFIX, STEP_KEY, Figure, Figures, Patience, Scalars, Sink, Texts, finite, plain
+from headwatch.sinks.thinning import Budget
 from headwatch.sinks.wandb_run import existing_run, finish_run, run_info, start_run
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "headwatch/"
-STEP_KEY = "train/global_step"  # the x axis that transformers' own callback uses
 MAX_WAITING = 32  # rows, each a probe: more means that W&B hangs
 
 
@@ -33,6 +30,7 @@ MAX_WAITING = 32  # rows, each a probe: more means that W&B hangs
 class _Row:
     step: int
     scalars: dict[str, float]
+    texts: dict[str, str]
     figures: Figures | None
     final: bool
     run: Any = None  # bound when the row is handed over: a hyper-parameter search goes on to another run
@@ -45,7 +43,7 @@ class WandbSink(Sink):
         mode: "auto" uses the run that exists when a probe is logged, whoever made it, and makes none (probes that come
             before there is a run are held). "start" makes one when there is none by then: offline if need be.
         project, name, config: of the run that "start" makes; an existing run keeps its own.
-        run_id: the run that "start" continues, when training resumes from a checkpoint.
+        run_id, entity: the run that "start" continues, when training resumes from a checkpoint.
         media_limit: upper bound of the figures logged in the whole run; W&B limits a run to 1,000 files.
     """
 
@@ -57,34 +55,47 @@ class WandbSink(Sink):
         name: str | None = None,
         config: Mapping[str, object] | None = None,
         run_id: str | None = None,
+        entity: str | None = None,
         media_limit: int = 150,
     ) -> None:
         if mode not in ("auto", "start"):
             raise UserError(f"wandb={mode!r}: use 'auto' (the run that exists), 'start' (or a new one) or 'off'")
         self._may_start = mode == "start"
-        self._start_options = (project, name, config, run_id)
+        self._start_options = (project, name, config, run_id, entity)
         self._run: Any = None
         self._own_run: Any = None
         self._held: deque[_Row] = deque(maxlen=MAX_WAITING)
         self._rows: queue.Queue[_Row | None] = queue.Queue(maxsize=MAX_WAITING)
         self._thread: threading.Thread | None = None
         self._finished = False
-        self._thinning = Thinning(media_limit)
+        self._budget = Budget(media_limit)
         self._skipped: _Row | None = None  # the latest probe, if its figures were not shown
-        self._logging = _Patience("logging to W&B")
-        self._drawing = _Patience("drawing figures for W&B")
+        self._logging = Patience("logging to W&B")
+        self._drawing = Patience("drawing figures for W&B")
 
-    def log(self, step: int, scalars: Scalars, figures: Figures | None = None, *, final: bool = False) -> None:
+    def log(
+        self,
+        step: int,
+        scalars: Scalars,
+        figures: Figures | None = None,
+        *,
+        texts: Texts | None = None,
+        final: bool = False,
+    ) -> None:
         """Hand over one probe as one row. Costs the training microseconds; see Sink.log for the arguments."""
-        self._take(_Row(step, _plain_scalars(scalars), figures, final))
+        self._take(_Row(step, finite(scalars), dict(texts or {}), figures, final))
 
     def scalars(self, step: int, scalars: Scalars) -> None:
         """One row of scalars alone."""
-        self._take(_Row(step, _plain_scalars(scalars), None, final=False))
+        self._take(_Row(step, finite(scalars), {}, None, final=False))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """One row of one text alone: a plain string of the history, no table."""
+        self._take(_Row(step, {}, {name: text}, None, final=False))
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """One row of one figure alone, which counts as a probe in the thinning; `log` puts a probe into one row."""
-        self._take(_Row(step, {}, {name: figure}, final=False))
+        self._take(_Row(step, {}, {}, {name: figure}, final=False))
 
     def run_info(self) -> dict[str, str | None] | None:
         """The run's id, project, entity and url (the last two None offline); None without a run that keeps anything."""
@@ -158,10 +169,10 @@ class WandbSink(Sink):
                 self._log_row(row)
             self._rows.task_done()
         if self._skipped is not None:  # training ended before a probe that was announced as final
-            self._log_row(replace(self._skipped, scalars={}, final=True))
+            self._log_row(replace(self._skipped, scalars={}, texts={}, final=True))
 
     def _log_row(self, row: _Row) -> None:
-        payload = {PREFIX + name: value for name, value in row.scalars.items()} | self._media(row)
+        payload = {PREFIX + name: value for name, value in (row.scalars | row.texts).items()} | self._media(row)
         try:
             if payload:
                 row.run.log({**payload, STEP_KEY: row.step})
@@ -173,59 +184,18 @@ class WandbSink(Sink):
         if row.figures is None or self._drawing.out:
             return {}
         self._skipped = None if row.final else row
-        if not self._thinning.due() and not row.final:
+        if not self._budget.due() and not row.final:
             return {}
         try:
             import plotly.graph_objects as go
             import wandb
 
-            figures = row.figures() if callable(row.figures) else row.figures
-            if not self._thinning.spend(len(figures), final=row.final):
-                return {}
+            drawn = row.figures() if callable(row.figures) else row.figures
+            figures = self._budget.pick(drawn, final=row.final)
             media = {PREFIX + name: wandb.Plotly(go.Figure(plain(figure))) for name, figure in figures.items()}
         except Exception as error:
             self._drawing.failed(error)
             return {}
-        self._skipped = None
+        if len(figures) == len(drawn):
+            self._skipped = None
         return media
-
-
-class _Patience:
-    """Warns of the first failure of something; after `limit` failures it is out."""
-
-    def __init__(self, what: str, limit: int = 3) -> None:
-        self.what, self.limit, self.failures = what, limit, 0
-
-    @property
-    def out(self) -> bool:
-        return self.failures >= self.limit
-
-    def failed(self, error: Exception | str) -> None:
-        self.failures += 1
-        if self.failures == 1:
-            said = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-            logger.warning(
-                "headwatch: %s failed (%s). Training goes on and the run folder has everything; "
-                "after %d failures it is no longer tried.",
-                *(self.what, said, self.limit),
-            )
-
-
-def plain(value: Any) -> Any:
-    """A figure as plain lists and numbers of four decimals, with None for what is not finite.
-
-    plotly >= 6 writes numpy arrays as base64 ("bdata"), which the W&B page has shown as empty charts.
-    """
-    if hasattr(value, "tolist"):  # a numpy array or scalar
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else None
-    return value
-
-
-def _plain_scalars(scalars: Scalars) -> dict[str, float]:
-    return {name: float(value) for name, value in scalars.items() if value is not None and math.isfinite(value)}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from headwatch.sinks.thinning import REACH, Thinning
+from headwatch.sinks.thinning import REACH, Budget, Thinning
 
 
 def carried(n_probes: int, n_figures: int, limit: int = 150) -> list[int]:
@@ -35,3 +35,51 @@ def test_a_thousand_probes_do_not_use_the_budget_up_early(n_figures: int) -> Non
     probes = carried(1_000, n_figures)
     factor = REACH ** (1 / (150 // n_figures - 1))
     assert 1_000 / probes[-1] <= factor**2  # at the end the figures shown are at most two gaps old
+
+
+def shown(families: int, n_probes: int, each: int = 5, limit: int = 150) -> list[list[int]]:
+    """At which probes each family's figures are shown; the last one is announced as final."""
+    budget = Budget(limit)
+    figures = {f"f{family}/{name}": {} for family in range(families) for name in range(each)}
+    probes: list[list[int]] = [[] for _ in range(families)]
+    count = 0
+    for probe in range(n_probes):
+        final = probe == n_probes - 1
+        if not budget.due() and not final:
+            continue
+        picked = budget.pick(figures, final=final)
+        count += len(picked)
+        for family in range(families):
+            if f"f{family}/0" in picked:
+                probes[family].append(probe)
+    assert count <= limit
+    return probes
+
+
+def test_with_five_families_the_first_is_not_thinned_with_the_others() -> None:
+    probes = shown(5, 1_000)
+    assert len(probes[0]) == 15
+    assert {len(p) for p in probes[1:]} == {3}
+    together = Thinning(150)  # what one limit for all of them alike would leave
+    assert sum(together.due() and together.spend(25) for _ in range(999)) + together.spend(25, final=True) <= 6
+
+
+@pytest.mark.parametrize("families", [1, 2, 5, 12, 29, 30])
+@pytest.mark.parametrize("n_probes", [1, 2, 50, 1_000])
+def test_the_final_set_has_room_for_every_family(families: int, n_probes: int) -> None:
+    assert all(p[-1] == n_probes - 1 for p in shown(families, n_probes))
+
+
+def test_families_for_which_there_is_no_room_are_left_out() -> None:
+    probes = shown(40, 10)
+    assert [bool(p) for p in probes] == [True] * 30 + [False] * 10
+
+
+def test_one_family_is_thinned_as_before() -> None:
+    assert shown(1, 40)[0][:-1] == carried(39, 5)
+
+
+def test_no_figures_are_no_families() -> None:
+    budget = Budget()
+    assert budget.due()
+    assert budget.pick({}) == {}

@@ -1,0 +1,75 @@
+"""TensorBoard: scalars and texts, in the folder that the trainer writes to, so that both are one run there."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from headwatch.sinks.base import PREFIX, Figures, Patience, Scalars, Sink, Texts, finite
+
+
+class TensorBoardSink(Sink):
+    """Show probes in TensorBoard. Nothing here raises into the training.
+
+    Args:
+        folder: where the event file goes; a file of its own, which TensorBoard reads together with the trainer's.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = Path(folder)
+        self._writer: Any = None
+        self._patience = Patience("writing for TensorBoard")
+
+    def log(
+        self,
+        step: int,
+        scalars: Scalars,
+        figures: Figures | None = None,
+        *,
+        texts: Texts | None = None,
+        final: bool = False,
+    ) -> None:
+        """The scalars and texts of one probe, flushed: they are on disk whatever happens next."""
+        self._write(step, finite(scalars), dict(texts or {}))
+
+    def scalars(self, step: int, scalars: Scalars) -> None:
+        """Scalars alone."""
+        self._write(step, finite(scalars), {})
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """One text alone."""
+        self._write(step, {}, {name: text})
+
+    def finish(self, timeout: float = 30.0) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, step: int, scalars: dict[str, float], texts: dict[str, str]) -> None:
+        if self._patience.out:
+            return
+        try:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                # Once a training: a resumed one hides what the earlier file tells from its first step on.
+                self._writer = SummaryWriter(
+                    str(self._folder), purge_step=step if step else None, filename_suffix=".headwatch"
+                )
+            for name, value in scalars.items():
+                self._writer.add_scalar(PREFIX + name, value, step)
+            for name, text in texts.items():
+                if text:
+                    self._writer.add_text(PREFIX + name, text, step)
+            self._writer.flush()
+        except Exception as error:
+            self._patience.failed(error)
+
+
+def trainers_folder(output_dir: str | os.PathLike[str]) -> Path:
+    """Where transformers' TensorBoard callback writes: $TENSORBOARD_LOGGING_DIR, or the newest folder in runs/."""
+    if given := os.environ.get("TENSORBOARD_LOGGING_DIR"):
+        return Path(given).expanduser()
+    runs = Path(output_dir) / "runs"
+    made = sorted((path for path in runs.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    return made[-1] if made else runs / "headwatch"
