@@ -99,7 +99,7 @@ class PeakMemory:
         else:
             highest = _resident("VmHWM")
         if self._before is not None and highest is not None:
-            self.mib = (highest - self._before) / 2**20
+            self.mib = max(0.0, highest - self._before) / 2**20
 
 
 def _reset_peak() -> bool:
