@@ -45,6 +45,6 @@ def _openr1(n: int, seed: int) -> Iterator[dict[str, Any]]:
 
 def _problems(n: int, seed: int) -> Iterator[tuple[str, str, str]]:
     for index, problem in enumerate(sample_sums(np.random.default_rng(seed), n)):
-        story = "The shop opened in the morning. " * (2000 if index % 16 == 15 else 1)
+        story = "The shop opened in the morning. " * (200 if index % 16 == 15 else 1)
         question = f"{story}It sold {problem.a} pens, and {problem.b} more later. How many were sold?"
         yield question, problem.worked.split(".", 1)[0].strip() + ".", problem.answer
