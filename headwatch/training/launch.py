@@ -19,6 +19,7 @@ from headwatch.errors import UserError
 from headwatch.training.arguments import Options, Recipe, parse
 from headwatch.training.data import Prepared, load_rows, prepare
 from headwatch.training.plan import make_plan
+from headwatch.training.quiet import environment
 from headwatch.training.rewards import resolve
 from headwatch.training.smoke import Substitution, make_small, without_gpu, write_stand_ins
 from headwatch.training.tiny import CHAT_TEMPLATE
@@ -54,6 +55,17 @@ def run(arguments: Sequence[str]) -> Any:
         replaced = without_gpu(options)
     _check(options)
     recipe = options.build()
+    variables = {}
+    if recipe.launch.wandb_project and "WANDB_PROJECT" not in os.environ:
+        variables["WANDB_PROJECT"] = recipe.launch.wandb_project
+    if stand_ins is not None and "WANDB_MODE" not in os.environ:
+        variables["WANDB_MODE"] = "offline"
+        replaced.append(Substitution("WANDB_MODE", "online", "offline", "a smoke run is sent nowhere"))
+    with environment(**variables):
+        return _run(recipe, options, replaced, stand_ins)
+
+
+def _run(recipe: Recipe, options: Options, replaced: Sequence[Substitution], stand_ins: Path | None) -> Any:
     first = recipe.training.process_index == 0
     if stand_ins is not None:
         with recipe.training.main_process_first(local=False, desc="stand-ins"):
@@ -61,8 +73,6 @@ def run(arguments: Sequence[str]) -> Any:
                 write_stand_ins(stand_ins)
     if first:
         _say(recipe, replaced)
-    if recipe.launch.wandb_project:
-        os.environ.setdefault("WANDB_PROJECT", recipe.launch.wandb_project)
     tokenizer = load_tokenizer(recipe)
     if recipe.launch.dry_run:
         if first:

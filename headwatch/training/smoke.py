@@ -107,7 +107,6 @@ def make_small(options: Options, folder: Path) -> list[Substitution]:
         use("save_steps", 2, "few steps")
     if "output_dir" not in options.typed:
         use("output_dir", str(folder / "output"), "a smoke run is no run")
-    os.environ.setdefault("WANDB_MODE", "offline")
     return done
 
 
