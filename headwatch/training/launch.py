@@ -117,7 +117,8 @@ def make_trainer(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> Any:
             return SFTTrainer(**common)
         if stops and training.use_vllm:  # vLLM knows the checkpoint's stop tokens alone
             training.generation_kwargs = {"stop_token_ids": stops, **(training.generation_kwargs or {})}
-        grpo = GRPOTrainer(reward_funcs=resolve(launch.rewards), **common)
+        rewards: list[Any] = list(resolve(launch.rewards))  # TRL's annotation is narrower than what it takes
+        grpo = GRPOTrainer(reward_funcs=rewards, **common)
     except (ValueError, OSError, ImportError) as error:
         raise UserError(f"{recipe.path}: {' '.join(str(error).split())}") from error
     # Completions end at any of these, for sampling and for the mask: else those that end otherwise count as cut.

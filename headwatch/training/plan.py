@@ -130,7 +130,7 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     step_rows, steps = steps_of(recipe, rows)
     config: Any = AutoConfig.from_pretrained(
-        recipe.model.model_name_or_path,
+        str(recipe.model.model_name_or_path),
         revision=recipe.model.model_revision,
         trust_remote_code=training.trust_remote_code,
     )
@@ -225,11 +225,11 @@ def _memory(recipe: Recipe, config: Any, parameters: int, trainable: int, length
     )
 
 
-def _lora_parameters(model: nn.Module, recipe: Recipe) -> int:
+def _lora_parameters(model: Any, recipe: Recipe) -> int:
     """Rank times inputs and outputs of every adapted projection: all-linear leaves the output head out."""
     named = recipe.model.lora_target_modules
     wanted = None if named in (None, "all-linear") else ([named] if isinstance(named, str) else named)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings()
     return sum(
         recipe.model.lora_r * (module.in_features + module.out_features)
         for name, module in model.named_modules()
