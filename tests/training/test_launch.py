@@ -270,7 +270,7 @@ def test_a_checkpoint_without_its_optimizer_is_refused(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_by_torchrun(recipe, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*command, "-m", "headwatch.training", recipe(SFT, ddp_backend="gloo")],
         capture_output=True,
