@@ -26,7 +26,8 @@ class Substitution:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.recipe} -> {self.here} ({self.why})"
+        recipe = int(self.recipe) if isinstance(self.recipe, float) and self.recipe.is_integer() else self.recipe
+        return f"{self.name}: {recipe} -> {self.here} ({self.why})"
 
 
 def without_gpu(options: Options) -> list[Substitution]:
