@@ -1,4 +1,4 @@
-"""The command line: `headwatch demo`, `score MODEL`, `report RUN_FOLDER ...`, `workspace ENTITY/PROJECT`."""
+"""The command line: `headwatch demo`, `train RECIPE`, `score MODEL`, `report RUN_FOLDER ...`, `workspace TARGET`."""
 
 import argparse
 import json
@@ -13,7 +13,11 @@ from headwatch.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it worked, 2 with one line on standard error for a user's mistake."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not hasattr(arguments, "options"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.options = rest  # a recipe's, which `train` parses by itself
     try:
         return arguments.run(arguments)
     except UserError as error:
@@ -43,6 +47,21 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="the same seed gives the same result")
     demo.add_argument("--quick", action="store_true", help="a much shorter training: it runs, but shows little")
     demo.add_argument("--json", action="store_true", help="print the paths as JSON")
+
+    train = _command(
+        commands,
+        "train",
+        _train,
+        "run SFT or GRPO as a recipe says, with the callback; --option value changes any option of the recipe",
+        "headwatch train recipes/smollm2-135m/sft_gsm8k.yaml --learning_rate 5e-5 --max_steps 20",
+        allow_abbrev=False,
+    )
+    train.add_argument("recipe", metavar="RECIPE.yaml", help="the file; any option of TRL's configs can stand in it")
+    train.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and exit")
+    train.add_argument(
+        "--smoke", action="store_true", help="a few steps on a small stand-in model and rows, all else as in the recipe"
+    )
+    train.set_defaults(options=[])
 
     score = _command(
         commands,
@@ -93,9 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, run: Any, summary: str, example: str, **options: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}"
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}", **options
     )
     parser.set_defaults(run=run)
     return parser
@@ -108,6 +127,14 @@ def _demo(arguments: argparse.Namespace) -> int:
     result = run_demo(Path(arguments.out), seed=arguments.seed, quick=arguments.quick)
     print(json.dumps({"report": str(result)}) if arguments.json else f"\nOpen the report: {result}")
     return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    _needs("trl", "recipes train by TRL", "pip install 'headwatch[train,wandb]'")
+    from headwatch.training.launch import main as launch
+
+    flags = ["--dry_run"] * arguments.dry_run + ["--smoke"] * arguments.smoke
+    return launch([arguments.recipe, *arguments.options, *flags])
 
 
 def _report(arguments: argparse.Namespace) -> int:

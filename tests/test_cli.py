@@ -105,7 +105,7 @@ def test_help_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; from headwatch.cli import main; main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "score", "report"):
+    for command in ("demo", "train", "score", "report"):
         assert command in done.stdout
         listed = subprocess.run(
             [sys.executable, "-m", "headwatch.cli", command, "--help"],

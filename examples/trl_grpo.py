@@ -1,0 +1,19 @@
+"""TRL's own GRPO script, as installed, with the callback added. It takes the same options as `trl grpo`:
+
+    python examples/trl_grpo.py --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/DeepMath-103K ...
+
+with a reward, such as --reward_funcs headwatch.training.rewards.tag_count
+"""
+
+import functools
+
+import trl
+from trl.scripts import grpo
+
+from headwatch import HeadWatchCallback
+
+# `trl grpo` has no option for callbacks, but it takes its trainer from here.
+trl.GRPOTrainer = functools.partial(trl.GRPOTrainer, callbacks=[HeadWatchCallback(every=100)])
+
+if __name__ == "__main__":
+    grpo.main(*grpo.make_parser().parse_args_and_config(fail_with_unknown_args=False))

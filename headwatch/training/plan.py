@@ -1,0 +1,247 @@
+"""What a recipe will do, worked out from its options, its tokenizer and a few rows: --dry-run prints it."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_dataset, load_dataset_builder
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from headwatch.attribution.memory import GIB, LEAST_BUDGET_GB
+from headwatch.errors import UserError
+from headwatch.probes import ProbeSet
+from headwatch.training.arguments import Recipe
+from headwatch.training.data import DataArguments, load_rows, prepare
+
+LOOKED_AT = 64  # rows
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GiB a device, estimated. What the logits take is not in it: TRL computes them in chunks."""
+
+    weights: float
+    gradients_and_optimizer: float
+    activations: float
+    probe: float
+    reference: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """A step's; a probe comes between steps, when no gradient is held."""
+        return self.weights + self.reference + max(self.gradients_and_optimizer + self.activations, self.probe)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The resolved numbers of a run."""
+
+    recipe: Recipe
+    rows: int
+    rows_available: int | None
+    sample: str
+    step_rows: int
+    steps: int
+    mean_tokens: float
+    parameters: int
+    trainable: int
+    memory: Memory
+    probe_steps: int
+    pairs: int
+    fingerprint: str
+
+    def text(self) -> str:
+        """The plan as lines to read."""
+        recipe, memory, training = self.recipe, self.memory, self.recipe.training
+        grpo = recipe.launch.method == "grpo"
+        world = _world()
+        accumulated = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps} x {world}"
+        if grpo:
+            completions = self.step_rows * training.num_generations
+            step = f"{self.step_rows} prompts x {training.num_generations} completions ({accumulated} = {completions})"
+            tokens = f"about {self.mean_tokens:.0f} a prompt, up to {training.max_completion_length} a completion"
+            most = self.steps * completions * training.max_completion_length
+            total = f"at most {most:,} sampled"
+        else:
+            step = f"{self.step_rows} conversations ({accumulated})"
+            tokens = f"about {self.mean_tokens:.0f} a conversation, at most {training.max_length}"
+            total = f"about {self.steps * self.step_rows * self.mean_tokens:,.0f} trained on"
+        available = "unknown" if self.rows_available is None else f"{self.rows_available:,}"
+        project = os.environ.get("WANDB_PROJECT") or recipe.launch.wandb_project or "huggingface"
+        reports = [training.report_to] if isinstance(training.report_to, str) else list(training.report_to or [])
+        lines = [
+            ("model", f"{recipe.model.model_name_or_path}, {self.parameters:,} parameters, {self.trainable:,} trained"),
+            ("data", f"{recipe.data.dataset_name}, {available} rows, about {self.rows:,} used; {self.sample}"),
+            ("step", step),
+            (
+                "steps",
+                f"{self.steps:,}" + ("" if training.max_steps > 0 else f" ({training.num_train_epochs:g} epochs)"),
+            ),
+            ("tokens", f"{tokens}; {total}"),
+            ("learning rate", f"{training.learning_rate:g}, {_word(training.lr_scheduler_type)}"),
+            (
+                "memory",
+                f"about {memory.total:.1f} GiB a device, estimated: weights {memory.weights:.1f}, reference "
+                f"{memory.reference:.1f}, gradients and Adam {memory.gradients_and_optimizer:.1f}, activations "
+                f"{memory.activations:.1f}; a probe, between steps, up to {memory.probe:.1f}"
+                + (f"; vLLM {training.vllm_gpu_memory_utilization:.0%} of the device" if self._vllm else ""),
+            ),
+            (
+                "probes",
+                f"{self.probe_steps} (step 0, every {recipe.watch.probe_every}, the last), {self.pairs} pairs of "
+                f"{', '.join(recipe.watch.probes)}, set {self.fingerprint[:12]}",
+            ),
+            ("record", recipe.watch.record_folder or str(Path(training.output_dir) / "headwatch")),
+            ("logs", f"W&B project {project}" if "wandb" in reports else ", ".join(reports) or "none"),
+        ]
+        if grpo:
+            weights = training.reward_weights or [1.0] * len(recipe.launch.rewards)
+            named = zip(recipe.launch.rewards, weights, strict=False)
+            lines.insert(5, ("rewards", " + ".join(f"{weight:g} x {name}" for name, weight in named)))
+        return "\n".join(f"  {name:<14} {said}" for name, said in lines)
+
+    @property
+    def _vllm(self) -> bool:
+        return bool(self.recipe.values.get("use_vllm"))
+
+
+def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
+    """Work the plan out; of the data a few rows are read, of the model only its configuration."""
+    training, launch, data = recipe.training, recipe.launch, recipe.data
+    some, available = few_rows(data)
+    wanted, data.n_problems = data.n_problems, None
+    try:
+        prepared = prepare(some, data, tokenizer, launch.method, max_length=getattr(training, "max_length", None))
+    finally:
+        data.n_problems = wanted
+    share = len(prepared.rows) / max(1, len(some))
+    rows = min(n for n in (wanted, None if available is None else round(available * share)) if n is not None)
+    column = "prompt" if launch.method == "grpo" else "messages"
+    texts = [
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=launch.method == "grpo")
+        for messages in prepared.rows[column]
+    ]
+    lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    step_rows, steps = steps_of(recipe, rows)
+    config: Any = AutoConfig.from_pretrained(
+        str(recipe.model.model_name_or_path),
+        revision=recipe.model.model_revision,
+        trust_remote_code=training.trust_remote_code,
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    trainable = _lora_parameters(model, recipe) if recipe.model.use_peft else parameters
+    probes = ProbeSet.resolve(
+        recipe.watch.callback_options()["probes"],
+        tokenizer,
+        n_pairs=recipe.watch.probe_pairs,
+        seed=recipe.watch.probe_seed,
+    )
+    every = recipe.watch.probe_every
+    return Plan(
+        recipe=recipe,
+        rows=rows,
+        rows_available=available,
+        sample=f"of {len(some)} looked at {prepared.summary().partition('looked at ')[2].partition(': ')[2][:-1]}",
+        step_rows=step_rows,
+        steps=steps,
+        mean_tokens=sum(lengths) / len(lengths),
+        parameters=parameters,
+        trainable=trainable,
+        memory=_memory(recipe, config, parameters, trainable, lengths),
+        probe_steps=1 + steps // every + (steps % every > 0),
+        pairs=len(probes),
+        fingerprint=probes.fingerprint,
+    )
+
+
+def few_rows(arguments: DataArguments) -> tuple[Dataset, int | None]:
+    """The first rows of the data and how many there are; from the Hub they are streamed, not downloaded whole."""
+    name = str(arguments.dataset_name)
+    if not arguments.dataset_name or Path(name).expanduser().exists() or name.startswith(("/", ".", "~")):
+        rows = load_rows(arguments)
+        return rows.select(range(min(LOOKED_AT, len(rows)))), len(rows)
+    where = {"revision": arguments.dataset_revision}
+    try:
+        builder = load_dataset_builder(name, arguments.dataset_config, **where)
+        splits = builder.info.splits or {}
+        split = splits.get(arguments.dataset_split)
+        stream = load_dataset(name, arguments.dataset_config, split=arguments.dataset_split, streaming=True, **where)
+        return Dataset.from_list(list(stream.take(LOOKED_AT))), split.num_examples if split else None
+    except UserError:
+        raise
+    except Exception as error:  # no network, perhaps: then the cache may hold all of it
+        rows = load_rows(arguments)
+        if not len(rows):
+            raise UserError(f"--dataset_name {name}: no rows") from error
+        return rows.select(range(min(LOOKED_AT, len(rows)))), len(rows)
+
+
+def steps_of(recipe: Recipe, rows: int) -> tuple[int, int]:
+    """(rows a step, optimizer steps): GRPO leaves the last incomplete batch of prompts out, SFT does not."""
+    training = recipe.training
+    batch = training.per_device_train_batch_size * _world()
+    accumulation = training.gradient_accumulation_steps
+    if recipe.launch.method == "grpo":
+        step_rows = max(1, batch * accumulation // training.num_generations)
+        an_epoch = rows // step_rows * training.num_iterations
+    else:
+        step_rows = batch * accumulation
+        an_epoch = math.ceil(math.ceil(rows / batch) / accumulation)
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * an_epoch)
+    if steps < 1:
+        raise UserError(f"{rows} rows make no whole step of {step_rows}: lower --gradient_accumulation_steps")
+    return step_rows, steps
+
+
+def _memory(recipe: Recipe, config: Any, parameters: int, trainable: int, lengths: list[int]) -> Memory:
+    """States: weights in their dtype; for each trained parameter a float32 gradient and Adam's two moments.
+
+    Activations, with checkpointing: each layer's float32 input, and about 16 M + 5 (width of the MLP) floats of the
+    one layer that is being recomputed.
+    """
+    training, model = recipe.training, recipe.model
+    wide = 4 if model.dtype in (None, "float32") else 2
+    grpo = recipe.launch.method == "grpo"
+    longest = max(lengths) + training.max_completion_length if grpo else (training.max_length or max(lengths))
+    text = config.get_text_config()
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    a_layer = 16 * hidden + 5 * getattr(text, "intermediate_size", 4 * hidden)
+    floats = layers * hidden + a_layer if training.gradient_checkpointing else layers * a_layer
+    budget = recipe.watch.probe_memory_gb or max(LEAST_BUDGET_GB, trainable * 4 / GIB)
+    return Memory(
+        weights=(parameters * wide + (trainable * 4 if model.use_peft else 0)) / GIB,
+        gradients_and_optimizer=trainable * 12 / GIB,
+        activations=training.per_device_train_batch_size * longest * floats * 4 / GIB,
+        probe=budget,
+        reference=parameters * wide / GIB if grpo and training.beta and not model.use_peft else 0.0,
+    )
+
+
+def _lora_parameters(model: Any, recipe: Recipe) -> int:
+    """Rank times inputs and outputs of every adapted projection: all-linear leaves the output head out."""
+    named = recipe.model.lora_target_modules
+    wanted = None if named in (None, "all-linear") else ([named] if isinstance(named, str) else named)
+    head = model.get_output_embeddings()
+    return sum(
+        recipe.model.lora_r * (module.in_features + module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and (wanted is None or name.rpartition(".")[2] in wanted)
+    )
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _word(value: Any) -> str:
+    return str(getattr(value, "value", value))

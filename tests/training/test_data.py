@@ -1,0 +1,154 @@
+"""Rows of both shapes, from files as from the Hub: what is made of them, what is left out, and that it is counted."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("datasets")
+
+from datasets import Dataset, DatasetDict
+
+from headwatch.errors import UserError
+from headwatch.training.data import (
+    KEPT,
+    LONG_PROMPT,
+    LONG_ROW,
+    NO_ANSWER,
+    OPEN_R1_PROMPT,
+    DataArguments,
+    load_rows,
+    prepare,
+    problem_of,
+)
+from headwatch.training.stand_in import write_rows
+from headwatch.training.tiny import build_tokenizer
+
+GSM8K = Path(__file__).parents[2].joinpath("../shared/data/gsm8k_train.jsonl").resolve()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+def ready(tokenizer, path, method="grpo", max_length=None, **options):
+    arguments = DataArguments(dataset_name=str(path), **options)
+    return prepare(load_rows(arguments), arguments, tokenizer, method, max_length=max_length)
+
+
+def test_grpo_rows_are_prompts_with_the_papers_system_prompt(tokenizer, tmp_path):
+    rows = ready(tokenizer, write_rows(tmp_path / "a.jsonl", "openai/gsm8k")).rows
+    assert set(rows.column_names) == {"prompt", "answer", "solution"}
+    for row in rows:
+        system, user = row["prompt"]
+        assert system == {"role": "system", "content": OPEN_R1_PROMPT}
+        a, b = [int(word) for word in user["content"].replace(",", "").split() if word.isdigit()]
+        assert a + b == int(row["answer"])
+        assert "####" not in row["solution"]
+
+
+@pytest.mark.parametrize("like", ["openai/gsm8k", "open-r1/OpenR1-Math-220k"])
+def test_sft_rows_end_in_the_answer_and_none_is_cut(tokenizer, tmp_path, like):
+    found = ready(tokenizer, write_rows(tmp_path / "a.jsonl", like), "sft", max_length=2048, system_prompt="none")
+    assert found.counts == {KEPT: 56, NO_ANSWER: 4, LONG_ROW: 4}
+    for row in found.rows:
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        assert row["messages"][1]["content"].startswith("<think>\n")
+        text = tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        assert len(tokenizer(text)["input_ids"]) <= 2048
+    last = found.rows[0]["messages"][1]["content"]
+    assert last.endswith("\n</answer>" if "gsm8k" in like else "}.")
+
+
+def test_what_is_left_out_is_counted(tokenizer, tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", "open-r1/OpenR1-Math-220k")
+    found = ready(tokenizer, path, max_prompt_tokens=2048)
+    assert found.counts == {KEPT: 56, NO_ANSWER: 4, LONG_PROMPT: 4}
+    assert (found.available, len(found.rows), found.complete) == (64, 56, True)
+    assert "56 rows of 64 (looked at 64: 4 no answer, 4 prompt over max_prompt_tokens)" in found.summary()
+
+
+def test_a_sample_is_drawn_by_its_seed_and_grows(tokenizer, tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", "gsm8k", n=600)
+    small = ready(tokenizer, path, n_problems=20)
+    assert small.rows["prompt"] == ready(tokenizer, path, n_problems=20).rows["prompt"]
+    assert small.rows["prompt"] == ready(tokenizer, path, n_problems=300).rows["prompt"][:20]
+    assert small.rows["prompt"] != ready(tokenizer, path, n_problems=20, sample_seed=1).rows["prompt"]
+    assert small.counts[KEPT] == len(small.rows) == 20
+    everything = ready(tokenizer, path, n_problems=5000)
+    assert (len(everything.rows), everything.complete) == (600 - 38, False)  # of every sixteen one has no answer
+    assert sum(everything.counts.values()) == 600
+
+
+def test_a_chunk_is_made_once_and_read_from_the_cache_afterwards(tokenizer, tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "a.jsonl", "gsm8k", seed=5)
+    first = ready(tokenizer, path)
+    tokenizer("used in between")
+    monkeypatch.setattr("headwatch.training.data._tokens", lambda *_: pytest.fail("made again"))
+    again = ready(tokenizer, path)
+    assert again.rows["prompt"] == first.rows["prompt"]
+    with pytest.raises(BaseException, match="made again"):  # another limit is another result
+        ready(tokenizer, path, max_prompt_tokens=7)
+
+
+def test_local_copies(tokenizer, tmp_path):
+    """A folder that `save_to_disk` wrote, one of a dataset repository, and a parquet file hold the same rows."""
+    path = write_rows(tmp_path / "a.jsonl", "gsm8k")
+    rows = Dataset.from_list([json.loads(line) for line in path.read_text().splitlines()])
+    rows.save_to_disk(str(tmp_path / "saved"))
+    DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved_dict"))
+    (tmp_path / "repository").mkdir()
+    rows.to_parquet(str(tmp_path / "repository" / "train.parquet"))
+    expected = ready(tokenizer, path).rows["prompt"]
+    for copy in ("saved", "saved_dict", "repository", "repository/train.parquet"):
+        assert ready(tokenizer, tmp_path / copy).rows["prompt"] == expected, copy
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "Q", "answer": "2+2=<<2+2=4>>4\n#### 1,234"}, ("Q", "1234", "2+2=4")),
+        ({"question": "Q", "answer": "open <<2+2\n#### -4"}, ("Q", "-4", "open <<2+2")),
+        ({"problem": "P", "answer": r"\frac{1}{3}", "solution": " S "}, ("P", r"\frac{1}{3}", "S")),
+        ({"problem": "P", "answer": 5.0, "solution": None}, ("P", "5.0", "")),
+        ({"problem": None, "answer": None}, ("", "", "")),
+    ],
+)
+def test_problem_answer_solution(row, expected):
+    assert problem_of(row) == expected
+
+
+def test_mistakes(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "only text"}\n')
+    (tmp_path / "b.txt").write_text("x")
+    (tmp_path / "empty.jsonl").write_text('{"question": "Q", "answer": ""}\n')
+    for name, said in [
+        ("a.jsonl", "columns are text"),
+        ("b.txt", "not '.txt'"),
+        ("nowhere.jsonl", "no such file"),
+        ("empty.jsonl", "1 no answer"),
+    ]:
+        with pytest.raises(UserError, match=said) as error:
+            ready(tokenizer, tmp_path / name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="--dataset_name is missing"):
+        load_rows(DataArguments())
+    with pytest.raises(UserError, match="local copy"):  # tests run offline
+        load_rows(DataArguments(dataset_name="nobody/no-such-dataset"))
+    with pytest.raises(UserError, match="--n_problems 0"):
+        ready(tokenizer, write_rows(tmp_path / "c.jsonl", "gsm8k"), n_problems=0)
+    bare = build_tokenizer()
+    bare.chat_template = None
+    with pytest.raises(UserError, match="--chat_template chatml"):
+        ready(bare, tmp_path / "c.jsonl")
+
+
+@pytest.mark.skipif(not GSM8K.is_file(), reason="no ../shared/data")
+def test_gsm8k_itself(tokenizer):
+    found = ready(tokenizer, GSM8K, n_problems=500)
+    assert found.counts == {KEPT: 500}
+    assert all(answer.lstrip("-").replace(".", "").isdigit() for answer in found.rows["answer"])
+    assert not any("<<" in solution or "####" in solution for solution in found.rows["solution"])
+    assert Counter(len(prompt) for prompt in found.rows["prompt"]) == {2: 500}

@@ -1,0 +1,283 @@
+"""The launcher: recipes and command lines that are right, and one line for each that is not; plans that come true."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("trl")
+pytest.importorskip("math_verify")
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from headwatch import RunFolder
+from headwatch.cli import main as command_line
+from headwatch.errors import UserError
+from headwatch.training.arguments import parse, read_recipe
+from headwatch.training.launch import main, make_plan, make_trainer, run
+from headwatch.training.smoke import write_stand_ins
+
+SFT = {
+    "method": "sft",
+    "max_length": 1024,
+    "n_problems": 12,
+    "max_steps": 4,
+    "per_device_train_batch_size": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "probe_every": 2,
+}
+GRPO = {
+    "method": "grpo",
+    "num_generations": 4,
+    "max_completion_length": 8,
+    "max_prompt_tokens": 2048,
+    "beta": 0.04,
+    "per_device_train_batch_size": 8,
+    "n_problems": 12,
+    "max_steps": 2,
+    "probe_every": 1,
+    "save_strategy": "no",
+}
+COMMON = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "dataloader_pin_memory": False,
+    "report_to": "none",
+    "logging_steps": 1,
+    "learning_rate": "1e-3",
+    "probes": ["addition"],
+    "probe_pairs": 4,
+    "path_steps": 1,
+    "strict_probes": True,
+}
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stand-ins")
+    write_stand_ins(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(stand_ins, tmp_path):
+    """Writes a recipe for the stand-in model and rows, into a folder of the test's own; gives its path."""
+
+    def write(base, **options):
+        where = {
+            "model_name_or_path": str(stand_ins / "model"),
+            "dataset_name": str(stand_ins / "gsm8k.jsonl"),
+            "output_dir": str(tmp_path / "out"),
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**COMMON, **where, **base, **options}, sort_keys=False))
+        return str(path)
+
+    return write
+
+
+# --- parsing ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_wins_over_the_recipe_and_that_over_the_default(recipe):
+    path = recipe(SFT, learning_rate="4e-5", weight_decay=0.1)
+    made = parse([path, "--learning_rate", "3e-6", "--probe-every=7", "--probes", "carry", "recall"]).build()
+    assert (made.training.learning_rate, made.training.weight_decay, made.training.adam_beta1) == (3e-6, 0.1, 0.9)
+    assert made.watch.callback_options()["every"] == 7
+    assert made.watch.callback_options()["probes"] == ["carry", "recall"]
+    assert parse(["--config", path]).values["learning_rate"] == 4e-5  # as text in the file, a number here
+
+
+def test_a_bare_no_in_yaml_is_the_word(recipe, tmp_path):
+    path = Path(recipe(SFT))
+    path.write_text(path.read_text().replace("save_strategy: steps", "save_strategy: no"))
+    assert parse([str(path)]).build().training.save_strategy == "no"
+
+
+def test_a_recipe_extends_another(tmp_path):
+    (tmp_path / "a.yaml").write_text("method: sft\nseed: 1\nmax_steps: 5\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\nseed: 2\n")
+    assert read_recipe(tmp_path / "b.yaml") == {"method": "sft", "seed": 2, "max_steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--learnign_rate", "1"], ["learnign_rate", "nearest is learning_rate"]),
+        (["--probe-evry=3"], ["probe_evry", "nearest is probe_every"]),
+        (["--num_generations", "4"], ["num_generations", "option of grpo"]),
+        (["--max_steps", "many"], ["max_steps", "many"]),
+        (["--learn", "1"], ["learn", "no such option"]),  # no abbreviations
+        (["stray"], ["stray", "which option"]),
+        (["--probe_every", "0"], ["every=0", "at least 1"]),
+        (["--probes", "additon"], ["additon"]),
+        (["--path_alphas", "sideways"], ["sideways"]),
+        (["--method", "ppo"], ["ppo", "method: sft"]),
+        (["--stop_tokens", "<|eot|>"], ["stop_tokens", "<|eot|>"]),
+        (["--chat_template", "nowhere.jinja"], ["nowhere.jinja", "chatml"]),
+        (["--model_name_or_path", "./nowhere"], ["./nowhere", "no such folder"]),
+        (["--dataset_name", "./nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
+        (["--max_length", "10"], ["no row is left"]),
+        (["--resume_from_checkpoint", "true"], ["resume_from_checkpoint", "no checkpoint"]),
+        (["--logging_strategy", "sometimes"], ["sometimes"]),
+    ],
+)
+def test_mistakes_are_one_line(recipe, capsys, typed, said):
+    assert command_line(["train", recipe(SFT), *typed]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("headwatch: ")
+    assert all(word in lines[-1] for word in said), lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("method: sft\nlearnign_rate: 1\n", "nearest is learning_rate"),
+        ("method: sft\nmax_steps: [1, 2]\n", "max_steps: one value"),
+        ("method: sft\nmax_steps: 1.5\n", "1.5"),
+        ("method: sft\n  bad: [\n", "line"),
+        ("just text", "a list of lines"),
+        ("seed: 1\n", "method: sft"),
+        ("method: grpo\nrewards: [acuracy]\n", "did you mean accuracy"),
+        ("extends: nowhere.yaml\n", "nowhere.yaml"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_one_line(tmp_path, capsys, text, said):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    assert main([str(path), "--use_cpu", "true", "--bf16", "false"]) == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_other_commands_still_refuse_what_they_do_not_know(capsys):
+    with pytest.raises(SystemExit):
+        command_line(["demo", "--quikc"])
+    assert "--quikc" in capsys.readouterr().err
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [
+        (SFT, {"max_steps": -1, "num_train_epochs": 3, "gradient_accumulation_steps": 4, "n_problems": 13}),
+        (GRPO, {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "n_problems": 13}),
+    ],
+    ids=["sft", "grpo"],
+)
+def test_the_planned_number_of_steps_is_the_trainers(recipe, base, options):
+    from headwatch.training.launch import load_rows, load_tokenizer, prepare
+
+    made = parse([recipe(base, **options)]).build()
+    tokenizer = load_tokenizer(made)
+    plan = make_plan(made, tokenizer)
+    rows = load_rows(made.data)
+    prepared = prepare(
+        rows, made.data, tokenizer, made.launch.method, max_length=getattr(made.training, "max_length", 0)
+    )
+    trainer = make_trainer(made, tokenizer, prepared)
+    batches = trainer.get_train_dataloader()
+    assert plan.steps == trainer.set_initial_training_values(made.training, batches)[-1]
+    assert plan.parameters == sum(p.numel() for p in trainer.model.parameters())
+
+
+def test_dry_run_says_what_would_be_done_and_does_nothing(recipe, capsys, tmp_path):
+    path = recipe(GRPO, use_peft=True, lora_target_modules="all-linear", wandb_project="my-project", report_to="wandb")
+    assert command_line(["train", path, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "2 prompts x 4 completions (8 x 1 x 1 = 8)" in said
+    assert "1 x accuracy + 1 x format + 1 x tag_count" in said
+    assert "3 (step 0, every 1, the last), 4 pairs of addition" in said
+    assert "W&B project my-project" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_lora_trains_as_many_parameters_as_planned(recipe):
+    from headwatch.training.launch import load_rows, load_tokenizer, prepare
+
+    made = parse([recipe(SFT, use_peft=True, lora_r=4, lora_target_modules="all-linear")]).build()
+    tokenizer = load_tokenizer(made)
+    plan = make_plan(made, tokenizer)
+    prepared = prepare(load_rows(made.data), made.data, tokenizer, "sft", max_length=1024)
+    trainer = make_trainer(made, tokenizer, prepared)
+    assert plan.trainable == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_sft_runs_and_its_record_can_be_launched_again(recipe, tmp_path):
+    run([recipe(SFT)])
+    record = RunFolder.open(tmp_path / "out" / "headwatch")
+    assert record.steps == [0, 2, 4]
+    assert record.manifest["status"] == "finished"
+    again = parse([str(tmp_path / "out" / "recipe.yaml")]).build()
+    assert again.training.learning_rate == 1e-3
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_grpo_logs_every_reward_and_stops_at_every_stop_token(recipe, tmp_path):
+    path = recipe(GRPO, stop_tokens=["<|im_end|>", "<|endoftext|>"], rewards=["accuracy", "format", "tag_count"])
+    trainer = run([path])
+    logs = RunFolder.open(tmp_path / "out" / "headwatch").training()
+    for name in ("accuracy", "format", "tag_count"):
+        assert any(f"rewards/{name}/mean" in row for row in logs)
+    ids = trainer.processing_class.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert trainer.eos_token_ids == trainer.generation_config.eos_token_id == ids
+
+
+def test_context_length_changes_the_limit_alone(recipe):
+    trainer = run([recipe(SFT, max_steps=1, context_length=16384, save_strategy="no")])
+    saved = json.loads(Path(trainer.args.output_dir, "config.json").read_text())
+    assert saved["max_position_embeddings"] == 16384
+    assert saved["rope_parameters"]["rope_theta"] == 10000.0
+
+
+def test_a_run_that_was_cut_and_resumed_ends_as_one_that_was_not(recipe, tmp_path):
+    path = recipe(SFT)
+    run([path, "--output_dir", str(tmp_path / "through")])
+    cut = tmp_path / "cut"
+    run([path, "--output_dir", str(cut)])
+    for name in ("model.safetensors", "config.json"):  # as if killed after the checkpoint of step 2
+        (cut / name).unlink()
+    for file in sorted((cut / "checkpoint-4").rglob("*"), reverse=True):
+        file.unlink()
+    (cut / "checkpoint-4").rmdir()
+    run([path, "--output_dir", str(cut), "--resume_from_checkpoint", "true"])
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("through", "cut"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    records = [RunFolder.open(tmp_path / name / "headwatch") for name in ("through", "cut")]
+    assert records[0].steps == records[1].steps == [0, 2, 4]
+    for step in (0, 2, 4):
+        first, second = (record.read_scores(step).head_scores for record in records)
+        assert (first == second).all(), step
+
+
+def test_a_checkpoint_without_its_optimizer_is_refused(recipe, tmp_path):
+    path = recipe(SFT, save_only_model=True)
+    run([path])
+    with pytest.raises(UserError, match="--save_only_model false"):
+        run([path, "--resume_from_checkpoint", "last"])
+
+
+@pytest.mark.slow
+def test_two_processes_by_torchrun(recipe, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "headwatch.training", recipe(SFT, ddp_backend="gloo")],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert RunFolder.open(tmp_path / "out" / "headwatch").steps == [0, 2, 4]
+    assert done.stdout.count("recipe: ") == 1

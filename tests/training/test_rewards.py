@@ -1,0 +1,129 @@
+"""The rewards on completions as models write them, and as they write them to be paid without working."""
+
+import threading
+
+import pytest
+
+pytest.importorskip("math_verify")
+
+from headwatch.errors import UserError
+from headwatch.training import rewards
+from headwatch.training.grading import MathGrader
+
+WORKED = "<think>\nHalf of 48 is 24, and 48 + 24 = 72.\n</think>\n<answer>\n{}\n</answer>"
+
+
+def one(reward, completion, answer="72", **columns):
+    return reward([completion], answer=[answer], prompts=["unused"], **{k: [v] for k, v in columns.items()})[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "right"),
+    [
+        (WORKED.format("72"), "72", 1),
+        (WORKED.format("71"), "72", 0),
+        (WORKED.format(r"\boxed{72}"), "72", 1),
+        (WORKED.format("$72"), "72", 1),
+        (WORKED.format("72.00"), "72", 1),
+        (WORKED.format("72 clips"), "72", 1),
+        (WORKED.format("The answer is 72."), "72", 1),
+        (WORKED.format("1,234,567"), "1234567", 1),
+        (WORKED.format("1,23"), "123", 0),
+        (WORKED.format("-3"), "-3", 1),
+        (WORKED.format("−3"), "-3", 1),  # a typographic minus sign
+        (WORKED.format("3"), "-3", 0),
+        (WORKED.format(r"\frac{1}{3}"), r"\frac{1}{3}", 1),
+        (WORKED.format("$\\frac{2}{6}$"), r"\frac{1}{3}", 1),
+        (WORKED.format("1/3"), r"\frac{1}{3}", 1),
+        (WORKED.format("0.333"), r"\frac{1}{3}", 0),
+        (WORKED.format("(1, 2)"), "(1,2)", 1),
+        (WORKED.format("$x^2+2x+1$"), "(x+1)^2", 1),
+        (r"So the total is $\boxed{72}$.", "72", 1),
+        ("So the total is 72.", "72", 0),  # no answer block, no LaTeX
+        # paid without working
+        ("", "72", 0),
+        ("<answer>", "72", 0),
+        ("</answer>72<answer>", "72", 0),
+        ("<answer></answer>", "72", 0),
+        ("<answer>" * 500 + "72" + "</answer>" * 500, "72", 1),
+        ("<answer>72</answer><answer>71</answer>", "72", 0),  # of several answers the last one counts
+        ("".join(f"<answer>{n}</answer>" for n in range(100)), "72", 0),
+        (WORKED.format("9" * 10_000), "72", 0),
+        (WORKED.format("0" * 500 + "72"), "72", 1),
+        (WORKED.format("७२"), "72", 0),  # Devanagari digits: not what was asked for
+        (WORKED.format("日本 \U0001f600 \x00 \u202e72"), "73", 0),
+        (WORKED.format("\\frac{" * 2000), "72", 0),
+    ],
+)
+def test_accuracy(said, gold, right):
+    assert one(rewards.accuracy, said, gold) == right
+
+
+def test_strict_accuracy_is_blind_to_a_bare_number_and_reads_the_solution():
+    assert one(rewards.strict_accuracy, WORKED.format("72")) == 0
+    assert one(rewards.strict_accuracy, WORKED.format(r"\boxed{72}")) == 1
+    assert one(rewards.strict_accuracy, r"\boxed{72}", "71", solution=r"... so it is $\boxed{72}$.") == 1
+
+
+def test_a_gold_answer_that_nobody_can_read_leaves_the_row_out():
+    assert one(rewards.accuracy, r"\boxed{5}", "") is None
+    assert one(rewards.accuracy, r"\boxed{5}", "", solution="hence $5$") == 1
+    assert one(rewards.strict_accuracy, r"\boxed{5}", "") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "formatted", "tags"),
+    [
+        (WORKED.format("72"), 1, 1.0),
+        ("<think>\n\n</think>\n<answer>\n\n</answer>", 1, 1.0),
+        (WORKED.format("72") + "\n", 0, 1.0),  # something follows
+        ("Sure! " + WORKED.format("72"), 0, 1.0),
+        ("<think>a</think><answer>b</answer>", 0, 0.0),  # no lines of their own
+        ("<think>\na\n</think>\n", 0, 0.5),
+        ("<think>\n<think>\na\n</think>\n<answer>\nb\n</answer>", 0, 0.75),  # nested
+        (WORKED.format("72") * 2, 0, 0.0),
+        ("", 0, 0.0),
+        ("<think>\n" * 10_000, 0, 0.0),
+        ("<THINK>\na\n</THINK>\n<answer>\nb\n</answer>", 0, 0.5),
+    ],
+)
+def test_layout(text, formatted, tags):
+    assert one(rewards.format, text) == formatted
+    assert one(rewards.tag_count, text) == tags
+
+
+def test_tags_nested_in_a_wellformed_whole_are_no_format():
+    assert one(rewards.format, WORKED.format("<answer>\n72\n</answer>")) == 0
+
+
+def test_conversations_are_read_by_their_last_message():
+    chat = [{"role": "assistant", "content": WORKED.format("72")}]
+    assert [one(reward, chat) for reward in rewards.REWARDS.values()] == [1, 0, 1, 1]
+    assert one(rewards.tag_count, [{"role": "assistant", "content": None}]) == 0
+
+
+def test_what_never_ends_is_wrong_and_the_next_one_is_graded():
+    """In a thread, where the alarm signal of math-verify's own timeout could not be set."""
+    grader = MathGrader(timeout=1.0)
+    grades = []
+
+    def work():
+        for text in (r"\boxed{72}", r"\boxed{9999999999!}", r"\boxed{10^{10^{10^{10}}}}", r"\boxed{72}"):
+            grades.append(grader.grade([r"\boxed{72}"], text))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    grader.close()
+    assert grades == [1.0, 0.0, 0.0, 1.0]
+    assert grader.timed_out == 2
+
+
+def test_names():
+    assert rewards.resolve(["accuracy", "json.dumps"])[0] is rewards.accuracy
+    with pytest.raises(UserError, match="did you mean accuracy"):
+        rewards.resolve(["acuracy"])
+    with pytest.raises(UserError, match="nowhere"):
+        rewards.resolve(["nowhere.reward"])
+    with pytest.raises(UserError, match="at least one"):
+        rewards.resolve([])
