@@ -196,9 +196,10 @@ def _run_all(
     )
     peak = PeakMemory(like.device)
     with peak, read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call:
-        for batch in batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64):
+        for number, batch in enumerate(batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64)):
             found = BatchPass(anatomy, call, batch, settings.metric, settings.path, points_at_once, with_edges).run()
-            _refuse_other_streams(parts, found.ends)
+            if not number:  # it costs as much as o_proj, and what it looks for is there in every batch
+                _refuse_other_streams(parts, found.ends)
             _store(parts, batch, settings, found)
     parts.peak_memory_mb = peak.mib
     parts.seconds = time.perf_counter() - began
