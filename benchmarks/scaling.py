@@ -112,8 +112,8 @@ def measured(shape: Shape, m: int, rounds: int) -> dict[str, float]:
     found = [{name: measure(run, cpu)[0] for name, run in runs.items()} for _ in range(rounds)]
     return {
         "floor_seconds": statistics.median(f["floor"] for f in found),
-        "heads": statistics.median(f["heads"] / f["floor"] for f in found),
-        "edges": statistics.median(f["edges"] / f["floor"] for f in found),
+        "heads_ratio": statistics.median(f["heads"] / f["floor"] for f in found),
+        "edges_ratio": statistics.median(f["edges"] / f["floor"] for f in found),
     }
 
 
@@ -156,7 +156,7 @@ def main() -> None:
             print(
                 f"  L={shape.layers:<3} H={shape.heads:<3} prefix={shape.prefix:<4} suffix={shape.suffix:<4} "
                 f"pairs={shape.pairs:<3} floor {found['floor_seconds']:7.2f} s   "
-                f"heads {found['heads']:.3f} ({heads:.3f})   edges {found['edges']:.3f} ({edges:.3f})",
+                f"heads {found['heads_ratio']:.3f} ({heads:.3f})   edges {found['edges_ratio']:.3f} ({edges:.3f})",
                 flush=True,
             )
     print("by arithmetic alone: (heads, edges over the floor with nothing shared), (the same behind the prefix),")
