@@ -30,8 +30,8 @@ class SftStage:
 class GrpoStage:
     """GRPO on the probes' own prompts; the reward is 1 for the exact sum."""
 
-    steps: int = 200
-    prompts_per_step: int = 16
+    steps: int = 140
+    prompts_per_step: int = 24
     num_generations: int = 8
     max_completion_length: int = 6
     learning_rate: float = 2e-4
