@@ -52,11 +52,13 @@ def saddlepoint(values: Floats) -> Floats:
     least = np.exp2(1.0 - n_used)
     inside = (s > 1e-3) & (s < reach * (1.0 - 1e-9))
     theta = s.copy()
+    going = np.flatnonzero(inside)
     for _ in range(_NEWTON_STEPS):  # K' is concave: Newton's steps from the left never overshoot
-        slope, curve = _derivatives(theta, v)
-        step = np.where(inside, (s - slope) / np.maximum(curve, 1e-300), 0.0)
-        theta += step
-        if (np.abs(step) <= 1e-10 * (1.0 + theta)).all():
+        slope, curve = _derivatives(theta[going], v[:, going])
+        step = (s[going] - slope) / np.maximum(curve, 1e-300)
+        theta[going] += step
+        going = going[np.abs(step) > 1e-8 * (1.0 + theta[going])]
+        if not len(going):
             break
     _, curve = _derivatives(theta, v)
     size = np.abs(theta * v)
