@@ -1,7 +1,8 @@
 r"""The built-in families of probe pairs, as text: what is asked, and how it is corrupted.
 
 A family draws candidates and knows nothing of tokenizers; whether a candidate survives tokenisation is decided in
-pair_tokenizer.py. Every prompt ends in ``\boxed{``: no leading-space problem, and mathematics models expect it.
+pair_tokenizer.py. Prompts end in ``\boxed{``: no leading-space problem, and mathematics models expect it. The family
+for small base models, which do not, ends in ``=``.
 """
 
 import random
@@ -72,6 +73,23 @@ def carry(rng: random.Random, *, digits: int) -> Candidate:
         total, other_total = str(a + b), str(a + other_b)
         if len(total) == len(other_total) and total[0] != other_total[0]:
             return _sum_candidate(a, b, other_b)
+
+
+SOLVED = ((3, 5), (12, 7), (9, 4), (16, 2))
+
+
+def sums(rng: random.Random) -> Candidate:
+    """A sum of two numbers up to 20 behind four solved ones, without which a small base model hardly adds at all.
+
+    Corrupted: another second number of as many digits, with a sum as long. The solved sums are not asked for.
+    """
+    while True:
+        a, b, other_b = (rng.randint(1, 20) for _ in range(3))
+        alike = len(str(b)) == len(str(other_b)) and len(str(a + b)) == len(str(a + other_b))
+        if b != other_b and alike and (a, b) not in SOLVED and (a, other_b) not in SOLVED:
+            break
+    shown = "".join(f"{x}+{y}={x + y}\n" for x, y in SOLVED)
+    return Candidate(f"{shown}{a}+{b}=", f"{shown}{a}+{other_b}=", str(a + b), str(a + other_b))
 
 
 NAMES = (
@@ -149,6 +167,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family("addition", addition, {"digits": Option(default=2, lowest=1, highest=6)}),
         Family("carry", carry, {"digits": Option(default=2, lowest=2, highest=4)}),
+        Family("sums", sums),
         Family("word_problem", word_problem),
         Family("linear_equation", linear_equation),
         Family("recall", recall, {"entries": Option(default=6, lowest=2, highest=10)}),

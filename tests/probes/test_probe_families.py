@@ -16,6 +16,7 @@ from headwatch.probes.families import Candidate
 from headwatch.probes.pair_tokenizer import PairTokenizer
 
 SUM = re.compile(r"Compute (\d+)\+(\d+)\. Answer: \\boxed\{(\d*)")
+SHOWN_SUM = re.compile(r"((?:\d+\+\d+=\d+\n)+)(\d+)\+(\d+)=(\d*)")
 STORY = re.compile(
     r"(\w+) has (\d+) (\w+)\. \1 gets (\d+) more \3 and gives (\d+) \3 to (\w+)\. "
     r"How many \3 does \1 have now\? Answer: \\boxed\{(\d*)"
@@ -28,6 +29,13 @@ def solve(family: str, text: str) -> tuple[str, str]:
     """The right answer of a prompt, and the shared start of the answer that the prompt already feeds."""
     if family in ("addition", "carry"):
         a, b, start = SUM.fullmatch(text).groups()
+        return str(int(a) + int(b)), start
+    if family == "sums":
+        shown, a, b, start = SHOWN_SUM.fullmatch(text).groups()
+        lines = [re.split(r"[+=]", line) for line in shown.splitlines()]
+        assert len(lines) == 4
+        assert all(int(x) + int(y) == int(z) for x, y, z in lines)
+        assert [a, b] not in [line[:2] for line in lines]
         return str(int(a) + int(b)), start
     if family == "word_problem":
         name, has, _, gets, gives, receiver, start = STORY.fullmatch(text).groups()
@@ -123,6 +131,21 @@ def test_addition_keeps_the_first_number_and_the_digit_counts(char_tokenizer):
         assert a == other_a
         assert len(a) == len(b) == len(other_b) == 3
         assert b != other_b
+
+
+def test_sums_are_small_and_keep_the_first_number_and_the_digit_counts(char_tokenizer):
+    probes = ProbeSet.generate("sums", char_tokenizer, n_pairs=500)
+    numbers = set()
+    for texts in probes.texts:
+        (shown, a, b, _), (other_shown, other_a, other_b, _) = (SHOWN_SUM.fullmatch(text).groups() for text in texts)
+        assert (shown, a) == (other_shown, other_a)
+        assert not {(a, b), (a, other_b)} & set(re.findall(r"(\d+)\+(\d+)=", shown))
+        assert b != other_b
+        assert len(b) == len(other_b)
+        assert len(str(int(a) + int(b))) == len(str(int(a) + int(other_b)))
+        numbers |= {int(a), int(b), int(other_b)}
+    assert numbers == set(range(1, 21))
+    assert probes.rejected == ()  # one token a character: nothing of another length was drawn
 
 
 def test_other_seeds_give_other_pairs_and_families_do_not_depend_on_each_other(digit_tokenizer):

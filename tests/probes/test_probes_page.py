@@ -15,7 +15,8 @@ def test_examples_are_the_first_pairs_of_seed_0(char_tokenizer):
     for family, clean, corrupted in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
         probes = ProbeSet.generate(family, char_tokenizer, n_pairs=1)
         for side, line in enumerate((clean, corrupted)):
-            prompt, answer = re.fullmatch(r"  (.*\{) +(\d+)", line).groups()
+            prompt, answer = re.fullmatch(r"  (.*[{=]) +(\d+)", line).groups()
+            prompt = prompt.replace("\\n", "\n")
             fed = probes.texts[0][side]
             assert fed == prompt + answer[: len(fed) - len(prompt)]
             assert char_tokenizer.decode(probes.answers[0, [side]]) == answer[len(fed) - len(prompt)]
