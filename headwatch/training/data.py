@@ -1,7 +1,8 @@
 """Rows for the recipes: loaded from the Hub or a local copy, brought to one shape, filtered, sampled and counted.
 
-Two shapes are known, by their columns: GSM8K's (question, answer "... #### N") and OpenR1-Math-220k's (problem,
-solution, answer, and for SFT messages or generations). A file of your own with either set of columns is read the same.
+Four shapes are known, by their columns: GSM8K's (question, answer "... #### N"), OpenR1-Math-220k's (problem, solution,
+answer, and for SFT messages or generations), and for GRPO, having answers alone, MultiArith's (input, target) and
+SVAMP's (Body, Question, Answer). A file of your own with such columns is read the same.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ OPEN_R1_PROMPT = (
 )
 SYSTEM_PROMPTS = {"open-r1": OPEN_R1_PROMPT, "none": ""}
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+SHAPES = {("question",): "answer", ("problem",): "answer", ("input",): "target", ("Body", "Question"): "Answer"}
+WORKED = ("answer", "solution", "messages", "generations")  # where a worked solution may stand, which SFT learns from
 LEAST_CHUNK = 256  # rows read at a time while the sample is not complete
 
 KEPT = "kept"
@@ -134,14 +137,21 @@ def prepare(
     if wanted is not None and wanted < 1:
         raise UserError(f"--n_problems {wanted} must be at least 1 (leave it out for all rows)")
     names = rows.column_names
-    if "question" not in names and "problem" not in names:
+    has = f"--dataset_name {arguments.dataset_name}: its columns are {', '.join(names)}"
+    if not any({*problem, answer} <= set(names) for problem, answer in SHAPES.items()):
         raise UserError(
-            f"--dataset_name {arguments.dataset_name}: its columns are {', '.join(names)}; rows need question and "
-            "answer (as GSM8K) or problem and answer (as OpenR1-Math-220k)"
+            f"{has}; rows need question and answer (as GSM8K) or problem and answer (as OpenR1-Math-220k); "
+            "for GRPO input and target (as MultiArith) or Body, Question and Answer (as SVAMP) do as well"
+        )
+    if method == "sft" and not set(WORKED) & set(names):
+        raise UserError(
+            f"{has}: answers without worked solutions, and SFT learns from those; add a column solution, or take a "
+            "GRPO recipe"
         )
     if getattr(tokenizer, "chat_template", None) is None:
         raise UserError("the tokenizer has no chat template: give --chat_template chatml, or the path of a .jinja file")
-    needed = {"question", "problem", "answer", "solution"} | ({"messages", "generations"} if method == "sft" else set())
+    needed = {column for problem, answer in SHAPES.items() for column in (*problem, answer)} | {"solution"}
+    needed |= {"messages", "generations"} if method == "sft" else set()
     rows = rows.remove_columns([name for name in names if name not in needed])
     shuffled = rows.shuffle(seed=arguments.sample_seed)
     system = SYSTEM_PROMPTS.get(arguments.system_prompt, arguments.system_prompt)
@@ -190,7 +200,7 @@ def _shape_all(rows: Dataset, tokenizer: Any, options: dict[str, Any]) -> Datase
     )
 
 
-SHAPE_VERSION = 1  # raise it when shape() changes what it makes: cached rows are then made anew
+SHAPE_VERSION = 2  # raise it when shape() changes what it makes: cached rows are then made anew
 
 
 def shape(
@@ -220,12 +230,20 @@ def shape(
 
 
 def problem_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(problem, final answer, worked solution) of a row of either shape; "" for what it lacks.
+    """(problem, final answer, worked solution) of a row of any of SHAPES; "" for what it lacks.
 
-    GSM8K's answer "... #### 1,234" gives "1234", and the solution without its <<48/2=24>> annotations.
+    GSM8K's answer "... #### 1,234" gives "1234", and the solution without its <<48/2=24>> annotations. SVAMP's Body and
+    Question are joined as by Qwen2.5-Math's evaluation: with a full stop where the body lacks one.
     """
-    problem = str(row.get("question") or row.get("problem") or "").strip()
-    answer = "" if row.get("answer") is None else str(row["answer"])
+    problem, value = "", None
+    for columns, column in SHAPES.items():
+        parts = [str(row[name]).strip() for name in columns if row.get(name)]
+        if len(parts) == len(columns) and all(parts):
+            *before, last = parts
+            problem = " ".join([*(part.removesuffix(".") + "." for part in before), last])
+            value = row.get(column)
+            break
+    answer = "" if value is None else str(value)
     solution = str(row.get("solution") or "").strip()
     if "####" in answer:
         solution, _, answer = answer.rpartition("####")

@@ -114,6 +114,12 @@ def test_local_copies(tokenizer, tmp_path):
         ({"problem": "P", "answer": r"\frac{1}{3}", "solution": " S "}, ("P", r"\frac{1}{3}", "S")),
         ({"problem": "P", "answer": 5.0, "solution": None}, ("P", "5.0", "")),
         ({"problem": None, "answer": None}, ("", "", "")),
+        ({"question": None, "answer": None, "problem": "P", "solution": "S"}, ("P", "", "S")),
+        ({"input": " I ", "target": 0}, ("I", "0", "")),
+        ({"input": "I", "target": None}, ("I", "", "")),
+        ({"Body": "Ann has 3 pens", "Question": "How many?", "Answer": 3.0}, ("Ann has 3 pens. How many?", "3.0", "")),
+        ({"Body": "Ann has 3 pens. ", "Question": " How many?", "Answer": 3}, ("Ann has 3 pens. How many?", "3", "")),
+        ({"Body": "Ann has 3 pens.", "Question": None, "Answer": 3}, ("", "", "")),
     ],
 )
 def test_problem_answer_solution(row, expected):
@@ -122,10 +128,12 @@ def test_problem_answer_solution(row, expected):
 
 def test_mistakes(tokenizer, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "only text"}\n')
+    (tmp_path / "a2.jsonl").write_text('{"input": "no target"}\n')
     (tmp_path / "b.txt").write_text("x")
     (tmp_path / "empty.jsonl").write_text('{"question": "Q", "answer": ""}\n')
     for name, said in [
-        ("a.jsonl", "columns are text"),
+        ("a.jsonl", "columns are text; rows need question and answer"),
+        ("a2.jsonl", "columns are input; rows need question and answer"),
         ("b.txt", "not '.txt'"),
         ("nowhere.jsonl", "no such file"),
         ("empty.jsonl", "1 no answer"),
@@ -143,6 +151,36 @@ def test_mistakes(tokenizer, tmp_path):
     bare.chat_template = None
     with pytest.raises(UserError, match="--chat_template chatml"):
         ready(bare, tmp_path / "c.jsonl")
+
+
+def test_answers_without_solutions_are_for_grpo(tokenizer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"input": f"{n} + 1?", "target": n + 1}) + "\n" for n in range(9)))
+    rows = ready(tokenizer, path, system_prompt="none").rows
+    assert all(int(row["prompt"][0]["content"].split()[0]) + 1 == int(row["answer"]) for row in rows)
+    assert len(rows) == 9
+    with pytest.raises(UserError, match=r"input, target: answers without worked solutions.*GRPO recipe"):
+        ready(tokenizer, path, "sft")
+    path.write_text('{"input": "1 + 1?", "target": 2, "solution": "One more than 1."}\n')
+    reply = ready(tokenizer, path, "sft").rows[0]["messages"][-1]["content"]
+    assert reply == "<think>\nOne more than 1.\n</think>\n<answer>\n2\n</answer>"
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "told", "answer"),
+    [
+        ("multiarith", 600, "ate 35 pieces the first night, how many pieces do they have left?", "39"),
+        ("svamp_test", 1000, "organized into 93 groups. How big is each group of bananas?", "145.0"),
+    ],
+)
+def test_other_sets_of_word_problems(tokenizer, name, n, told, answer):
+    file = GSM8K.parent / f"{name}.jsonl"
+    if not file.is_file():
+        pytest.skip("no ../shared/data")
+    found = ready(tokenizer, file)
+    assert found.counts == {KEPT: n}
+    (row,) = [row for row in found.rows if row["prompt"][-1]["content"].endswith(told)]
+    assert row["answer"] == answer
 
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason="no ../shared/data")
