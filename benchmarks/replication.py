@@ -1,11 +1,10 @@
 """Replication: are the changes that one probe set finds found by another one that shares no pair with it?
 
-    python benchmarks/replication.py run sft  --model FOLDER --data gsm8k_train.jsonl --out runs/rep-sft
-    python benchmarks/replication.py run grpo --model FOLDER --out runs/rep-grpo
-    python benchmarks/replication.py analyse runs/rep-sft runs/rep-grpo [--json FILE]
+    python benchmarks/replication.py run recipes/smollm2-135m/sft_gsm8k.yaml --probe_pairs 128 [--option value ...]
+    python benchmarks/replication.py analyse outputs/sft_gsm8k [--json FILE]
 
-run: a real post-training (as in first_light.py) is watched on 2n frozen pairs a family; at each probe the paper's
-circuit is computed for each half of them too. analyse: each half (every other pair) is a probe set of its own with its
+run: a recipe is trained as `headwatch train` does it (give it twice the pairs); at each probe the paper's circuit is
+computed for each half of the pairs too. analyse: each half (every other pair) is a probe set of its own with its
 own history, and what one says is looked up in the other, both ways:
     events     of the evidence rule: the change of share between the same two probes
     changes    heads whose share is significantly and materially other than at base, at every probe
@@ -19,7 +18,6 @@ entered (or left) in the other set too.
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,83 +37,27 @@ CONFIRM_LEVEL = 0.05
 # --- running --------------------------------------------------------------------------------------------------------
 
 
-def run(options: argparse.Namespace) -> None:
-    """One post-training with the callback and a circuit for each half of the pairs."""
-    import torch
-    from datasets import Dataset
-    from first_light import exact_answer, gsm8k_rows, sum_pairs, sums
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-
-    from headwatch import HeadWatchCallback, ProbeSet
+def run(arguments: list[str]) -> None:
+    """A recipe with a callback that also writes the circuit of every other pair and of the others."""
+    from headwatch import HeadWatchCallback
     from headwatch.attribution import EdgeScores
+    from headwatch.training import launch
 
     class Halves(HeadWatchCallback):
-        """The callback, which also writes the circuit of every other pair and of the others."""
+        def on_scores(self, step: int, scores: Any) -> None:
+            if self.run is None or not isinstance(scores, EdgeScores):
+                return
+            folder = self.run.path.parent / HALVES
+            folder.mkdir(parents=True, exist_ok=True)
+            graph = Graph(scores.sources, scores.targets, scores.is_real.numpy())
+            active = []
+            for family in dict.fromkeys(scores.families):
+                strength = scores.select(family).per_pair.abs().numpy()
+                for half in (strength[0::2], strength[1::2]):
+                    active.append(circuit_heads(half, graph, *self._rule, resamples=0, splits=0).active)
+            np.save(folder / f"step-{step:08d}.npy", np.stack(active))  # [F * 2, L, H]
 
-        def _record(self, step: int, scores: Any, *args: Any, **kwargs: Any) -> None:
-            if isinstance(scores, EdgeScores):
-                folder = Path(options.out) / HALVES
-                folder.mkdir(parents=True, exist_ok=True)
-                graph = Graph(scores.sources, scores.targets, scores.is_real.numpy())
-                active = []
-                for family in dict.fromkeys(scores.families):
-                    strength = scores.select(family).per_pair.abs().numpy()
-                    for half in (strength[0::2], strength[1::2]):
-                        active.append(circuit_heads(half, graph, *self._rule, resamples=0, splits=0).active)
-                np.save(folder / f"step-{step:08d}.npy", np.stack(active))  # [F * 2, L, H]
-            super()._record(step, scores, *args, **kwargs)
-
-    os.environ.setdefault("WANDB_MODE", "offline")
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    asked = sum_pairs(Path(options.out) / "sums.jsonl", 2 * options.n_pairs, options.seed, tokenizer)
-    recall = ProbeSet.generate("recall", tokenizer, n_pairs=2 * options.n_pairs, seed=options.seed)
-    watch = Halves(
-        ProbeSet.concat([asked, recall]), every=options.every, edges=not options.heads_only, wandb="off", strict=True
-    )
-    common: dict[str, Any] = {
-        "output_dir": options.out,
-        "max_steps": options.steps,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": not torch.cuda.is_available(),
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "seed": options.seed,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": 3,
-    }
-    if options.kind == "sft":
-        trainer: Any = SFTTrainer(
-            model=model,
-            args=SFTConfig(
-                learning_rate=options.learning_rate or 4e-5, per_device_train_batch_size=4, max_length=384, **common
-            ),
-            train_dataset=Dataset.from_list(gsm8k_rows(options.data, 4 * options.steps, options.seed)),
-            processing_class=tokenizer,
-            callbacks=[watch],
-        )
-    else:
-        lines = (Path(options.out) / "sums.jsonl").read_text().splitlines()
-        probed = {json.loads(line)["clean"] for line in lines}
-        trainer = GRPOTrainer(
-            model=model,
-            reward_funcs=[exact_answer],
-            args=GRPOConfig(
-                learning_rate=options.learning_rate or 1e-5,
-                per_device_train_batch_size=32,
-                num_generations=8,
-                max_completion_length=4,
-                temperature=0.7,
-                **common,
-            ),
-            train_dataset=Dataset.from_list(sums(4 * options.steps, options.seed, probed)),
-            processing_class=tokenizer,
-            callbacks=[watch],
-        )
-    trainer.train()
+    launch.run(arguments, watch=Halves)
 
 
 # --- analysing ------------------------------------------------------------------------------------------------------
@@ -274,24 +216,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("kind", choices=["sft", "grpo"])
-    running.add_argument("--model", required=True)
-    running.add_argument("--data", type=Path, help="gsm8k_train.jsonl (sft)")
-    running.add_argument("--out", required=True)
-    running.add_argument("--steps", type=int, default=40)
-    running.add_argument("--every", type=int, default=5)
-    running.add_argument("--learning-rate", type=float)
-    running.add_argument("--n-pairs", type=int, default=64, help="a family and half")
-    running.add_argument("--seed", type=int, default=0)
-    running.add_argument("--heads-only", action="store_true", help="without edges: faster, and no paper's rule")
+    running.add_argument("recipe", help="and any option of it behind it, as for headwatch train")
     looking = commands.add_parser("analyse")
     looking.add_argument("folders", nargs="+", type=Path)
     looking.add_argument("--json", type=Path)
     looking.add_argument("--settings", type=json.loads, default={}, help="of the rule: '{\"q\": 0.001}'")
-    options = parser.parse_args()
+    options, rest = parser.parse_known_args()
     if options.command == "run":
-        run(options)
+        run([options.recipe, *rest])
         return
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}")
     rows = {folder.resolve().name: analyse(folder, EvidenceSettings(**options.settings)) for folder in options.folders}
     print(table(rows))
     if options.json is not None:

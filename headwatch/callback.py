@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from headwatch import __version__
 from headwatch.alerts import AlertSettings
 from headwatch.anatomy import Anatomy
-from headwatch.attribution import Metric, score_edges, score_heads
+from headwatch.attribution import EdgeScores, HeadScores, Metric, score_edges, score_heads
 from headwatch.attribution.metrics import path_points, resolve_metric
 from headwatch.base_answers import AnswerObserver, BaseAnswers
 from headwatch.circuit import TOP_N, validate_rule
@@ -202,6 +202,9 @@ class HeadWatchCallback(TrainerCallback):
         for sink in self._sinks:
             sink.finish()
 
+    def on_scores(self, step: int, scores: HeadScores | EdgeScores) -> None:
+        """For subclasses: called with the whole scores of every probe, on every process, before they are recorded."""
+
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
@@ -288,6 +291,7 @@ class HeadWatchCallback(TrainerCallback):
         try:
             scores = share.gather(part, probes)
             kl = self._answers(share, observer)
+            self.on_scores(step, scores)
             if self._recorder is not None:
                 if first and self._base is not None:  # before the scores: a probe on disk has its base beside it
                     self._base.save(self._recorder.run.path)

@@ -38,8 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(arguments: Sequence[str]) -> Any:
+def run(arguments: Sequence[str], watch: type[HeadWatchCallback] = HeadWatchCallback) -> Any:
     """Parse, say what will be done, do it. Returns the trainer, or None after --dry-run.
+
+    watch: the class of the callback, for a subclass that does more with the scores.
 
     Raises:
         UserError: whatever is wrong before the first step; in one line.
@@ -62,10 +64,16 @@ def run(arguments: Sequence[str]) -> Any:
         variables["WANDB_MODE"] = "offline"
         replaced.append(Substitution("WANDB_MODE", "online", "offline", "a smoke run is sent nowhere"))
     with environment(**variables):
-        return _run(recipe, options, replaced, stand_ins)
+        return _run(recipe, options, replaced, stand_ins, watch)
 
 
-def _run(recipe: Recipe, options: Options, replaced: Sequence[Substitution], stand_ins: Path | None) -> Any:
+def _run(
+    recipe: Recipe,
+    options: Options,
+    replaced: Sequence[Substitution],
+    stand_ins: Path | None,
+    watch: type[HeadWatchCallback],
+) -> Any:
     first = recipe.training.process_index == 0
     if stand_ins is not None:
         with recipe.training.main_process_first(local=False, desc="stand-ins"):
@@ -88,7 +96,7 @@ def _run(recipe: Recipe, options: Options, replaced: Sequence[Substitution], sta
         if not prepared.complete:
             print(f"rows: {recipe.data.n_problems:,} were asked for, and there are no more")
         _record(recipe, options)
-    trainer = make_trainer(recipe, tokenizer, prepared)
+    trainer = make_trainer(recipe, tokenizer, prepared, watch)
     trainer.train(resume_from_checkpoint=_checkpoint(recipe))
     trainer.save_model(recipe.training.output_dir)
     if hasattr(trainer, "end"):  # transformers 5.18: closes trackers and the process group
@@ -96,7 +104,9 @@ def _run(recipe: Recipe, options: Options, replaced: Sequence[Substitution], sta
     return trainer
 
 
-def make_trainer(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> Any:
+def make_trainer(
+    recipe: Recipe, tokenizer: Any, prepared: Prepared, watch: type[HeadWatchCallback] = HeadWatchCallback
+) -> Any:
     """TRL's trainer for the recipe, with the callback; the model is loaded here."""
     training, launch, model = recipe.training, recipe.launch, recipe.model
     training.model_init_kwargs = {**model_options(recipe), **(training.model_init_kwargs or {})}
@@ -106,7 +116,7 @@ def make_trainer(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> Any:
         "args": training,
         "train_dataset": prepared.rows,
         "processing_class": tokenizer,
-        "callbacks": [HeadWatchCallback(**recipe.watch.callback_options())],
+        "callbacks": [watch(**recipe.watch.callback_options())],
         "peft_config": get_peft_config(model),
         "quantization_config": get_quantization_config(model),
     }
