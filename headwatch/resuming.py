@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 SIDECAR = "headwatch_state.json"
 
 # Settings that decide what a score or an event is: a history cannot change them on its way.
-FIXED = ("metric", "steps", "alphas", "edges", "top_n", "tau")
+FIXED = ("metric", "steps", "alphas", "edges", "top_n", "tau", "openers")
 
 
 def write_sidecar(checkpoint: Path, run: RunFolder, step: int, last_probe: int | None) -> None:
