@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwatch.errors import UserError
@@ -98,8 +99,9 @@ class Openers:
         return (self.questions,) if isinstance(self.questions, str) else tuple(self.questions)
 
     def described(self) -> dict[str, Any]:
-        """What decides which pairs there are, for the record."""
-        return {**vars(self), "questions": list(self.sources)}
+        """What decides which pairs there are, for the record; of a file its name, wherever it lies."""
+        names = [Path(name).name if name.endswith(".jsonl") else name for name in self.sources]
+        return {**vars(self), "questions": names}
 
     def make(
         self,
@@ -263,8 +265,11 @@ class _Maker:
         if clean[:length] == corrupted[:length]:
             raise MisalignedError("both openers are the same")
         behind = clean[length : length + self.read]  # all but the last are fed to both sides
-        fed = (tuple(asked.prompt + opener[:length] + behind[:-1]) for opener in (clean, corrupted))
-        return _Pair(*fed, tuple(behind))
+
+        def fed(opener: list[int]) -> tuple[int, ...]:
+            return tuple(asked.prompt + opener[:length] + behind[:-1])
+
+        return _Pair(fed(clean), fed(corrupted), tuple(behind))
 
     # --- the set ----------------------------------------------------------------------------------------------------
 
