@@ -252,6 +252,12 @@ def test_an_answer_that_ends_early_is_cut_and_tokens_that_the_tokenizer_lacks_en
     assert len(fed(probes, 0)[0]) == len(prompt) + len(direct)
 
 
+def test_the_same_openers_again_are_no_other_pair(chat, questions):
+    said = Said(chat("Let me see. 12 and so on")["input_ids"], chat("The answer is 12 plus more")["input_ids"])
+    with pytest.raises(UserError, match=r"1 of 2 pairs.*commonest reason: the pair came before \(5 of 5\)"):
+        Openers(questions(*sums(1)), system_prompt=TELL).make(chat, 2, 0, said)
+
+
 def test_tokens_that_no_text_reads_as_leave_the_texts_empty(chat, questions):
     spelled = [chat.convert_tokens_to_ids(letter) for letter in "boxed"] * 4  # "boxed" is one token
     said = Said(spelled, chat("The answer is 12 plus more")["input_ids"])
