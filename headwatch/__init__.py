@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from headwatch.evidence import EvidenceSettings
     from headwatch.guard import read_only_pass
     from headwatch.history import HeadHistory, effect
-    from headwatch.probes import ProbeSet
+    from headwatch.probes import Openers, ProbeSet
     from headwatch.run_folder import RunFolder
 
 # Where each public name lives. It is imported on first use: reading a record needs neither torch nor transformers,
@@ -34,7 +34,7 @@ _HOMES = {
     "evidence": ("EvidenceSettings",),
     "guard": ("read_only_pass",),
     "history": ("HeadHistory", "effect"),
-    "probes": ("ProbeSet",),
+    "probes": ("Openers", "ProbeSet"),
     "run_folder": ("RunFolder",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -47,6 +47,7 @@ __all__ = [
     "HeadHistory",
     "HeadScores",
     "HeadWatchCallback",
+    "Openers",
     "ProbeSet",
     "RunFolder",
     "UnsupportedModelError",

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from headwatch import __version__
 from headwatch.alerts import AlertSettings
 from headwatch.anatomy import Anatomy
 from headwatch.attribution import EdgeScores, HeadScores, Metric, score_edges, score_heads
+from headwatch.attribution.by_metric import Metrics, described, score_by_metric
 from headwatch.attribution.metrics import path_points, resolve_metric
 from headwatch.base_answers import AnswerObserver, BaseAnswers
 from headwatch.circuit import TOP_N, validate_rule
 from headwatch.errors import UserError
 from headwatch.evidence import EvidenceSettings
+from headwatch.freezing import Wanted, metrics_of
 from headwatch.guard import left_trace
 from headwatch.history import HeadHistory
-from headwatch.probes import ProbeSet
-from headwatch.processes import FAILED, FINE, REFUSED, Share, agree, from_main, is_sharded, world
+from headwatch.probes import Openers, ProbeSet
+from headwatch.processes import FAILED, FINE, REFUSED, Share, agree, from_main, is_sharded, on_main, world
 from headwatch.recorder import Recorder
 from headwatch.resuming import cut_to, find_record, refuse_another_run, write_sidecar
 from headwatch.run_folder import RunFolder, describe_probes
@@ -43,12 +46,14 @@ class HeadWatchCallback(TrainerCallback):
     >>> trainer = GRPOTrainer(..., callbacks=[HeadWatchCallback(every=100)])        # doctest: +SKIP
 
     Args:
-        probes: a ProbeSet, a family name or several, a file, or None for the default families.
+        probes: a ProbeSet, a family name or several, a file, or None for the default families. The family "openers" is
+            made from questions when training begins.
         every: optimizer steps between probes.
         n_pairs: pairs a family, when families are named.
         seed: of the generated pairs and of the bootstrap.
         tokenizer: for generated pairs; None takes the trainer's.
-        metric: "logit_diff", "kl", "nll", or a callable.
+        metric: "logit_diff", "kl", "nll", or a callable; the family "openers" has its own.
+        openers: what the family "openers" is made of and read by; None is Openers().
         steps: points of the integrated-gradients path.
         alphas: "midpoint", "right" (the paper), "left" or "clean".
         edges: also score edges, which the paper's circuit rule needs; False scores heads only.
@@ -76,6 +81,7 @@ class HeadWatchCallback(TrainerCallback):
         seed: int = 0,
         tokenizer: Any = None,
         metric: str | Metric = "logit_diff",
+        openers: Openers | None = None,
         steps: int = 5,
         alphas: str = "midpoint",
         edges: bool = True,
@@ -97,10 +103,12 @@ class HeadWatchCallback(TrainerCallback):
         validate_rule(top_n, tau)
         self.every, self.strict = every, strict
         self.evidence = evidence or EvidenceSettings()
-        self._given = (probes, n_pairs, seed, tokenizer)
+        self._wanted = Wanted(probes, n_pairs, seed, openers or Openers())
+        if self._wanted.with_openers:
+            path_points(alphas, steps, self._wanted.openers.metric)
+        self._tokenizer, self._metric = tokenizer, metric
         self._folder = Path(folder) if folder is not None else None
         self._pass: dict[str, Any] = {
-            "metric": metric,
             "steps": steps,
             "alphas": alphas,
             "batch_size": batch_size,
@@ -109,7 +117,8 @@ class HeadWatchCallback(TrainerCallback):
         self._edges, self._rule, self._seed = edges, (top_n, tau), seed
         self._settings = {
             **self._pass,
-            "metric": metric_name,
+            "metric": metric_name,  # by family, once the families are known, where there are several
+            "openers": self._wanted.openers.described() if self._wanted.with_openers else None,
             "every": every,
             "n_pairs": n_pairs,
             "seed": seed,
@@ -125,6 +134,7 @@ class HeadWatchCallback(TrainerCallback):
 
     def _reset(self) -> None:
         self.probes: ProbeSet | None = None
+        self._metrics: Metrics = {}
         self._recorder: Recorder | None = None  # on the main process
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
@@ -210,13 +220,16 @@ class HeadWatchCallback(TrainerCallback):
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
-        probes, n_pairs, seed, tokenizer = self._given
-        tokenizer = tokenizer or getattr(processing_class, "tokenizer", processing_class)
-        self.probes = ProbeSet.resolve(probes, tokenizer, n_pairs=n_pairs, seed=seed)
-        if not state.is_world_process_zero:  # the record is the main process's alone
-            return
+        tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
         path = self._folder or Path(args.output_dir) / "headwatch"
-        resumed = find_record(args, state.global_step, path) if state.global_step > 0 else None
+        resumed: RunFolder | None = None
+        if state.global_step > 0:  # the record is the main process's alone
+            resumed = on_main(lambda: find_record(args, state.global_step, path))
+        self.probes = self._wanted.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
+        self._metrics = metrics_of(self.probes, self._metric, self._wanted.openers)
+        self._settings["metric"] = described(self._metrics)
+        if not state.is_world_process_zero:
+            return
         if resumed is not None:
             refuse_another_run(resumed, self.probes, shape, self._settings, self.evidence)
             run = resumed
@@ -274,14 +287,16 @@ class HeadWatchCallback(TrainerCallback):
         first = self._probed is None
         self._probed = step
         began = time.perf_counter()
-        score: Any = score_edges if self._edges else score_heads
+        score: Any = partial(score_by_metric, score_edges if self._edges else score_heads)
         share = Share.of(len(probes), model)
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
         error: Exception | None = None
         try:
-            part = share.score(score, model, probes, optimizer=optimizer, observe=observer, **self._pass)
+            part = share.score(
+                score, model, probes, metrics=self._metrics, optimizer=optimizer, observe=observer, **self._pass
+            )
         except Exception as caught:
             if world()[1] > 1 and is_sharded(model):  # the others may be waiting inside the pass: no agreeing with them
                 raise
@@ -289,7 +304,7 @@ class HeadWatchCallback(TrainerCallback):
         if not self._all_fine(error, step, "failed"):
             return
         try:
-            scores = share.gather(part, probes)
+            scores = share.gather(part, probes, self._metrics)
             kl = self._answers(share, observer)
             self.on_scores(step, scores)
             if self._recorder is not None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from headwatch.attribution import EdgeScores, HeadScores
-from headwatch.attribution.metrics import mean_relative_error
+from headwatch.attribution.by_metric import Metrics, completeness
 from headwatch.attribution.scores import Checks, Readings
+from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
 
 Scores = TypeVar("Scores", HeadScores, EdgeScores)
@@ -56,6 +57,28 @@ def from_main(value: Any) -> Any:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(action: Callable[[], Any]) -> Any:
+    """What `action` returns on the main process, on every process; every process must come here.
+
+    Where it raises, it raises there, and an error of the same kind (the user's mistake or not) everywhere else.
+    """
+    error: Exception | None = None
+    outcome: tuple[int, Any] = (FINE, None)
+    if world()[0] == 0:
+        try:
+            outcome = (FINE, action())
+        except Exception as caught:
+            error = caught
+            outcome = (REFUSED if isinstance(caught, UserError) else FAILED, None)
+    kind, value = from_main(outcome)
+    if error is not None:
+        raise error
+    if kind != FINE:
+        other = "the main process could not go on: its message says why"
+        raise UserError(other) if kind == REFUSED else RuntimeError(other)
+    return value
 
 
 @dataclass(frozen=True)
@@ -103,8 +126,11 @@ class Share:
         filled[list(self.rows)] = values.to(filled)
         return _reduced(filled, "SUM").to(values.dtype)
 
-    def gather(self, part: Scores, probes: ProbeSet) -> Scores:
-        """The scores of all pairs out of every process's part. Every process must come here."""
+    def gather(self, part: Scores, probes: ProbeSet, metrics: Metrics) -> Scores:
+        """The scores of all pairs out of every process's part. Every process must come here.
+
+        metrics: family -> the metric that its pairs were read by.
+        """
         if not self.split:
             return part
         heads = part.heads if isinstance(part, EdgeScores) else part
@@ -120,7 +146,7 @@ class Share:
             readings=readings,
             families=probes.families,
             checks=Checks(
-                completeness=mean_relative_error(at_input, readings.metric_corrupted - readings.metric_clean),
+                completeness=completeness(at_input, readings, probes.families, metrics),
                 row_sums=None if checks.row_sums is None else row_sums,
                 stream=stream,
             ),

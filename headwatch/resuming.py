@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 SIDECAR = "headwatch_state.json"
 
 # Settings that decide what a score or an event is: a history cannot change them on its way.
-FIXED = ("metric", "steps", "alphas", "edges", "top_n", "tau")
+FIXED = ("metric", "steps", "alphas", "edges", "top_n", "tau", "openers")
 
 
 def write_sidecar(checkpoint: Path, run: RunFolder, step: int, last_probe: int | None) -> None:
@@ -99,7 +99,8 @@ def refuse_another_run(
     old = manifest.get("settings") or {}
     for name in FIXED:
         if name in old and old[name] != settings[name]:
-            raise UserError(f"{name}={settings[name]!r}: {began} with {name}={old[name]!r}; {way_out}")
+            now, then = _where_they_differ(settings[name], old[name])
+            raise UserError(f"{name}={now!r}: {began} with {name}={then!r}; {way_out}")
     told_by = EvidenceSettings.from_dict(old.get("evidence") or {})
     if told_by != evidence:
         raise UserError(f"evidence={evidence}: {began} with {told_by}; {way_out}")
@@ -122,3 +123,11 @@ def cut_to(run: RunFolder, step: int, every: int) -> int | None:
 
 def _pairs(n: int, families: Any) -> str:
     return f"{n} pairs ({', '.join(families)})"
+
+
+def _where_they_differ(now: Any, then: Any) -> tuple[Any, Any]:
+    """Both values; of two mappings only the keys whose values differ."""
+    if not isinstance(now, Mapping) or not isinstance(then, Mapping):
+        return now, then
+    keys = [key for key in {**now, **then} if now.get(key) != then.get(key)]
+    return {key: now.get(key) for key in keys}, {key: then.get(key) for key in keys}

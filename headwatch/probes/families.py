@@ -174,6 +174,8 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
+OPENERS = "openers"  # the family that is made from questions, not drawn: see openers.py
+
 
 def _number(rng: random.Random, digits: int) -> int:
     return rng.randint(10 ** (digits - 1), 10**digits - 1)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headwatch.errors import UserError
-from headwatch.probes.families import FAMILIES, Family
+from headwatch.probes.families import FAMILIES, OPENERS, Family
 from headwatch.probes.pair_tokenizer import AlignedPair, MisalignedError, PairTokenizer, commonest, shorten
 
 if TYPE_CHECKING:
@@ -48,11 +48,27 @@ def choose_families(names: str | Sequence[str]) -> list[Family]:
     if not wanted:
         raise UserError(f"families=[]: name at least one of {', '.join(FAMILIES)}")
     for name in wanted:
+        if name == OPENERS:
+            raise UserError(
+                f"family {name!r} is made from questions, by HeadWatchCallback(probes=[..., {name!r}]) when training "
+                "begins, or by hw.Openers(...).make(tokenizer, ...)"
+            )
         if name not in FAMILIES:
             raise UserError(f"family {name!r} is unknown: choose from {', '.join(FAMILIES)}")
         if wanted.count(name) > 1:
             raise UserError(f"family {name!r} is named {wanted.count(name)} times: name each family once")
     return [FAMILIES[name] for name in wanted]
+
+
+def with_openers(families: Sequence[str], tokenizer: Any, n_pairs: int, seed: int, openers: "ProbeSet") -> "ProbeSet":
+    """Families of which one is "openers", whose pairs are given, as one set in the order of the names."""
+    from headwatch.probes.probe_set import ProbeSet
+
+    choose_families([name for name in families if name != OPENERS] or list(FAMILIES))
+    if list(families).count(OPENERS) > 1:
+        raise UserError(f"family {OPENERS!r} is named {list(families).count(OPENERS)} times: name each family once")
+    parts = [openers if name == OPENERS else generate(name, tokenizer, n_pairs, seed, {}) for name in families]
+    return ProbeSet.concat(parts, pad_id=PairTokenizer(tokenizer).pad_id)
 
 
 def draw_family(

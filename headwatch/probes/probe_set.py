@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headwatch.errors import UserError
-from headwatch.probes.families import FAMILIES
+from headwatch.probes.families import FAMILIES, OPENERS
 from headwatch.probes.validation import (
     as_integers,
     check_answer_shape,
@@ -160,9 +160,12 @@ class ProbeSet:
         save(self, path)
 
     @classmethod
-    def resolve(cls, probes: Any, tokenizer: Any, n_pairs: int = 64, seed: int = 0) -> "ProbeSet":
+    def resolve(
+        cls, probes: Any, tokenizer: Any, n_pairs: int = 64, seed: int = 0, openers: "ProbeSet | None" = None
+    ) -> "ProbeSet":
         """The set that a ``probes`` argument means: a ProbeSet, family name(s), a path, or None for DEFAULT_FAMILIES.
 
+        openers: the pairs of the family "openers", where it is named: they are made from questions, by `Openers.make`.
         Raises UserError when it is none of these, or a set that this tokenizer reads as other tokens.
         """
         if isinstance(probes, ProbeSet):
@@ -172,19 +175,21 @@ class ProbeSet:
             return probes
         if probes is None:
             return cls.generate(DEFAULT_FAMILIES, tokenizer, n_pairs, seed)
+        if names_openers(probes) and openers is not None:
+            from headwatch.probes.generation import with_openers
+
+            return with_openers([probes] if isinstance(probes, str) else probes, tokenizer, n_pairs, seed, openers)
         if isinstance(probes, list | tuple) and all(isinstance(name, str) for name in probes):
             return cls.generate(probes, tokenizer, n_pairs, seed)
-        if isinstance(probes, str) and probes in FAMILIES:
+        if isinstance(probes, str) and (probes in FAMILIES or probes == OPENERS):
             return cls.generate(probes, tokenizer, n_pairs, seed)
         if isinstance(probes, os.PathLike) or (isinstance(probes, str) and Path(probes).exists()):
             return cls.load(probes, tokenizer)
         if isinstance(probes, str):
-            close = difflib.get_close_matches(probes, FAMILIES, n=1)
+            close = difflib.get_close_matches(probes, (*FAMILIES, OPENERS), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"probes={probes!r}: neither a family ({', '.join(FAMILIES)}) nor a file that exists{hint}")
-        raise UserError(
-            f"probes={probes!r}: give a ProbeSet, a family name or a list of them ({', '.join(FAMILIES)}), or a path"
-        )
+            raise UserError(f"probes={probes!r}: neither a family ({_NAMES}) nor a file that exists{hint}")
+        raise UserError(f"probes={probes!r}: give a ProbeSet, a family name or a list of them ({_NAMES}), or a path")
 
     @classmethod
     def concat(cls, sets: Sequence["ProbeSet"], pad_id: int = 0) -> "ProbeSet":
@@ -289,7 +294,13 @@ class ProbeSet:
         )
 
 
+_NAMES = ", ".join((*FAMILIES, OPENERS))
 TENSORS = ("clean", "corrupted", "attention_mask", "answers", "read_positions", "targets")
+
+
+def names_openers(probes: Any) -> bool:
+    """Whether a ``probes`` argument names the opener family."""
+    return probes == OPENERS if isinstance(probes, str) else isinstance(probes, list | tuple) and OPENERS in probes
 
 
 def _shifted(positions: Tensor, by: int) -> Tensor:

@@ -14,6 +14,9 @@ import yaml
 from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from headwatch.errors import UserError
+from headwatch.probes.openers import READ, SOURCES, Openers
+from headwatch.probes.questions import DEFAULT_QUESTIONS
+from headwatch.system_prompts import SYSTEM_PROMPTS
 from headwatch.training.data import DataArguments
 
 CONFIGS: dict[str, type[Any]] = {"sft": SFTConfig, "grpo": GRPOConfig}
@@ -54,7 +57,20 @@ class WatchArguments:
     probe_every: int = field(default=100, metadata={"help": "optimizer steps between probes"})
     probe_pairs: int = field(default=64, metadata={"help": "pairs a family"})
     probe_seed: int = field(default=0, metadata={"help": "of the generated pairs"})
-    probe_metric: str = field(default="logit_diff", metadata={"help": "logit_diff, kl or nll"})
+    probe_metric: str = field(default="logit_diff", metadata={"help": "logit_diff, kl or nll; openers have their own"})
+    opener_questions: list[str] = field(
+        default_factory=lambda: list(DEFAULT_QUESTIONS),
+        metadata={"help": "for the family openers: data sets on the Hub, or .jsonl files with a problem a line"},
+    )
+    opener_source: str = field(
+        default="sampled",
+        metadata={"help": "sampled (by the model, before the first step) or fixed (texts)", "choices": list(SOURCES)},
+    )
+    opener_tokens: int = field(default=16, metadata={"help": "of an opener, at most"})
+    opener_metric: str = field(
+        default="kl",
+        metadata={"help": "kl at the last position, or nll of the next 16 clean tokens", "choices": list(READ)},
+    )
     probe_edges: bool = field(default=True, metadata={"help": "score edges too, which the paper's circuits need"})
     path_steps: int = field(default=5, metadata={"help": "points of the integrated-gradients path"})
     path_alphas: str = field(default="midpoint", metadata={"help": "midpoint, right (the paper), left or clean"})
@@ -67,8 +83,18 @@ class WatchArguments:
     record_folder: str | None = field(default=None, metadata={"help": "where the record goes ({output_dir}/headwatch)"})
     strict_probes: bool = field(default=False, metadata={"help": "end the training when a probe fails"})
 
-    def callback_options(self) -> dict[str, Any]:
-        """The same, as HeadWatchCallback's keywords."""
+    def openers(self, system_prompt: str = "open-r1") -> Openers:
+        """What the family openers is made of; system_prompt is the data's, by name or as text."""
+        return Openers(
+            questions=tuple(self.opener_questions),
+            source=self.opener_source,
+            tokens=self.opener_tokens,
+            metric=self.opener_metric,
+            system_prompt=SYSTEM_PROMPTS.get(system_prompt, system_prompt),
+        )
+
+    def callback_options(self, system_prompt: str = "open-r1") -> dict[str, Any]:
+        """The same, as HeadWatchCallback's keywords; system_prompt is the data's."""
         top_n = int(self.circuit_top_n) if self.circuit_top_n > 1 else self.circuit_top_n
         return {
             "probes": self.probes if len(self.probes) > 1 else self.probes[0],
@@ -76,6 +102,7 @@ class WatchArguments:
             "n_pairs": self.probe_pairs,
             "seed": self.probe_seed,
             "metric": self.probe_metric,
+            "openers": self.openers(system_prompt),
             "edges": self.probe_edges,
             "steps": self.path_steps,
             "alphas": self.path_alphas,

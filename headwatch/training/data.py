@@ -18,14 +18,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
 from headwatch.errors import UserError
+from headwatch.system_prompts import SYSTEM_PROMPTS
 
-# open-r1's (recipes/DeepSeek-R1-Distill-Qwen-1.5B/grpo/config_demo.yaml, Apache-2.0), which the paper uses.
-OPEN_R1_PROMPT = (
-    "You are a helpful AI Assistant that provides well-reasoned and detailed responses. You first think about the "
-    "reasoning process as an internal monologue and then provide the user with the answer. Respond in the following "
-    "format: <think>\n...\n</think>\n<answer>\n...\n</answer>"
-)
-SYSTEM_PROMPTS = {"open-r1": OPEN_R1_PROMPT, "none": ""}
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 SHAPES = {("question",): "answer", ("problem",): "answer", ("input",): "target", ("Body", "Question"): "Answer"}
 WORKED = ("answer", "solution", "messages", "generations")  # where a worked solution may stand, which SFT learns from

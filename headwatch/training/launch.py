@@ -116,7 +116,7 @@ def make_trainer(
         "args": training,
         "train_dataset": prepared.rows,
         "processing_class": tokenizer,
-        "callbacks": [watch(**recipe.watch.callback_options())],
+        "callbacks": [watch(**recipe.watch.callback_options(recipe.data.system_prompt))],
         "peft_config": get_peft_config(model),
         "quantization_config": get_quantization_config(model),
     }

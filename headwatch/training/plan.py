@@ -16,6 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from headwatch.attribution.memory import GIB, LEAST_BUDGET_GB
 from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
+from headwatch.probes.families import OPENERS
+from headwatch.probes.probe_set import names_openers
+from headwatch.probes.questions import load_questions
 from headwatch.training.arguments import Recipe
 from headwatch.training.data import DataArguments, load_rows, prepare
 
@@ -55,6 +58,7 @@ class Plan:
     probe_steps: int
     pairs: int
     fingerprint: str
+    openers: str = ""
 
     def text(self) -> str:
         """The plan as lines to read."""
@@ -95,8 +99,9 @@ class Plan:
             (
                 "probes",
                 f"{self.probe_steps} (step 0, every {recipe.watch.probe_every}, the last), {self.pairs} pairs of "
-                f"{', '.join(recipe.watch.probes)}, set {self.fingerprint[:12]}",
+                f"{', '.join(recipe.watch.probes)}" + (f", set {self.fingerprint[:12]}" if self.fingerprint else ""),
             ),
+            *([("openers", self.openers)] if self.openers else []),
             ("record", recipe.watch.record_folder or str(Path(training.output_dir) / "headwatch")),
             ("logs", f"W&B project {project}" if "wandb" in reports else ", ".join(reports) or "none"),
         ]
@@ -138,12 +143,7 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
         model = AutoModelForCausalLM.from_config(config)
     parameters = sum(p.numel() for p in model.parameters())
     trainable = _lora_parameters(model, recipe) if recipe.model.use_peft else parameters
-    probes = ProbeSet.resolve(
-        recipe.watch.callback_options()["probes"],
-        tokenizer,
-        n_pairs=recipe.watch.probe_pairs,
-        seed=recipe.watch.probe_seed,
-    )
+    pairs, fingerprint, openers = _probes(recipe, tokenizer)
     every = recipe.watch.probe_every
     return Plan(
         recipe=recipe,
@@ -157,9 +157,32 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
         trainable=trainable,
         memory=_memory(recipe, config, parameters, trainable, lengths),
         probe_steps=1 + steps // every + (steps % every > 0),
-        pairs=len(probes),
-        fingerprint=probes.fingerprint,
+        pairs=pairs,
+        fingerprint=fingerprint,
+        openers=openers,
     )
+
+
+def _probes(recipe: Recipe, tokenizer: Any) -> tuple[int, str, str]:
+    """(pairs, the set's fingerprint, what the openers are made of); "" for what is not known before training begins."""
+    watch = recipe.watch
+    options = watch.callback_options(recipe.data.system_prompt)
+    given, openers = options["probes"], options["openers"]
+    n_pairs, seed = watch.probe_pairs, watch.probe_seed
+    if not names_openers(given):
+        probes = ProbeSet.resolve(given, tokenizer, n_pairs, seed)
+        return len(probes), probes.fingerprint, ""
+    questions, _ = load_questions(openers.sources)
+    told = (
+        f"{openers.source}{' at step 0' if openers.source == 'sampled' else ''}, up to {openers.tokens} tokens, behind "
+        f"{len(questions)} questions ({', '.join(openers.sources)}), read by {openers.metric}"
+    )
+    if openers.source == "fixed":
+        probes = ProbeSet.resolve(given, tokenizer, n_pairs, seed, openers.make(tokenizer, n_pairs, seed))
+        return len(probes), probes.fingerprint, told
+    others = [name for name in watch.probes if name != OPENERS]
+    known = len(ProbeSet.generate(others, tokenizer, n_pairs, seed)) if others else 0
+    return known + n_pairs, "", told
 
 
 def few_rows(arguments: DataArguments) -> tuple[Dataset, int | None]:

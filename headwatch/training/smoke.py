@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.training.arguments import Options
-from headwatch.training.stand_in import write_rows
+from headwatch.training.stand_in import write_questions, write_rows
 from headwatch.training.tiny import ModelSize, build_model, build_tokenizer, save
 
 SIZE = ModelSize(n_layers=2, n_heads=4, d_model=32, d_mlp=64)
@@ -103,6 +103,8 @@ def make_small(options: Options, folder: Path) -> list[Substitution]:
         use("lora_r", min(4, values["lora_r"]), "small")
     use("probe_every", 2, "few steps")
     use("probe_pairs", min(8, values["probe_pairs"]), "few pairs")
+    if "openers" in values["probes"] and not all(Path(str(name)).exists() for name in values["opener_questions"]):
+        use("opener_questions", [str(folder / "questions.jsonl")], "few questions")
     use("path_steps", min(2, values["path_steps"]), "few points")
     if str(values["save_strategy"]) in ("steps", "SaveStrategy.STEPS", "best"):
         use("save_steps", 2, "few steps")
@@ -121,3 +123,4 @@ def write_stand_ins(folder: Path) -> None:
     save(model, tokenizer, folder / "model")
     write_rows(folder / "gsm8k.jsonl", "gsm8k")
     write_rows(folder / "openr1.jsonl", "openr1")
+    write_questions(folder / "questions.jsonl")

@@ -1,4 +1,4 @@
-"""What --smoke trains on where the recipe's data is on the Hub: rows with the same columns, made on the spot."""
+"""What --smoke trains and probes on where the recipe's data is on the Hub: rows with the same columns, made here."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def write_rows(path: Path, like: str, n: int = 64, seed: int = 0) -> Path:
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in make(n, seed)), encoding="utf-8")
     partial.replace(path)
+    return path
+
+
+def write_questions(path: Path, n: int = 16, seed: int = 1) -> Path:
+    """A .jsonl of n questions for the family openers, one `problem` a line."""
+    lines = (f"Add {problem.a} pens and {problem.b} pens." for problem in sample_sums(np.random.default_rng(seed), n))
+    path.write_text("".join(json.dumps({"problem": line}) + "\n" for line in lines), encoding="utf-8")
     return path
 
 

@@ -165,6 +165,7 @@ def _family_data(run: "_ReadOnce", family: str, training: figures.Rows) -> dict[
     accuracy = [None if at.correct is None else float(at.correct[pairs].mean()) for at in scores]
     drift = [np.nan if at.kl_from_base is None else float(at.kl_from_base[pairs].mean()) for at in scores]
     settings = run.manifest.get("settings") or {}
+    metric = settings.get("metric")  # by family, where they are read by different ones
     index = run.families.index(family)
     chance_of = {row["step"]: row.get(f"{family}/circuit/membership_changes_by_chance") for row in run.scalars()}
     chance = [chance_of.get(step) for step in run.steps]
@@ -175,7 +176,7 @@ def _family_data(run: "_ReadOnce", family: str, training: figures.Rows) -> dict[
         "probe": {
             **figures.probe_curves(by_evidence, accuracy),
             "kl": [figures.significant(value, 3) for value in drift],
-            "unit": str(settings.get("metric") or ""),
+            "unit": str((metric.get(family) if isinstance(metric, dict) else metric) or ""),
         },
         "rules": {rule: view_data(history, training, heads, len(pairs)) for rule, history in histories.items()},
         "edges": head_pages.strongest_edges(

@@ -11,12 +11,12 @@ pytest.importorskip("datasets")
 from datasets import Dataset, DatasetDict
 
 from headwatch.errors import UserError
+from headwatch.system_prompts import OPEN_R1_PROMPT
 from headwatch.training.data import (
     KEPT,
     LONG_PROMPT,
     LONG_ROW,
     NO_ANSWER,
-    OPEN_R1_PROMPT,
     DataArguments,
     load_rows,
     prepare,

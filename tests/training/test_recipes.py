@@ -65,6 +65,7 @@ def test_dry_run(name, stand_ins, capsys):
     local = ["--model_name_or_path", str(stand_ins / "model"), "--dataset_name", str(stand_ins / f"{like}.jsonl")]
     method = read_recipe(FOLDER / name)["method"]
     bytewise = ["--stop_tokens", "<|im_end|>"] + ["--max_prompt_tokens", "4096"] * (method == "grpo")
+    local += ["--opener_questions", str(stand_ins / "questions.jsonl")]
     assert main([str(FOLDER / name), "--dry_run", *local, *bytewise]) == 0
     said = capsys.readouterr().out
     for line in ("model", "data", "step", "steps", "tokens", "memory", "probes", "record", "logs"):

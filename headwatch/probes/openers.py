@@ -1,0 +1,303 @@
+r"""The opener family: a question in the model's chat template, and the start of a reasoning or of a direct answer.
+
+Clean is the reasoning opener, corrupted the direct one, behind the same prompt and cut to equal token length. This is
+the paper's contrast of a post-trained model (arXiv 2509.25758, "Probe prompts"): there the openers are what the trained
+and the base model sample; here, before training, the base model samples both, once asked to reason and once not. The
+openers do not align word by word, so the family is a series of its own, read by "kl" or "nll".
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headwatch.errors import UserError
+from headwatch.probes.families import OPENERS as NAME
+from headwatch.probes.pair_tokenizer import MisalignedError, PairTokenizer, commonest, shorten
+from headwatch.probes.questions import DEFAULT_QUESTIONS, load_questions
+from headwatch.system_prompts import OPEN_R1_PROMPT
+
+if TYPE_CHECKING:
+    from headwatch.probes.probe_set import ProbeSet
+
+SOURCES = ("sampled", "fixed")
+READ = {"kl": 1, "nll": 16}  # clean tokens behind the openers that the metric reads: the next one, or the next 16
+LEAST_TOKENS = 4  # of an opener: fewer say nothing about how the answer goes on
+LONGEST_PAIR = 2048  # tokens, question and all
+ROUNDS = 6  # how often a question may come back, with another opener each time
+
+# The paper's own examples come first: "<think>Okay, so I have this problem where ..." and "To solve this problem,
+# we'll ...", "We'll use Python to help us ...". The rest are in their manner. <think> stands in FIXED through `start`.
+REASONING = (
+    "Okay, so I have this problem where I need to work out what is asked, and I want to be careful about every step.",
+    "Alright, let me read this again slowly. First I should write down what is given, and then see what follows.",
+    "Hmm, let me think about this. I am not sure yet which way is best, so I will try a small case before anything.",
+    "Wait, before I compute anything, let me make sure that I understand what the question is really asking of me.",
+    "So, I need to figure this out. Maybe I can start from what is known and check whether each step makes sense.",
+)
+DIRECT = (
+    "To solve this problem, we'll use the given information to set up an equation and then solve it for the unknown.",
+    "We'll use Python to help us with the computation. Here is the code that finds the answer to the given question.",
+    "The solution is found in three steps. Step 1: write the given quantities. Step 2: apply the formula to these.",
+    "Given the conditions of the problem, the answer follows directly from the formula, which we apply to the data.",
+    "We are given the quantities above. Substituting them into the formula gives the result, which is stated below.",
+)
+
+Sample = Callable[[Sequence[list[int]], Sequence[str], int], list[list[int]]]
+"""sample(prompts, seeds, n) -> up to n token ids that go on from each prompt; see headwatch.opener_sampling."""
+
+
+@dataclass(frozen=True)
+class Openers:
+    r"""What the pairs of the opener family are made of.
+
+    Attributes:
+        questions: data sets on the Hub, or .jsonl files with a `problem` or `question` a line. Give as many questions
+            as pairs: where there are fewer, a question comes back with another opener, and such pairs are not
+            independent.
+        source: "sampled" by the model as it stands when training begins, or "fixed" texts, which need no generation.
+        tokens: of an opener, at most; both are cut to the shorter one.
+        metric: "kl" at the last position (the paper's), or "nll" of the next 16 clean tokens.
+        system_prompt: the training's own, with which the model is asked to reason; both openers stand behind this
+            prompt. The direct one is sampled without it.
+        start: what every reasoning opener begins with; a base model would seldom begin so by itself. "" for nothing.
+        temperature, top_p: of the sampling (the paper's, from its evaluation).
+
+    Raises:
+        UserError: a value makes no sense.
+    """
+
+    questions: str | Sequence[str] = DEFAULT_QUESTIONS
+    source: str = "sampled"
+    tokens: int = 16
+    metric: str = "kl"
+    system_prompt: str = OPEN_R1_PROMPT
+    start: str = "<think>\n"
+    temperature: float = 0.6
+    top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not self.sources or not all(isinstance(name, str) and name for name in self.sources):
+            raise UserError(f"questions={self.questions!r}: name a data set on the Hub or a .jsonl file, or several")
+        if self.source not in SOURCES:
+            raise UserError(f"source={self.source!r} of the openers: use one of {', '.join(SOURCES)}")
+        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or not LEAST_TOKENS <= self.tokens <= 256:
+            raise UserError(f"tokens={self.tokens!r} of an opener: give a whole number from {LEAST_TOKENS} to 256")
+        if self.metric not in READ:
+            raise UserError(f"metric={self.metric!r} of the openers: they have no answers, so use {' or '.join(READ)}")
+        if not self.temperature > 0 or not 0 < self.top_p <= 1:
+            raise UserError(
+                f"temperature={self.temperature!r}, top_p={self.top_p!r} of the openers: give a temperature above 0 "
+                "and a top_p above 0 and up to 1"
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The questions' sources, as a tuple."""
+        return (self.questions,) if isinstance(self.questions, str) else tuple(self.questions)
+
+    def described(self) -> dict[str, Any]:
+        """What decides which pairs there are, for the record; of a file its name, wherever it lies."""
+        names = [Path(name).name if name.endswith(".jsonl") else name for name in self.sources]
+        return {**vars(self), "questions": names}
+
+    def make(
+        self,
+        tokenizer: Any,
+        n_pairs: int = 64,
+        seed: int = 0,
+        sample: Sample | None = None,
+        longest: int = LONGEST_PAIR,
+    ) -> "ProbeSet":
+        """``n_pairs`` pairs, the same for the same seed (and, if sampled, the same model).
+
+        tokenizer: with a chat template; left as it was. sample: needed for source "sampled". longest: tokens of a pair.
+        Pairs that cannot be made are in ``rejected``. Raises UserError where too few can.
+        """
+        if self.source == "sampled" and sample is None:
+            raise UserError(
+                'source="sampled" of the openers needs the model, which HeadWatchCallback has when training begins; '
+                'from fixed texts they are made without: Openers(source="fixed")'
+            )
+        if isinstance(n_pairs, bool) or not isinstance(n_pairs, int) or n_pairs < 1:
+            raise UserError(f"n_pairs={n_pairs!r}: give a whole number of pairs of at least 1 (the default is 64)")
+        return _Maker(self, PairTokenizer(tokenizer), seed, sample, longest).make(n_pairs)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question as the model is asked it, in token ids.
+
+    prompt: what both openers stand behind. start: what the reasoning opener begins with. direct: the question alone.
+    fixed: the (reasoning, direct) opener, where they are fixed texts.
+    """
+
+    question: str
+    turn: int
+    prompt: list[int]
+    start: list[int]
+    direct: list[int]
+    fixed: tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Token ids of both sides as they are fed, prompt and all, and the clean tokens to come at the last positions."""
+
+    clean: tuple[int, ...]
+    corrupted: tuple[int, ...]
+    targets: tuple[int, ...]
+
+
+class _Maker:
+    """The pairs of one set, some questions at a time."""
+
+    def __init__(
+        self, openers: Openers, tokenizer: PairTokenizer, seed: int, sample: Sample | None, longest: int
+    ) -> None:
+        self.openers, self.tokenizer, self.seed, self.sample = openers, tokenizer, seed, sample
+        self.read = READ[openers.metric]
+        self.longest_prompt = longest - openers.tokens - self.read
+
+    def make(self, n_pairs: int) -> "ProbeSet":
+        questions, refused = load_questions(self.openers.sources)
+        rejected = [f"{NAME}: {line}" for line in refused]
+        random.Random(f"headwatch {NAME} {self.seed}").shuffle(questions)
+        turns = ((turn, question) for turn in range(ROUNDS) for question in questions)
+        kept: dict[tuple[tuple[int, ...], tuple[int, ...]], _Pair] = {}
+        kinds: list[str] = []
+
+        def refuse(error: MisalignedError, question: str) -> None:
+            kinds.append(error.kind)
+            rejected.append(f"{NAME}: {error}: {shorten(question, 80)}")
+
+        while len(kept) < n_pairs and (tried := list(islice(turns, n_pairs - len(kept)))):
+            asked: list[_Asked] = []
+            for turn, question in tried:
+                try:
+                    asked.append(self._ask(question, turn))
+                except MisalignedError as error:
+                    refuse(error, question)
+            for one, (clean, corrupted) in zip(asked, self._openers(asked), strict=True):
+                try:
+                    pair = self._cut(one, clean, corrupted)
+                    if kept.setdefault((pair.clean, pair.corrupted), pair) is not pair:
+                        raise MisalignedError("the pair came before")
+                except MisalignedError as error:
+                    refuse(error, one.question)
+        if len(kept) < n_pairs:
+            why = f"; commonest reason: {commonest(kinds)}, e.g. {shorten(rejected[-1], 160)}" if kinds else ""
+            raise UserError(
+                f"family {NAME!r}: {len(kept)} of {n_pairs} pairs could be made from {len(questions)} questions "
+                f"({', '.join(self.openers.sources)}){why}; give more questions, or ask for fewer pairs"
+            )
+        return self._set(list(kept.values()), rejected)
+
+    # --- what is asked ----------------------------------------------------------------------------------------------
+
+    def _ask(self, question: str, turn: int) -> _Asked:
+        text = self._chat(question, self.openers.system_prompt)
+        direct = self.tokenizer.encode_prompt(self._chat(question, ""))
+        # Templates of reasoning models may have begun to think already.
+        start = "" if text.rstrip().endswith(self.openers.start.strip()) else self.openers.start
+        prompt = self.tokenizer.encode_prompt(text)
+        if (length := max(len(prompt), len(direct))) > self.longest_prompt:
+            raise MisalignedError("the prompt is too long", f"{length} tokens, and {self.longest_prompt} are allowed")
+        fixed: tuple[list[int], list[int]] = ([], [])
+        if self.openers.source == "fixed":
+            rng = random.Random(self._seed("fixed", turn, question))
+            fixed = (self._behind(text, start + rng.choice(REASONING)), self._behind(text, rng.choice(DIRECT)))
+        return _Asked(question, turn, prompt, self._behind(text, start), direct, fixed)
+
+    def _seed(self, kind: str, turn: int, question: str) -> str:
+        """By question, so that what is drawn does not depend on the other questions."""
+        return f"headwatch {NAME} {self.seed} {turn} {kind} {question}"
+
+    def _chat(self, question: str, system: str) -> str:
+        """The question in the model's chat template, up to where the answer begins."""
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": question})
+        tokenizer = self.tokenizer.tokenizer
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # jinja's own, or a ValueError where there is no template
+            reason = shorten(str(error), 160) or type(error).__name__
+            raise UserError(
+                f"family {NAME!r}: tokenizer {self.tokenizer.name!r} cannot put a question into a chat ({reason}): "
+                "give it a chat template, and no system_prompt where the template takes none"
+            ) from error
+
+    def _behind(self, text: str, opener: str) -> list[int]:
+        """The token ids of an opener in its place behind the prompt."""
+        prompt, joined = self.tokenizer.encode_prompt(text), self.tokenizer.encode_prompt(text + opener)
+        if joined[: len(prompt)] != prompt:
+            raise MisalignedError("prompt and opener merge when they are tokenised together", f"opener {opener!r}")
+        return joined[len(prompt) :]
+
+    # --- openers ----------------------------------------------------------------------------------------------------
+
+    def _openers(self, asked: Sequence[_Asked]) -> list[tuple[list[int], list[int]]]:
+        """(reasoning, direct) opener of each, as token ids, with what the metric reads behind it."""
+        if self.openers.source == "fixed":
+            return [one.fixed for one in asked]
+        if not asked or self.sample is None:
+            return []
+        prompts = [one.prompt + one.start for one in asked] + [one.direct for one in asked]
+        seeds = [self._seed(kind, one.turn, one.question) for kind in ("reasoning", "direct") for one in asked]
+        found = [self._text_alone(ids) for ids in self.sample(prompts, seeds, self.openers.tokens + self.read)]
+        clean = [one.start + ids for one, ids in zip(asked, found[: len(asked)], strict=True)]
+        return list(zip(clean, found[len(asked) :], strict=True))
+
+    def _text_alone(self, ids: list[int]) -> list[int]:
+        """The ids up to where the answer ends, or where the model says what is no token of the tokenizer's."""
+        tokenizer = self.tokenizer.tokenizer
+        ends = set(tokenizer.all_special_ids)
+        stop = next((i for i, token in enumerate(ids) if token in ends or token >= len(tokenizer)), len(ids))
+        return ids[:stop]
+
+    def _cut(self, asked: _Asked, clean: list[int], corrupted: list[int]) -> _Pair:
+        """Both openers at the length of the shorter one, and the clean tokens that the metric reads."""
+        length = min(self.openers.tokens, len(corrupted), len(clean) - self.read)
+        if length < LEAST_TOKENS:
+            raise MisalignedError("an opener is too short", f"reasoning {len(clean)} tokens, direct {len(corrupted)}")
+        if clean[:length] == corrupted[:length]:
+            raise MisalignedError("both openers are the same")
+        behind = clean[length : length + self.read]  # all but the last are fed to both sides
+
+        def fed(opener: list[int]) -> tuple[int, ...]:
+            return tuple(asked.prompt + opener[:length] + behind[:-1])
+
+        return _Pair(fed(clean), fed(corrupted), tuple(behind))
+
+    # --- the set ----------------------------------------------------------------------------------------------------
+
+    def _set(self, pairs: Sequence[_Pair], rejected: Sequence[str]) -> "ProbeSet":
+        from headwatch.probes.probe_set import ProbeSet
+
+        width = max(len(pair.clean) for pair in pairs)
+        padding = [(width - len(pair.clean)) for pair in pairs]
+        pad = self.tokenizer.pad_id
+        return ProbeSet.from_token_ids(
+            [[pad] * n + list(pair.clean) for n, pair in zip(padding, pairs, strict=True)],
+            [[pad] * n + list(pair.corrupted) for n, pair in zip(padding, pairs, strict=True)],
+            [[0] * n + [1] * (width - n) for n in padding],
+            read_positions=[list(range(width - self.read, width))] * len(pairs),
+            targets=[list(pair.targets) for pair in pairs],
+            families=NAME,
+            texts=[self._texts(pair) for pair in pairs],
+            tokenizer_name=self.tokenizer.name,
+            vocabulary=self.tokenizer.vocabulary,
+            rejected=rejected,
+        )
+
+    def _texts(self, pair: _Pair) -> tuple[str, str]:
+        """What was fed, in words; ("", "") where sampled tokens are not those that the text would be read as."""
+        tokenizer = self.tokenizer
+        clean, corrupted = (
+            str(tokenizer.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+            for ids in (pair.clean, pair.corrupted)
+        )
+        read = tuple(tokenizer.encode_prompt(clean)), tuple(tokenizer.encode_prompt(corrupted))
+        return (clean, corrupted) if read == (pair.clean, pair.corrupted) else ("", "")

@@ -1,0 +1,106 @@
+"""The launcher's options for openers: planned by --dry-run, refused in one line, handed to the callback."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("trl")
+pytest.importorskip("math_verify")
+
+from headwatch.cli import main as command_line
+from headwatch.system_prompts import OPEN_R1_PROMPT
+from headwatch.training.arguments import parse
+from headwatch.training.smoke import make_small, write_stand_ins
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stand-ins")
+    write_stand_ins(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(stand_ins: Path, tmp_path: Path) -> str:
+    options = {
+        "method": "sft",
+        "model_name_or_path": str(stand_ins / "model"),
+        "dataset_name": str(stand_ins / "gsm8k.jsonl"),
+        "output_dir": str(tmp_path / "out"),
+        "report_to": "none",
+        "bf16": False,
+        "probes": ["addition", "openers"],
+        "probe_pairs": 5,
+        "opener_questions": [str(stand_ins / "questions.jsonl")],
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(options))
+    return str(path)
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
+    assert command_line(["train", *arguments, "--dry-run"]) == 0
+    return dict(re.findall(r"^  (\w+) +(.*)$", capsys.readouterr().out, re.MULTILINE))
+
+
+def test_the_plan_says_what_the_openers_will_be(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sampled = planned(capsys, recipe)
+    assert "10 pairs of addition, openers" in sampled["probes"]
+    assert ", set " not in sampled["probes"]  # which it will be is not known before the model has spoken
+    said = sampled["openers"]
+    assert said.startswith("sampled at step 0, up to 16 tokens, behind 16 questions (")
+    assert said.endswith("questions.jsonl), read by kl")
+    fixed = planned(capsys, recipe, "--opener_source", "fixed", "--opener_metric", "nll", "--opener_tokens", "8")
+    assert re.search(r"10 pairs of addition, openers, set \w{12}$", fixed["probes"])
+    assert fixed["openers"].startswith("fixed, up to 8 tokens")
+    assert "openers" not in planned(capsys, recipe, "--probes", "addition")
+
+
+def test_the_options_reach_the_callback_with_the_datas_system_prompt(recipe: str) -> None:
+    typed = ["--opener_source", "fixed", "--opener_tokens", "9", "--opener_metric", "nll"]
+    watch = parse([recipe, *typed]).build().watch
+    openers = watch.callback_options("Think first.")["openers"]
+    assert (openers.source, openers.tokens, openers.metric, openers.system_prompt) == (
+        "fixed",
+        9,
+        "nll",
+        "Think first.",
+    )
+    assert [Path(name).name for name in openers.questions] == ["questions.jsonl"]
+    assert watch.callback_options("none")["openers"].system_prompt == ""
+    assert watch.callback_options("open-r1")["openers"].system_prompt == OPEN_R1_PROMPT
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--opener_source", "guessed"], ["opener_source", "guessed", "sampled"]),
+        (["--opener_metric", "logit_diff"], ["opener_metric", "logit_diff", "nll"]),
+        (["--opener_tokens", "2"], ["tokens=2", "4 to 256"]),
+        (["--opener_token", "9"], ["opener_token", "nearest is opener_tokens"]),
+        (["--opener_questions", "./nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
+        (["--probes", "addition", "opener"], ["opener"]),
+        (["--path_alphas", "clean"], ["clean", "kl"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_mistakes_are_one_line(
+    recipe: str, capsys: pytest.CaptureFixture[str], typed: list[str], said: list[str]
+) -> None:
+    assert command_line(["train", recipe, "--dry-run", *typed]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("headwatch: ")
+    assert all(word in line for word in said), line
+
+
+def test_a_smoke_run_says_that_it_asks_other_questions(tmp_path: Path) -> None:
+    options = parse([str(RECIPES / "qwen2.5-math-1.5b" / "sft_openr1.yaml")])
+    assert {s.name: s.here for s in make_small(options, tmp_path)}["opener_questions"] == [
+        str(tmp_path / "questions.jsonl")
+    ]
+    options = parse([str(RECIPES / "smollm2-135m" / "sft_gsm8k.yaml")])
+    assert "opener_questions" not in {s.name for s in make_small(options, tmp_path)}
