@@ -42,6 +42,10 @@ class LaunchArguments:
         metadata={"help": "GRPO's rewards, by name (accuracy, strict_accuracy, format, tag_count) or dotted path"},
     )
     wandb_project: str | None = field(default=None, metadata={"help": "W&B project (WANDB_PROJECT wins)"})
+    keep_optimizers: int | None = field(
+        default=None,
+        metadata={"help": "so many of the last checkpoints keep their optimizer, which resuming needs; left out, all"},
+    )
 
 
 @dataclass

@@ -16,15 +16,14 @@ from trl import GRPOTrainer, SFTTrainer, get_peft_config, get_quantization_confi
 
 from headwatch.callback import HeadWatchCallback
 from headwatch.errors import UserError
-from headwatch.training.arguments import Options, Recipe, parse
+from headwatch.training.arguments import Options, Recipe, WatchArguments, parse
+from headwatch.training.checkpoints import KeepOptimizers, keep_order, resumed_from
 from headwatch.training.data import Prepared, load_rows, prepare
 from headwatch.training.plan import make_plan
 from headwatch.training.quiet import environment
 from headwatch.training.rewards import resolve
 from headwatch.training.smoke import Substitution, make_small, without_gpu, write_stand_ins
 from headwatch.training.tiny import CHAT_TEMPLATE
-
-OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin", "global_step*", "optimizer_0")  # Trainer, FSDP, DeepSpeed
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -86,6 +85,7 @@ def _run(
         if first:
             print(make_plan(recipe, tokenizer).text())
         return None
+    checkpoint = resumed_from(recipe.training)
     with recipe.training.main_process_first(local=False, desc="rows"):
         rows = load_rows(recipe.data)
         prepared = prepare(
@@ -97,7 +97,12 @@ def _run(
             print(f"rows: {recipe.data.n_problems:,} were asked for, and there are no more")
         _record(recipe, options)
     trainer = make_trainer(recipe, tokenizer, prepared, watch)
-    trainer.train(resume_from_checkpoint=_checkpoint(recipe))
+    if checkpoint is not None:
+        if first:
+            print(f"going on from {checkpoint}")
+        if recipe.launch.method == "grpo":
+            keep_order(trainer, checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(recipe.training.output_dir)
     if hasattr(trainer, "end"):  # transformers 5.18: closes trackers and the process group
         trainer.end()
@@ -110,13 +115,16 @@ def make_trainer(
     """TRL's trainer for the recipe, with the callback; the model is loaded here."""
     training, launch, model = recipe.training, recipe.launch, recipe.model
     training.model_init_kwargs = {**model_options(recipe), **(training.model_init_kwargs or {})}
+    callbacks: list[Any] = [watch(**recipe.watch.callback_options())]
+    if launch.keep_optimizers is not None:
+        callbacks.append(KeepOptimizers(launch.keep_optimizers))
     stops = [tokenizer.convert_tokens_to_ids(token) for token in launch.stop_tokens or []]
     common: dict[str, Any] = {
         "model": model.model_name_or_path,
         "args": training,
         "train_dataset": prepared.rows,
         "processing_class": tokenizer,
-        "callbacks": [watch(**recipe.watch.callback_options())],
+        "callbacks": callbacks,
         "peft_config": get_peft_config(model),
         "quantization_config": get_quantization_config(model),
     }
@@ -194,6 +202,8 @@ def _check(options: Options) -> None:
     report_to = values["report_to"]
     if "wandb" in ([report_to] if isinstance(report_to, str) else report_to or []) and find_spec("wandb") is None:
         raise UserError("--report_to wandb: it is not installed; pip install 'headwatch[wandb]', or --report_to none")
+    if values["keep_optimizers"] is not None and values["keep_optimizers"] < 1:
+        raise UserError(f"--keep_optimizers {values['keep_optimizers']}: at least 1, or nothing could be resumed")
     if options.method == "grpo":
         resolve(values["rewards"])
         if values["use_vllm"] and find_spec("vllm") is None and not values["dry_run"]:
@@ -201,36 +211,8 @@ def _check(options: Options) -> None:
     HeadWatchCallback(**_watch(options).callback_options())  # says what is wrong with them, if anything
 
 
-def _watch(options: Options) -> Any:
-    from headwatch.training.arguments import WatchArguments
-
+def _watch(options: Options) -> WatchArguments:
     return WatchArguments(**{name: options.values[name] for name in WatchArguments.__dataclass_fields__})
-
-
-def _checkpoint(recipe: Recipe) -> str | bool | None:
-    """Where to go on from: a folder, True for the last one in output_dir, None for the beginning.
-
-    UserError where the checkpoint cannot be gone on from: without its optimizer, training would take other steps.
-    """
-    asked = recipe.training.resume_from_checkpoint
-    if asked in (None, "", "false", "False", False):
-        return None
-    if str(asked).lower() in ("true", "last"):
-        found = sorted(
-            Path(recipe.training.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2])
-        )
-        if not found:
-            raise UserError(f"--resume_from_checkpoint {asked}: no checkpoint in {recipe.training.output_dir}")
-        asked = found[-1]
-    folder = Path(str(asked))
-    if not (folder / "trainer_state.json").is_file():
-        raise UserError(f"--resume_from_checkpoint {folder}: no checkpoint there (trainer_state.json is missing)")
-    if not any(any(folder.glob(name)) for name in OPTIMIZER_FILES):
-        raise UserError(
-            f"--resume_from_checkpoint {folder}: it holds no optimizer, so training would not go on as it was; "
-            "to be able to resume, train with --save_only_model false"
-        )
-    return str(folder)
 
 
 def _say(recipe: Recipe, replaced: Sequence[Substitution]) -> None:

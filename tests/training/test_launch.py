@@ -12,7 +12,6 @@ import yaml
 pytest.importorskip("trl")
 pytest.importorskip("math_verify")
 
-import torch
 from transformers import AutoModelForCausalLM
 
 from headwatch import RunFolder
@@ -239,26 +238,6 @@ def test_context_length_changes_the_limit_alone(recipe):
     saved = json.loads(Path(trainer.args.output_dir, "config.json").read_text())
     assert saved["max_position_embeddings"] == 16384
     assert saved["rope_parameters"]["rope_theta"] == 10000.0
-
-
-def test_a_run_that_was_cut_and_resumed_ends_as_one_that_was_not(recipe, tmp_path):
-    path = recipe(SFT)
-    run([path, "--output_dir", str(tmp_path / "through")])
-    cut = tmp_path / "cut"
-    run([path, "--output_dir", str(cut)])
-    for name in ("model.safetensors", "config.json"):  # as if killed after the checkpoint of step 2
-        (cut / name).unlink()
-    for file in sorted((cut / "checkpoint-4").rglob("*"), reverse=True):
-        file.unlink()
-    (cut / "checkpoint-4").rmdir()
-    run([path, "--output_dir", str(cut), "--resume_from_checkpoint", "true"])
-    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("through", "cut"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    records = [RunFolder.open(tmp_path / name / "headwatch") for name in ("through", "cut")]
-    assert records[0].steps == records[1].steps == [0, 2, 4]
-    for step in (0, 2, 4):
-        first, second = (record.read_scores(step).head_scores for record in records)
-        assert (first == second).all(), step
 
 
 def test_a_checkpoint_without_its_optimizer_is_refused(recipe, tmp_path):
