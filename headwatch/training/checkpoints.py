@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from headwatch.errors import UserError
+from headwatch.resuming import read_sidecar
 
 STATE = "trainer_state.json"  # the last of a checkpoint's files that the Trainer writes
 OPTIMIZER = ("optimizer.pt", "optimizer.bin")  # Trainer, FSDP with a full state
@@ -64,6 +65,17 @@ def is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def wandb_variables(checkpoint: str, output_dir: str) -> dict[str, str]:
+    """The environment by which wandb goes on with the run that was live when the checkpoint was written.
+
+    {} where there was none, and for the checkpoint of another output_dir: that is another run.
+    """
+    before = (read_sidecar(Path(checkpoint)) or {}).get("wandb") or {}
+    if not before.get("id") or Path(checkpoint).parent.resolve() != Path(output_dir).resolve():
+        return {}
+    return {"WANDB_RUN_ID": str(before["id"]), "WANDB_RESUME": "allow"}
 
 
 def keep_order(trainer: Any, checkpoint: str) -> None:

@@ -17,7 +17,7 @@ from trl import GRPOTrainer, SFTTrainer, get_peft_config, get_quantization_confi
 from headwatch.callback import HeadWatchCallback
 from headwatch.errors import UserError
 from headwatch.training.arguments import Options, Recipe, WatchArguments, parse
-from headwatch.training.checkpoints import KeepOptimizers, keep_order, resumed_from
+from headwatch.training.checkpoints import KeepOptimizers, keep_order, resumed_from, wandb_variables
 from headwatch.training.data import Prepared, load_rows, prepare
 from headwatch.training.plan import make_plan
 from headwatch.training.quiet import environment
@@ -62,8 +62,11 @@ def run(arguments: Sequence[str], watch: type[HeadWatchCallback] = HeadWatchCall
     if stand_ins is not None and "WANDB_MODE" not in os.environ:
         variables["WANDB_MODE"] = "offline"
         replaced.append(Substitution("WANDB_MODE", "online", "offline", "a smoke run is sent nowhere"))
+    checkpoint = None if recipe.launch.dry_run else resumed_from(recipe.training)
+    if checkpoint is not None and "WANDB_RUN_ID" not in os.environ:
+        variables |= wandb_variables(checkpoint, recipe.training.output_dir)
     with environment(**variables):
-        return _run(recipe, options, replaced, stand_ins, watch)
+        return _run(recipe, options, replaced, stand_ins, watch, checkpoint)
 
 
 def _run(
@@ -72,6 +75,7 @@ def _run(
     replaced: Sequence[Substitution],
     stand_ins: Path | None,
     watch: type[HeadWatchCallback],
+    checkpoint: str | None,
 ) -> Any:
     first = recipe.training.process_index == 0
     if stand_ins is not None:
@@ -85,7 +89,6 @@ def _run(
         if first:
             print(make_plan(recipe, tokenizer).text())
         return None
-    checkpoint = resumed_from(recipe.training)
     with recipe.training.main_process_first(local=False, desc="rows"):
         rows = load_rows(recipe.data)
         prepared = prepare(

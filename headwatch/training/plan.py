@@ -13,7 +13,7 @@ from datasets import Dataset, load_dataset, load_dataset_builder
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from headwatch.attribution.memory import GIB, LEAST_BUDGET_GB
+from headwatch.attribution.memory import GIB, budget_gb
 from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
 from headwatch.training.arguments import Recipe
@@ -97,6 +97,7 @@ class Plan:
                 f"{self.probe_steps} (step 0, every {recipe.watch.probe_every}, the last), {self.pairs} pairs of "
                 f"{', '.join(recipe.watch.probes)}, set {self.fingerprint[:12]}",
             ),
+            ("checkpoints", self.checkpoints()),
             ("record", recipe.watch.record_folder or str(Path(training.output_dir) / "headwatch")),
             ("logs", f"W&B project {project}" if "wandb" in reports else ", ".join(reports) or "none"),
         ]
@@ -105,6 +106,29 @@ class Plan:
             named = zip(recipe.launch.rewards, weights, strict=False)
             lines.insert(5, ("rewards", " + ".join(f"{weight:g} x {name}" for name, weight in named)))
         return "\n".join(f"  {name:<14} {said}" for name, said in lines)
+
+    def checkpoints(self) -> str:
+        """How many are kept, and what they and the final model take on the disk, in GB (10^9 bytes)."""
+        training, keep = self.recipe.training, self.recipe.launch.keep_optimizers
+        wide = 4 if self.recipe.model.use_peft or self.recipe.model.dtype in (None, "float32") else 2
+        weights, optimizer = self.trainable * wide / 1e9, 2 * self.trainable * wide / 1e9
+        strategy, every = _word(training.save_strategy), training.save_steps
+        if strategy == "steps":
+            every = math.ceil(every * self.steps) if every < 1 else int(every)
+            kept, when = math.ceil(self.steps / every), f"every {every} steps, and the last"
+        elif strategy == "epoch":
+            kept, when = math.ceil(training.num_train_epochs), "every epoch"
+        else:
+            return f"none ({strategy}); the final model {weights:.1f} GB"
+        if training.save_total_limit:
+            kept = min(kept, training.save_total_limit)
+        whole = 0 if training.save_only_model else kept if keep is None else min(kept, keep)
+        total = (kept + 1) * weights + whole * optimizer
+        said = f"{kept} kept ({when}) of {weights:.1f} GB"
+        said += (
+            f", the last {whole} with {optimizer:.1f} GB of optimizer" if whole else ", which cannot be resumed from"
+        )
+        return f"{said}; about {total:.0f} GB with the final model"
 
     @property
     def _vllm(self) -> bool:
@@ -215,7 +239,7 @@ def _memory(recipe: Recipe, config: Any, parameters: int, trainable: int, length
     hidden, layers = text.hidden_size, text.num_hidden_layers
     a_layer = 16 * hidden + 5 * getattr(text, "intermediate_size", 4 * hidden)
     floats = layers * hidden + a_layer if training.gradient_checkpointing else layers * a_layer
-    budget = recipe.watch.probe_memory_gb or max(LEAST_BUDGET_GB, trainable * 4 / GIB)
+    budget = recipe.watch.probe_memory_gb or budget_gb(trainable * 4)
     return Memory(
         weights=(parameters * wide + (trainable * 4 if model.use_peft else 0)) / GIB,
         gradients_and_optimizer=trainable * 12 / GIB,

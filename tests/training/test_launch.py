@@ -1,5 +1,6 @@
 """The launcher: recipes and command lines that are right, and one line for each that is not; plans that come true."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from headwatch import RunFolder
 from headwatch.cli import main as command_line
 from headwatch.errors import UserError
 from headwatch.training.arguments import parse, read_recipe
-from headwatch.training.launch import main, make_plan, make_trainer, run
+from headwatch.training.launch import load_rows, load_tokenizer, main, make_plan, make_trainer, prepare, run
 from headwatch.training.smoke import write_stand_ins
 
 SFT = {
@@ -173,8 +174,6 @@ def test_other_commands_still_refuse_what_they_do_not_know(capsys):
     ids=["sft", "grpo"],
 )
 def test_the_planned_number_of_steps_is_the_trainers(recipe, base, options):
-    from headwatch.training.launch import load_rows, load_tokenizer, prepare
-
     made = parse([recipe(base, **options)]).build()
     tokenizer = load_tokenizer(made)
     plan = make_plan(made, tokenizer)
@@ -199,9 +198,28 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(recipe, capsys, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_lora_trains_as_many_parameters_as_planned(recipe):
-    from headwatch.training.launch import load_rows, load_tokenizer, prepare
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "3 kept (every 2 steps, and the last) of {one:.1f} GB, the last 3 with {two:.1f} GB of optimizer"),
+        ({"keep_optimizers": 2}, "the last 2 with"),
+        ({"save_total_limit": 2, "keep_optimizers": 3}, "2 kept (every 2 steps, and the last) of"),
+        ({"save_steps": 0.5}, "2 kept (every 3 steps, and the last)"),
+        ({"save_only_model": True}, "cannot be resumed from"),
+        ({"save_strategy": "no"}, "none (no); the final model"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_the_plan_says_what_is_kept_on_disk(recipe, options, said):
+    made = parse([recipe(SFT, max_steps=5, **options)]).build()
+    plan = make_plan(made, load_tokenizer(made))
+    plan = dataclasses.replace(plan, trainable=10**9)
+    assert said.format(one=4, two=8) in plan.checkpoints()
+    if not options:
+        assert plan.checkpoints().endswith("about 40 GB with the final model")  # 4 x 4 + 3 x 8
 
+
+def test_lora_trains_as_many_parameters_as_planned(recipe):
     made = parse([recipe(SFT, use_peft=True, lora_r=4, lora_target_modules="all-linear")]).build()
     tokenizer = load_tokenizer(made)
     plan = make_plan(made, tokenizer)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from headwatch import RunFolder
 from headwatch.errors import UserError
-from headwatch.training.checkpoints import checkpoints, is_whole, resumed_from
+from headwatch.training.checkpoints import checkpoints, is_whole, resumed_from, wandb_variables
 from headwatch.training.launch import main, run
 from headwatch.training.smoke import write_stand_ins
 
@@ -260,11 +260,21 @@ def test_checkpoints_that_cannot_be_gone_on_from(tmp_path):
         resumed_from(Asked(tmp_path, "true"))
 
 
+def test_the_wandb_run_goes_on_with_the_output_folder(tmp_path):
+    path = checkpoint(tmp_path, 20)
+    assert wandb_variables(str(path), str(tmp_path)) == {}
+    (path / "headwatch_state.json").write_text('{"wandb": {"id": "abc123", "project": "p"}}')
+    assert wandb_variables(str(path), str(tmp_path)) == {"WANDB_RUN_ID": "abc123", "WANDB_RESUME": "allow"}
+    assert wandb_variables(str(path), str(tmp_path / "other")) == {}
+    (path / "headwatch_state.json").write_text('{"wandb": null}')
+    assert wandb_variables(str(path), str(tmp_path)) == {}
+
+
 def test_the_last_checkpoints_keep_their_optimizer_and_all_their_weights(recipe, tmp_path):
-    path = recipe(SFT, max_steps=8, keep_optimizers=2, probe_every=100)
+    path = recipe(SFT, max_steps=7, keep_optimizers=2, probe_every=100)
     run([path, "--output_dir", str(tmp_path / "out")])
     found = checkpoints(tmp_path / "out")
-    assert [c.name for c in found] == [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
+    assert [c.name for c in found] == [f"checkpoint-{step}" for step in (2, 4, 6, 7)]
     assert all((c / "model.safetensors").is_file() for c in found)
     assert [(c / "optimizer.pt").is_file() for c in found] == [False, False, True, True]
     shutil.rmtree(found[-1])
