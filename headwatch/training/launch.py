@@ -16,12 +16,13 @@ from trl import GRPOTrainer, SFTTrainer, get_peft_config, get_quantization_confi
 
 from headwatch.callback import HeadWatchCallback
 from headwatch.errors import UserError
-from headwatch.training.arguments import Options, Recipe, WatchArguments, parse
+from headwatch.training.arguments import Options, Recipe, WatchArguments, in_options, parse
 from headwatch.training.checkpoints import KeepOptimizers, keep_order, resumed_from, wandb_variables
 from headwatch.training.data import Prepared, load_rows, prepare
 from headwatch.training.plan import make_plan
 from headwatch.training.quiet import environment
 from headwatch.training.rewards import resolve
+from headwatch.training.skeleton import one_line, skeleton
 from headwatch.training.smoke import Substitution, make_small, without_gpu, write_stand_ins
 from headwatch.training.tiny import CHAT_TEMPLATE
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         run(arguments)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"headwatch: {error}", file=sys.stderr)
+            print(f"headwatch: {in_options(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -78,6 +79,11 @@ def _run(
     checkpoint: str | None,
 ) -> Any:
     first = recipe.training.process_index == 0
+    if not recipe.launch.dry_run:
+        try:
+            (stand_ins or Path(recipe.training.output_dir)).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output_dir {recipe.training.output_dir}: cannot be made ({error.strerror})") from error
     if stand_ins is not None:
         with recipe.training.main_process_first(local=False, desc="stand-ins"):
             if first:
@@ -89,6 +95,7 @@ def _run(
         if first:
             print(make_plan(recipe, tokenizer).text())
         return None
+    skeleton(str(recipe.model.model_name_or_path), recipe.model.model_revision, recipe.training.trust_remote_code)
     with recipe.training.main_process_first(local=False, desc="rows"):
         rows = load_rows(recipe.data)
         prepared = prepare(
@@ -176,8 +183,7 @@ def load_tokenizer(recipe: Recipe) -> Any:
             name, revision=recipe.model.model_revision, trust_remote_code=recipe.training.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--model_name_or_path {name}: its tokenizer could not be loaded: {reason}") from error
+        raise UserError(f"--model_name_or_path {name}: its tokenizer could not be loaded: {one_line(error)}") from error
     template = recipe.launch.chat_template
     if template == "chatml":
         tokenizer.chat_template = CHAT_TEMPLATE
@@ -186,6 +192,12 @@ def load_tokenizer(recipe: Recipe) -> Any:
         if not path.is_file():
             raise UserError(f"--chat_template {template}: give chatml, or the path of a .jinja file")
         tokenizer.chat_template = path.read_text(encoding="utf-8")
+        try:
+            shown = tokenizer.apply_chat_template([{"role": "user", "content": "said"}], tokenize=False)
+        except Exception as error:  # jinja's kinds, and whatever a template raises
+            raise UserError(f"--chat_template {template}: not a chat template ({one_line(error)})") from error
+        if "said" not in shown:
+            raise UserError(f"--chat_template {template}: it leaves out what a message says")
     stops = recipe.launch.stop_tokens or []
     vocabulary = tokenizer.get_vocab() if stops else {}
     for token in stops:
@@ -207,8 +219,17 @@ def _check(options: Options) -> None:
         raise UserError("--report_to wandb: it is not installed; pip install 'headwatch[wandb]', or --report_to none")
     if values["keep_optimizers"] is not None and values["keep_optimizers"] < 1:
         raise UserError(f"--keep_optimizers {values['keep_optimizers']}: at least 1, or nothing could be resumed")
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if values[name] < 1:
+            raise UserError(f"--{name} {values[name]}: at least 1")
     if options.method == "grpo":
         resolve(values["rewards"])
+        weights = values["reward_weights"]
+        if weights is not None and len(weights) != len(values["rewards"]):
+            raise UserError(
+                f"--reward_weights {' '.join(map(str, weights))}: {len(weights)} for {len(values['rewards'])} of "
+                f"--rewards ({' '.join(values['rewards'])}); give one a reward"
+            )
         if values["use_vllm"] and find_spec("vllm") is None and not values["dry_run"]:
             raise UserError("--use_vllm true: vllm is not installed; pip install vllm, or --use_vllm false (slower)")
     HeadWatchCallback(**_watch(options).callback_options())  # says what is wrong with them, if anything
@@ -229,7 +250,7 @@ def _say(recipe: Recipe, replaced: Sequence[Substitution]) -> None:
 def _record(recipe: Recipe, options: Options) -> None:
     """Write {output_dir}/recipe.yaml: what was given, as it was resolved; `headwatch train` takes it again."""
     folder = Path(recipe.training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # a smoke run's
     given = {name: options.values[name] for name in sorted(options.given | {"method"})}
     for name in ("smoke", "dry_run", "resume_from_checkpoint"):
         given.pop(name, None)

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, load_dataset, load_dataset_builder
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from headwatch.attribution.memory import GIB, budget_gb
 from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
 from headwatch.training.arguments import Recipe
 from headwatch.training.data import DataArguments, load_rows, prepare
+from headwatch.training.skeleton import skeleton
 
 LOOKED_AT = 64  # rows
 
@@ -75,6 +74,7 @@ class Plan:
         available = "unknown" if self.rows_available is None else f"{self.rows_available:,}"
         project = os.environ.get("WANDB_PROJECT") or recipe.launch.wandb_project or "huggingface"
         reports = [training.report_to] if isinstance(training.report_to, str) else list(training.report_to or [])
+        shown = recipe.watch.callback_options()
         lines = [
             ("model", f"{recipe.model.model_name_or_path}, {self.parameters:,} parameters, {self.trainable:,} trained"),
             ("data", f"{recipe.data.dataset_name}, {available} rows, about {self.rows:,} used; {self.sample}"),
@@ -97,9 +97,15 @@ class Plan:
                 f"{self.probe_steps} (step 0, every {recipe.watch.probe_every}, the last), {self.pairs} pairs of "
                 f"{', '.join(recipe.watch.probes)}, set {self.fingerprint[:12]}",
             ),
+            ("evidence", ", ".join(f"{name} {value}" for name, value in vars(shown["evidence"]).items())),
+            ("alerts", ", ".join(f"{name} {value:g}" for name, value in vars(shown["alerts"]).items())),
             ("checkpoints", self.checkpoints()),
             ("record", recipe.watch.record_folder or str(Path(training.output_dir) / "headwatch")),
-            ("logs", f"W&B project {project}" if "wandb" in reports else ", ".join(reports) or "none"),
+            (
+                "logs",
+                (f"W&B project {project}" if "wandb" in reports else ", ".join(reports) or "none")
+                + f"; probes: {', '.join(recipe.watch.probes_report_to)}, W&B run: {recipe.watch.probes_wandb}",
+            ),
         ]
         if grpo:
             weights = training.reward_weights or [1.0] * len(recipe.launch.rewards)
@@ -115,7 +121,7 @@ class Plan:
         strategy, every = _word(training.save_strategy), training.save_steps
         if strategy == "steps":
             every = math.ceil(every * self.steps) if every < 1 else int(every)
-            kept, when = math.ceil(self.steps / every), f"every {every} steps, and the last"
+            kept, when = math.ceil(self.steps / (every or self.steps)), f"every {every} steps, and the last"
         elif strategy == "epoch":
             kept, when = math.ceil(training.num_train_epochs), "every epoch"
         else:
@@ -153,13 +159,7 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
     ]
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     step_rows, steps = steps_of(recipe, rows)
-    config: Any = AutoConfig.from_pretrained(
-        str(recipe.model.model_name_or_path),
-        revision=recipe.model.model_revision,
-        trust_remote_code=training.trust_remote_code,
-    )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = skeleton(str(recipe.model.model_name_or_path), recipe.model.model_revision, training.trust_remote_code)
     parameters = sum(p.numel() for p in model.parameters())
     trainable = _lora_parameters(model, recipe) if recipe.model.use_peft else parameters
     probes = ProbeSet.resolve(
@@ -179,7 +179,7 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
         mean_tokens=sum(lengths) / len(lengths),
         parameters=parameters,
         trainable=trainable,
-        memory=_memory(recipe, config, parameters, trainable, lengths),
+        memory=_memory(recipe, model.config, parameters, trainable, lengths),
         probe_steps=1 + steps // every + (steps % every > 0),
         pairs=len(probes),
         fingerprint=probes.fingerprint,
