@@ -2,11 +2,9 @@
 
 import json
 import multiprocessing
-import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -102,8 +100,7 @@ def wait_for(process, condition, what):
     """Until the condition holds; it must before the process ends."""
     while not condition():
         time.sleep(0.002)
-        poll = getattr(process, "poll", lambda: process.exitcode)
-        assert poll() is None or condition(), f"ended with {poll()} before {what}"
+        assert process.is_alive() or condition(), f"ended with {process.exitcode} before {what}"
 
 
 def assert_same_history(one, two):
@@ -163,6 +160,7 @@ def test_grpo_goes_on_in_any_epoch(recipe, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -177,42 +175,25 @@ def test_grpo_goes_on_in_any_epoch(recipe, tmp_path):
     ],
 )
 def test_recipes_killed_twice(name, options, tmp_path):
-    """By the command line, over several epochs; at moments that fall into steps, probes and checkpoints as they may."""
-    command = [
-        sys.executable,
-        "-m",
-        "headwatch.training",
-        str(RECIPES / f"{name}.yaml"),
-        "--smoke",
-        "--max_steps",
-        "14",
-    ]
-    command += [
-        "--learning_rate",
-        "0.03",
-        "--circuit_top_n",
-        "20",
-        "--n_problems",
-        "10",
-        "--save_steps",
-        "2",
-        "--probe_every",
-        "3",
-        *options,
-    ]
-    command += ["--report_to", "none", "--strict_probes", "true", "--output_dir"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([*command, str(tmp_path / "through")], check=True, env=environment, capture_output=True, timeout=250)
+    """Over several epochs, at moments that fall into steps, probes and checkpoints as they may."""
+    base = [RECIPES / f"{name}.yaml", "--smoke", "--max_steps", "14", "--learning_rate", "0.03", "--n_problems", "10"]
+    base += ["--save_steps", "2", "--probe_every", "3", "--circuit_top_n", "20", "--report_to", "none", *options]
+    base += ["--strict_probes", "true", "--output_dir"]
+    through = start([*base, tmp_path / "through"])
+    through.join()
+    assert through.exitcode == 0
     out, on = tmp_path / "killed", []
     for least in (1, 3):  # whole checkpoints
-        with open(tmp_path / "said", "wb") as said:
-            process = subprocess.Popen([*command, str(out), *on], env=environment, stdout=said, stderr=said)
+        process = start([*base, out, *on])
         wait_for(process, lambda least=least: sum(map(is_whole, checkpoints(out))) >= least, f"{least} checkpoints")
-        time.sleep(random.uniform(0, 0.3))
+        time.sleep(random.uniform(0, 0.1))
         process.kill()
-        assert process.wait() == -signal.SIGKILL
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         on = ["--resume_from_checkpoint", "true"]
-    subprocess.run([*command, str(out), *on], check=True, env=environment, capture_output=True, timeout=250)
+    process = start([*base, out, *on])
+    process.join()
+    assert process.exitcode == 0
     assert_same_history(tmp_path / "through", out)
 
 
