@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow smoke lint clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"headwatch needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 ...")'
@@ -22,6 +22,9 @@ test: .venv/.installed lint  ## lint, types and the test suite
 
 test-slow: .venv/.installed  ## the checks that take minutes each
 	$(BIN)/pytest -m slow
+
+smoke: .venv/.installed  ## --dry-run and --smoke of every recipe, one and two processes; and recipes killed and resumed
+	$(BIN)/pytest tests/training/test_recipes.py tests/training/test_resumed_recipes.py -m "slow or not slow"
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -23,8 +23,12 @@ def default_budget_gb(model: nn.Module) -> float:
     does. The budget depends on the model alone: batches then have the same shape at every probe, and equal weights
     equal scores.
     """
-    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return max(LEAST_BUDGET_GB, trainable / GIB)
+    return budget_gb(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
+
+
+def budget_gb(trainable_bytes: int) -> float:
+    """The same, in GiB, from the bytes of the trainable parameters."""
+    return max(LEAST_BUDGET_GB, trainable_bytes / GIB)
 
 
 def batch_sizes(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,13 +15,25 @@ from typing import Any, NoReturn
 import yaml
 from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
+from headwatch.alerts import DEFAULTS, AlertSettings
 from headwatch.errors import UserError
+from headwatch.evidence import EvidenceSettings
 from headwatch.probes.openers import READ, SOURCES, Openers
 from headwatch.probes.questions import DEFAULT_QUESTIONS
 from headwatch.system_prompts import SYSTEM_PROMPTS
 from headwatch.training.data import DataArguments
 
 CONFIGS: dict[str, type[Any]] = {"sft": SFTConfig, "grpo": GRPOConfig}
+RULE = EvidenceSettings()
+THRESHOLDS = tuple(vars(DEFAULTS))
+# HeadWatchCallback's keywords whose options have another name here: its messages are told in a recipe's words.
+OPTIONS = {
+    **{"every": "probe_every", "n_pairs": "probe_pairs", "seed": "probe_seed", "metric": "probe_metric"},
+    **{"edges": "probe_edges", "steps": "path_steps", "alphas": "path_alphas", "top_n": "circuit_top_n"},
+    **{"tau": "circuit_tau", "batch_size": "probe_batch_size", "memory_budget_gb": "probe_memory_gb"},
+    **{"folder": "record_folder", "strict": "strict_probes", "report_to": "probes_report_to", "wandb": "probes_wandb"},
+    **{"probes": "probes", **{name: f"evidence_{name}" for name in vars(RULE)}},
+}
 
 
 @dataclass
@@ -45,6 +59,10 @@ class LaunchArguments:
         metadata={"help": "GRPO's rewards, by name (accuracy, strict_accuracy, format, tag_count) or dotted path"},
     )
     wandb_project: str | None = field(default=None, metadata={"help": "W&B project (WANDB_PROJECT wins)"})
+    keep_optimizers: int | None = field(
+        default=None,
+        metadata={"help": "so many of the last checkpoints keep their optimizer, which resuming needs; left out, all"},
+    )
 
 
 @dataclass
@@ -82,6 +100,37 @@ class WatchArguments:
     )
     record_folder: str | None = field(default=None, metadata={"help": "where the record goes ({output_dir}/headwatch)"})
     strict_probes: bool = field(default=False, metadata={"help": "end the training when a probe fails"})
+    probes_report_to: list[str] = field(
+        default_factory=lambda: ["auto"],
+        metadata={
+            "help": "where probes are shown: auto (a live W&B run, and what the trainer reports to), none, or names"
+        },
+    )
+    probes_wandb: str = field(
+        default="auto", metadata={"help": "auto (the W&B run that is live), start (or one of our own) or off"}
+    )
+    evidence_q: float = field(default=RULE.q, metadata={"help": "false-discovery level over the heads of a family"})
+    evidence_material: float = field(
+        default=RULE.material, metadata={"help": "the smallest change that counts, as a part of the base's total share"}
+    )
+    evidence_carry: float = field(
+        default=RULE.carry, metadata={"help": "active heads: the fewest that carry this part of the total share"}
+    )
+    evidence_keep: float = field(
+        default=RULE.keep, metadata={"help": "an active head stays so inside the fewest that carry this part"}
+    )
+    evidence_test: str = field(default=RULE.test, metadata={"help": "of a paired change: sign-flip, t or welch"})
+    evidence_confirm: str = field(
+        default=RULE.confirm, metadata={"help": "how events answer for many probes: either, level, next or none"}
+    )
+    evidence_min_pairs: int = field(default=RULE.min_pairs, metadata={"help": "fewer pairs of a family say nothing"})
+    evidence_min_gap_t: float = field(
+        default=RULE.min_gap_t, metadata={"help": "a probe whose metric gap has a smaller |t| says nothing"}
+    )
+    alert_thresholds: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": f"those that differ from the defaults, as {{name: number}}; {', '.join(THRESHOLDS)}"},
+    )
 
     def openers(self, system_prompt: str = "open-r1") -> Openers:
         """What the family openers is made of; system_prompt is the data's, by name or as text."""
@@ -112,7 +161,29 @@ class WatchArguments:
             "memory_budget_gb": self.probe_memory_gb,
             "folder": self.record_folder,
             "strict": self.strict_probes,
+            "report_to": self.probes_report_to if len(self.probes_report_to) > 1 else self.probes_report_to[0],
+            "wandb": self.probes_wandb,
+            "evidence": EvidenceSettings(**{name: getattr(self, f"evidence_{name}") for name in vars(RULE)}),
+            "alerts": self.alerts(),
         }
+
+    def alerts(self) -> AlertSettings:
+        """The thresholds of the alerts. UserError for a name that is none, or a value that is no number."""
+        given: Any = self.alert_thresholds or {}
+        if isinstance(given, str):  # as it is typed
+            with suppress(yaml.YAMLError):  # told below
+                given = yaml.safe_load(given)
+        if not isinstance(given, dict):
+            raise UserError(f"--alert_thresholds {given}: write {{name: number, ...}}, for example '{{min_drop: 0.1}}'")
+        for name, value in given.items():
+            if name not in THRESHOLDS:
+                near = difflib.get_close_matches(str(name), THRESHOLDS, n=1, cutoff=0.0)[0]
+                raise UserError(f"--alert_thresholds {name}: no such threshold; the nearest is {near}")
+            if isinstance(value, bool) or not isinstance(value, type(getattr(DEFAULTS, name)) | int):
+                raise UserError(
+                    f"--alert_thresholds {name}: {value!r} is not a number such as {getattr(DEFAULTS, name)}"
+                )
+        return AlertSettings(**given)
 
 
 @dataclass
@@ -211,6 +282,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: a recipe is a list of lines `option: value`")
     base = written.pop("extends", None)
     return {**(read_recipe(path.parent / base) if base else {}), **written}
+
+
+def in_options(message: str) -> str:
+    """A message about HeadWatchCallback's keywords (`every=0 must be ...`), about the options that they are here."""
+
+    def named(found: re.Match[str]) -> str:
+        return f"--{OPTIONS[found[1]]}=" if found[1] in OPTIONS else found[0]
+
+    return re.sub(r"(?<![\w-])([a-z_]+)=", named, message)
 
 
 def _classes(method: str) -> tuple[Any, ...]:

@@ -92,11 +92,11 @@ def load_rows(arguments: DataArguments) -> Dataset:
         if path.is_file():
             if path.suffix not in READERS:
                 raise UserError(f"--dataset_name {name}: files are read as {', '.join(READERS)}, not {path.suffix!r}")
-            return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+            return _load_file(path)
         if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
             saved = load_from_disk(str(path))  # what Dataset.save_to_disk wrote
             return saved[split] if isinstance(saved, DatasetDict) else saved
-        if name.startswith(("/", ".", "~")) and not path.is_dir():
+        if (name.startswith(("/", ".", "~")) or path.suffix in READERS) and not path.is_dir():
             raise UserError(f"--dataset_name {name}: no such file or folder")
         # A folder of a dataset repository, or the Hub.
         return load_dataset(name, arguments.dataset_config, split=split, revision=arguments.dataset_revision)
@@ -108,6 +108,17 @@ def load_rows(arguments: DataArguments) -> Dataset:
             f"--dataset_name {name} (config {arguments.dataset_config}, split {split}) could not be loaded: {reason}; "
             "without a network, give the path of a local copy"
         ) from error
+
+
+def _load_file(path: Path) -> Dataset:
+    if not path.stat().st_size:
+        raise UserError(f"--dataset_name {path}: the file is empty")
+    try:
+        return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+    except Exception as error:  # the readers' own kinds; `datasets` says what was wrong in the cause
+        said = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        said = "it holds no rows" if "no data" in said else said
+        raise UserError(f"--dataset_name {path}: not read as {path.suffix}: {said}") from error
 
 
 def prepare(

@@ -16,15 +16,15 @@ from trl import GRPOTrainer, SFTTrainer, get_peft_config, get_quantization_confi
 
 from headwatch.callback import HeadWatchCallback
 from headwatch.errors import UserError
-from headwatch.training.arguments import Options, Recipe, parse
+from headwatch.training.arguments import Options, Recipe, WatchArguments, in_options, parse
+from headwatch.training.checkpoints import KeepOptimizers, keep_order, resumed_from, wandb_variables
 from headwatch.training.data import Prepared, load_rows, prepare
 from headwatch.training.plan import make_plan
 from headwatch.training.quiet import environment
 from headwatch.training.rewards import resolve
+from headwatch.training.skeleton import one_line, skeleton
 from headwatch.training.smoke import Substitution, make_small, without_gpu, write_stand_ins
 from headwatch.training.tiny import CHAT_TEMPLATE
-
-OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin", "global_step*", "optimizer_0")  # Trainer, FSDP, DeepSpeed
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         run(arguments)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"headwatch: {error}", file=sys.stderr)
+            print(f"headwatch: {in_options(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -63,8 +63,11 @@ def run(arguments: Sequence[str], watch: type[HeadWatchCallback] = HeadWatchCall
     if stand_ins is not None and "WANDB_MODE" not in os.environ:
         variables["WANDB_MODE"] = "offline"
         replaced.append(Substitution("WANDB_MODE", "online", "offline", "a smoke run is sent nowhere"))
+    checkpoint = None if recipe.launch.dry_run else resumed_from(recipe.training)
+    if checkpoint is not None and "WANDB_RUN_ID" not in os.environ:
+        variables |= wandb_variables(checkpoint, recipe.training.output_dir)
     with environment(**variables):
-        return _run(recipe, options, replaced, stand_ins, watch)
+        return _run(recipe, options, replaced, stand_ins, watch, checkpoint)
 
 
 def _run(
@@ -73,8 +76,14 @@ def _run(
     replaced: Sequence[Substitution],
     stand_ins: Path | None,
     watch: type[HeadWatchCallback],
+    checkpoint: str | None,
 ) -> Any:
     first = recipe.training.process_index == 0
+    if not recipe.launch.dry_run:
+        try:
+            (stand_ins or Path(recipe.training.output_dir)).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output_dir {recipe.training.output_dir}: cannot be made ({error.strerror})") from error
     if stand_ins is not None:
         with recipe.training.main_process_first(local=False, desc="stand-ins"):
             if first:
@@ -86,6 +95,7 @@ def _run(
         if first:
             print(make_plan(recipe, tokenizer).text())
         return None
+    skeleton(str(recipe.model.model_name_or_path), recipe.model.model_revision, recipe.training.trust_remote_code)
     with recipe.training.main_process_first(local=False, desc="rows"):
         rows = load_rows(recipe.data)
         prepared = prepare(
@@ -97,7 +107,12 @@ def _run(
             print(f"rows: {recipe.data.n_problems:,} were asked for, and there are no more")
         _record(recipe, options)
     trainer = make_trainer(recipe, tokenizer, prepared, watch)
-    trainer.train(resume_from_checkpoint=_checkpoint(recipe))
+    if checkpoint is not None:
+        if first:
+            print(f"going on from {checkpoint}")
+        if recipe.launch.method == "grpo":
+            keep_order(trainer, checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(recipe.training.output_dir)
     if hasattr(trainer, "end"):  # transformers 5.18: closes trackers and the process group
         trainer.end()
@@ -110,13 +125,16 @@ def make_trainer(
     """TRL's trainer for the recipe, with the callback; the model is loaded here."""
     training, launch, model = recipe.training, recipe.launch, recipe.model
     training.model_init_kwargs = {**model_options(recipe), **(training.model_init_kwargs or {})}
+    callbacks: list[Any] = [watch(**recipe.watch.callback_options(recipe.data.system_prompt))]
+    if launch.keep_optimizers is not None:
+        callbacks.append(KeepOptimizers(launch.keep_optimizers))
     stops = [tokenizer.convert_tokens_to_ids(token) for token in launch.stop_tokens or []]
     common: dict[str, Any] = {
         "model": model.model_name_or_path,
         "args": training,
         "train_dataset": prepared.rows,
         "processing_class": tokenizer,
-        "callbacks": [watch(**recipe.watch.callback_options(recipe.data.system_prompt))],
+        "callbacks": callbacks,
         "peft_config": get_peft_config(model),
         "quantization_config": get_quantization_config(model),
     }
@@ -165,8 +183,7 @@ def load_tokenizer(recipe: Recipe) -> Any:
             name, revision=recipe.model.model_revision, trust_remote_code=recipe.training.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--model_name_or_path {name}: its tokenizer could not be loaded: {reason}") from error
+        raise UserError(f"--model_name_or_path {name}: its tokenizer could not be loaded: {one_line(error)}") from error
     template = recipe.launch.chat_template
     if template == "chatml":
         tokenizer.chat_template = CHAT_TEMPLATE
@@ -175,6 +192,12 @@ def load_tokenizer(recipe: Recipe) -> Any:
         if not path.is_file():
             raise UserError(f"--chat_template {template}: give chatml, or the path of a .jinja file")
         tokenizer.chat_template = path.read_text(encoding="utf-8")
+        try:
+            shown = tokenizer.apply_chat_template([{"role": "user", "content": "said"}], tokenize=False)
+        except Exception as error:  # jinja's kinds, and whatever a template raises
+            raise UserError(f"--chat_template {template}: not a chat template ({one_line(error)})") from error
+        if "said" not in shown:
+            raise UserError(f"--chat_template {template}: it leaves out what a message says")
     stops = recipe.launch.stop_tokens or []
     vocabulary = tokenizer.get_vocab() if stops else {}
     for token in stops:
@@ -194,43 +217,26 @@ def _check(options: Options) -> None:
     report_to = values["report_to"]
     if "wandb" in ([report_to] if isinstance(report_to, str) else report_to or []) and find_spec("wandb") is None:
         raise UserError("--report_to wandb: it is not installed; pip install 'headwatch[wandb]', or --report_to none")
+    if values["keep_optimizers"] is not None and values["keep_optimizers"] < 1:
+        raise UserError(f"--keep_optimizers {values['keep_optimizers']}: at least 1, or nothing could be resumed")
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if values[name] < 1:
+            raise UserError(f"--{name} {values[name]}: at least 1")
     if options.method == "grpo":
         resolve(values["rewards"])
+        weights = values["reward_weights"]
+        if weights is not None and len(weights) != len(values["rewards"]):
+            raise UserError(
+                f"--reward_weights {' '.join(map(str, weights))}: {len(weights)} for {len(values['rewards'])} of "
+                f"--rewards ({' '.join(values['rewards'])}); give one a reward"
+            )
         if values["use_vllm"] and find_spec("vllm") is None and not values["dry_run"]:
             raise UserError("--use_vllm true: vllm is not installed; pip install vllm, or --use_vllm false (slower)")
     HeadWatchCallback(**_watch(options).callback_options())  # says what is wrong with them, if anything
 
 
-def _watch(options: Options) -> Any:
-    from headwatch.training.arguments import WatchArguments
-
+def _watch(options: Options) -> WatchArguments:
     return WatchArguments(**{name: options.values[name] for name in WatchArguments.__dataclass_fields__})
-
-
-def _checkpoint(recipe: Recipe) -> str | bool | None:
-    """Where to go on from: a folder, True for the last one in output_dir, None for the beginning.
-
-    UserError where the checkpoint cannot be gone on from: without its optimizer, training would take other steps.
-    """
-    asked = recipe.training.resume_from_checkpoint
-    if asked in (None, "", "false", "False", False):
-        return None
-    if str(asked).lower() in ("true", "last"):
-        found = sorted(
-            Path(recipe.training.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2])
-        )
-        if not found:
-            raise UserError(f"--resume_from_checkpoint {asked}: no checkpoint in {recipe.training.output_dir}")
-        asked = found[-1]
-    folder = Path(str(asked))
-    if not (folder / "trainer_state.json").is_file():
-        raise UserError(f"--resume_from_checkpoint {folder}: no checkpoint there (trainer_state.json is missing)")
-    if not any(any(folder.glob(name)) for name in OPTIMIZER_FILES):
-        raise UserError(
-            f"--resume_from_checkpoint {folder}: it holds no optimizer, so training would not go on as it was; "
-            "to be able to resume, train with --save_only_model false"
-        )
-    return str(folder)
 
 
 def _say(recipe: Recipe, replaced: Sequence[Substitution]) -> None:
@@ -244,7 +250,7 @@ def _say(recipe: Recipe, replaced: Sequence[Substitution]) -> None:
 def _record(recipe: Recipe, options: Options) -> None:
     """Write {output_dir}/recipe.yaml: what was given, as it was resolved; `headwatch train` takes it again."""
     folder = Path(recipe.training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # a smoke run's
     given = {name: options.values[name] for name in sorted(options.given | {"method"})}
     for name in ("smoke", "dry_run", "resume_from_checkpoint"):
         given.pop(name, None)

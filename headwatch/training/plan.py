@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, load_dataset, load_dataset_builder
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from headwatch.attribution.memory import GIB, LEAST_BUDGET_GB
+from headwatch.attribution.memory import GIB, budget_gb
 from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
 from headwatch.probes.families import OPENERS
@@ -21,6 +19,7 @@ from headwatch.probes.probe_set import names_openers
 from headwatch.probes.questions import load_questions
 from headwatch.training.arguments import Recipe
 from headwatch.training.data import DataArguments, load_rows, prepare
+from headwatch.training.skeleton import skeleton
 
 LOOKED_AT = 64  # rows
 
@@ -79,6 +78,7 @@ class Plan:
         available = "unknown" if self.rows_available is None else f"{self.rows_available:,}"
         project = os.environ.get("WANDB_PROJECT") or recipe.launch.wandb_project or "huggingface"
         reports = [training.report_to] if isinstance(training.report_to, str) else list(training.report_to or [])
+        shown = recipe.watch.callback_options()
         lines = [
             ("model", f"{recipe.model.model_name_or_path}, {self.parameters:,} parameters, {self.trainable:,} trained"),
             ("data", f"{recipe.data.dataset_name}, {available} rows, about {self.rows:,} used; {self.sample}"),
@@ -102,14 +102,44 @@ class Plan:
                 f"{', '.join(recipe.watch.probes)}" + (f", set {self.fingerprint[:12]}" if self.fingerprint else ""),
             ),
             *([("openers", self.openers)] if self.openers else []),
+            ("evidence", ", ".join(f"{name} {value}" for name, value in vars(shown["evidence"]).items())),
+            ("alerts", ", ".join(f"{name} {value:g}" for name, value in vars(shown["alerts"]).items())),
+            ("checkpoints", self.checkpoints()),
             ("record", recipe.watch.record_folder or str(Path(training.output_dir) / "headwatch")),
-            ("logs", f"W&B project {project}" if "wandb" in reports else ", ".join(reports) or "none"),
+            (
+                "logs",
+                (f"W&B project {project}" if "wandb" in reports else ", ".join(reports) or "none")
+                + f"; probes: {', '.join(recipe.watch.probes_report_to)}, W&B run: {recipe.watch.probes_wandb}",
+            ),
         ]
         if grpo:
             weights = training.reward_weights or [1.0] * len(recipe.launch.rewards)
             named = zip(recipe.launch.rewards, weights, strict=False)
             lines.insert(5, ("rewards", " + ".join(f"{weight:g} x {name}" for name, weight in named)))
         return "\n".join(f"  {name:<14} {said}" for name, said in lines)
+
+    def checkpoints(self) -> str:
+        """How many are kept, and what they and the final model take on the disk, in GB (10^9 bytes)."""
+        training, keep = self.recipe.training, self.recipe.launch.keep_optimizers
+        wide = 4 if self.recipe.model.use_peft or self.recipe.model.dtype in (None, "float32") else 2
+        weights, optimizer = self.trainable * wide / 1e9, 2 * self.trainable * wide / 1e9
+        strategy, every = _word(training.save_strategy), training.save_steps
+        if strategy == "steps":
+            every = math.ceil(every * self.steps) if every < 1 else int(every)
+            kept, when = math.ceil(self.steps / (every or self.steps)), f"every {every} steps, and the last"
+        elif strategy == "epoch":
+            kept, when = math.ceil(training.num_train_epochs), "every epoch"
+        else:
+            return f"none ({strategy}); the final model {weights:.1f} GB"
+        if training.save_total_limit:
+            kept = min(kept, training.save_total_limit)
+        whole = 0 if training.save_only_model else kept if keep is None else min(kept, keep)
+        total = (kept + 1) * weights + whole * optimizer
+        said = f"{kept} kept ({when}) of {weights:.1f} GB"
+        said += (
+            f", the last {whole} with {optimizer:.1f} GB of optimizer" if whole else ", which cannot be resumed from"
+        )
+        return f"{said}; about {total:.0f} GB with the final model"
 
     @property
     def _vllm(self) -> bool:
@@ -134,13 +164,7 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
     ]
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     step_rows, steps = steps_of(recipe, rows)
-    config: Any = AutoConfig.from_pretrained(
-        str(recipe.model.model_name_or_path),
-        revision=recipe.model.model_revision,
-        trust_remote_code=training.trust_remote_code,
-    )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = skeleton(str(recipe.model.model_name_or_path), recipe.model.model_revision, training.trust_remote_code)
     parameters = sum(p.numel() for p in model.parameters())
     trainable = _lora_parameters(model, recipe) if recipe.model.use_peft else parameters
     pairs, fingerprint, openers = _probes(recipe, tokenizer)
@@ -155,7 +179,7 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
         mean_tokens=sum(lengths) / len(lengths),
         parameters=parameters,
         trainable=trainable,
-        memory=_memory(recipe, config, parameters, trainable, lengths),
+        memory=_memory(recipe, model.config, parameters, trainable, lengths),
         probe_steps=1 + steps // every + (steps % every > 0),
         pairs=pairs,
         fingerprint=fingerprint,
@@ -238,7 +262,7 @@ def _memory(recipe: Recipe, config: Any, parameters: int, trainable: int, length
     hidden, layers = text.hidden_size, text.num_hidden_layers
     a_layer = 16 * hidden + 5 * getattr(text, "intermediate_size", 4 * hidden)
     floats = layers * hidden + a_layer if training.gradient_checkpointing else layers * a_layer
-    budget = recipe.watch.probe_memory_gb or max(LEAST_BUDGET_GB, trainable * 4 / GIB)
+    budget = recipe.watch.probe_memory_gb or budget_gb(trainable * 4)
     return Memory(
         weights=(parameters * wide + (trainable * 4 if model.use_peft else 0)) / GIB,
         gradients_and_optimizer=trainable * 12 / GIB,

@@ -130,12 +130,18 @@ def test_mistakes(tokenizer, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "only text"}\n')
     (tmp_path / "a2.jsonl").write_text('{"input": "no target"}\n')
     (tmp_path / "b.txt").write_text("x")
+    (tmp_path / "nothing.jsonl").write_text("")
+    (tmp_path / "none.json").write_text("[]")
+    (tmp_path / "cut.jsonl").write_text('{"question": "Q", "answer": ')
     (tmp_path / "empty.jsonl").write_text('{"question": "Q", "answer": ""}\n')
     for name, said in [
         ("a.jsonl", "columns are text; rows need question and answer"),
         ("a2.jsonl", "columns are input; rows need question and answer"),
         ("b.txt", "not '.txt'"),
         ("nowhere.jsonl", "no such file"),
+        ("nothing.jsonl", "the file is empty"),
+        ("none.json", "holds no rows"),
+        ("cut.jsonl", r"not read as \.jsonl: JSON"),
         ("empty.jsonl", "1 no answer"),
     ]:
         with pytest.raises(UserError, match=said) as error:

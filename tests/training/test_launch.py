@@ -1,5 +1,7 @@
 """The launcher: recipes and command lines that are right, and one line for each that is not; plans that come true."""
 
+import dataclasses
+import inspect
 import json
 import os
 import subprocess
@@ -12,15 +14,19 @@ import yaml
 pytest.importorskip("trl")
 pytest.importorskip("math_verify")
 
-import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, MambaConfig
+from trl import ModelConfig
 
-from headwatch import RunFolder
+from headwatch import HeadWatchCallback, RunFolder
+from headwatch.alerts import AlertSettings
 from headwatch.cli import main as command_line
 from headwatch.errors import UserError
-from headwatch.training.arguments import parse, read_recipe
-from headwatch.training.launch import main, make_plan, make_trainer, run
+from headwatch.evidence import EvidenceSettings
+from headwatch.training.arguments import CONFIGS, LaunchArguments, WatchArguments, parse, read_recipe
+from headwatch.training.data import DataArguments
+from headwatch.training.launch import load_rows, load_tokenizer, main, make_plan, make_trainer, prepare, run
 from headwatch.training.smoke import write_stand_ins
+from headwatch.training.tiny import build_tokenizer
 
 SFT = {
     "method": "sft",
@@ -127,6 +133,19 @@ def test_a_recipe_extends_another(tmp_path):
         (["--max_length", "10"], ["no row is left"]),
         (["--resume_from_checkpoint", "true"], ["resume_from_checkpoint", "no checkpoint"]),
         (["--logging_strategy", "sometimes"], ["sometimes"]),
+        (["--evidence_q", "2"], ["--evidence_q=2.0", "between 0 and 1"]),
+        (["--evidence_carry", "0.95"], ["--evidence_carry=0.95", "--evidence_keep=0.9"]),
+        (["--evidence_confirm", "twice"], ["--evidence_confirm='twice'", "'either'"]),
+        (["--probes_wandb", "maybe"], ["--probes_wandb='maybe'", "'start'"]),
+        (["--probes_report_to", "nowhere"], ["--probes_report_to='nowhere'", "tensorboard"]),
+        (["--alert_thresholds", "{min_dropp: 0.1}"], ["min_dropp", "nearest is min_drop"]),
+        (["--alert_thresholds", "{min_drop: x}"], ["min_drop: 'x'", "0.05"]),
+        (["--alert_thresholds", "{min"], ["--alert_thresholds {min", "{min_drop: 0.1}"]),
+        (["--keep_optimizers", "0"], ["--keep_optimizers 0", "at least 1"]),
+        (["--per_device_train_batch_size", "0"], ["--per_device_train_batch_size 0", "at least 1"]),
+        (["--output_dir", "/proc/nowhere/x"], ["--output_dir /proc/nowhere/x", "cannot be made"]),
+        (["--dataset_name", "nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
+        (["--model_name_or_path", "nobody/no-such-model"], ["--model_name_or_path nobody/no-such-model", "tokenizer"]),
     ],
 )
 def test_mistakes_are_one_line(recipe, capsys, typed, said):
@@ -147,6 +166,10 @@ def test_mistakes_are_one_line(recipe, capsys, typed, said):
         ("seed: 1\n", "method: sft"),
         ("method: grpo\nrewards: [acuracy]\n", "did you mean accuracy"),
         ("extends: nowhere.yaml\n", "nowhere.yaml"),
+        (
+            "method: grpo\nrewards: [accuracy]\nreward_weights: [1, 2]\n",
+            "--reward_weights 1.0 2.0: 2 for 1 of --rewards",
+        ),
     ],
 )
 def test_mistakes_in_a_recipe_are_one_line(tmp_path, capsys, text, said):
@@ -154,6 +177,60 @@ def test_mistakes_in_a_recipe_are_one_line(tmp_path, capsys, text, said):
     path.write_text(text)
     assert main([str(path), "--use_cpu", "true", "--bf16", "false"]) == 2
     assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (BertConfig(architectures=["BertModel"]), "BertModel"),  # a class that TRL would take and cannot train
+        (MambaConfig(architectures=["MambaForCausalLM"]), "MambaForCausalLM"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--dry-run", "--strict_probes=true"])
+def test_a_model_without_heads_to_score_is_refused_before_anything_is_loaded(
+    recipe, tmp_path, capsys, config, said, option
+):
+    config.save_pretrained(tmp_path / "model")
+    build_tokenizer().save_pretrained(tmp_path / "model")
+    assert command_line(["train", recipe(SFT, model_name_or_path=str(tmp_path / "model")), option]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith(f"headwatch: --model_name_or_path {tmp_path / 'model'}: model: {said}")
+    assert "supported: " in told
+
+
+def test_files_that_are_no_chat_templates(recipe, tmp_path, capsys):
+    for text, said in (("{% for", "not a chat template"), ("Hello", "leaves out what a message says")):
+        (tmp_path / "a.jinja").write_text(text)
+        assert main([recipe(SFT), "--chat_template", str(tmp_path / "a.jinja")]) == 2
+        assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# --- the callback's options -------------------------------------------------------------------------------------------
+
+
+def test_every_option_of_the_callback_can_be_set(recipe):
+    """And none is named like one of the trainer's, or hidden behind it."""
+    keywords = set(inspect.signature(HeadWatchCallback).parameters) - {"tokenizer"}
+    assert set(parse([recipe(SFT)]).build().watch.callback_options()) == keywords
+    ours = {field.name for field in dataclasses.fields(WatchArguments)}
+    for config in (*CONFIGS.values(), ModelConfig, DataArguments, LaunchArguments):
+        assert not ours & {field.name for field in dataclasses.fields(config)}
+
+
+def test_what_is_set_reaches_the_callback(recipe):
+    options = {"evidence_q": 0.05, "evidence_material": 0.01, "evidence_carry": 0.7, "evidence_keep": 0.8}
+    options |= {"evidence_test": "t", "evidence_confirm": "next", "evidence_min_pairs": 4, "evidence_min_gap_t": 2.0}
+    path = recipe(SFT, **options, alert_thresholds={"min_drop": 0.2, "window": 4}, probes_report_to="none")
+    made = parse([path, "--probes_wandb", "off"]).build().watch.callback_options()
+    assert made["evidence"] == EvidenceSettings(0.7, 0.8, 0.05, 0.01, 4, 2.0, "t", "next")
+    assert made["alerts"] == AlertSettings(min_drop=0.2, window=4)
+    assert (made["report_to"], made["wandb"]) == ("none", "off")
+    typed = parse(
+        [path, "--alert_thresholds", "{min_drop: 0.3}", "--probes_report_to", "trackio", "tensorboard"]
+    ).build()
+    assert typed.watch.callback_options()["alerts"] == AlertSettings(min_drop=0.3)
+    assert typed.watch.callback_options()["report_to"] == ["trackio", "tensorboard"]
+    assert parse([recipe(SFT)]).build().watch.callback_options()["evidence"] == EvidenceSettings()
 
 
 def test_other_commands_still_refuse_what_they_do_not_know(capsys):
@@ -174,8 +251,6 @@ def test_other_commands_still_refuse_what_they_do_not_know(capsys):
     ids=["sft", "grpo"],
 )
 def test_the_planned_number_of_steps_is_the_trainers(recipe, base, options):
-    from headwatch.training.launch import load_rows, load_tokenizer, prepare
-
     made = parse([recipe(base, **options)]).build()
     tokenizer = load_tokenizer(made)
     plan = make_plan(made, tokenizer)
@@ -196,13 +271,34 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(recipe, capsys, tmp_pa
     assert "2 prompts x 4 completions (8 x 1 x 1 = 8)" in said
     assert "1 x accuracy + 1 x format + 1 x tag_count" in said
     assert "3 (step 0, every 1, the last), 4 pairs of addition" in said
-    assert "W&B project my-project" in said
+    assert "W&B project my-project; probes: auto, W&B run: auto" in said
+    assert "carry 0.8, keep 0.9, q 0.01, material 0.005" in said
+    assert "min_drop 0.05" in said
     assert not (tmp_path / "out").exists()
 
 
-def test_lora_trains_as_many_parameters_as_planned(recipe):
-    from headwatch.training.launch import load_rows, load_tokenizer, prepare
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "3 kept (every 2 steps, and the last) of {one:.1f} GB, the last 3 with {two:.1f} GB of optimizer"),
+        ({"keep_optimizers": 2}, "the last 2 with"),
+        ({"save_total_limit": 2, "keep_optimizers": 3}, "2 kept (every 2 steps, and the last) of"),
+        ({"save_steps": 0.5}, "2 kept (every 3 steps, and the last)"),
+        ({"save_only_model": True}, "cannot be resumed from"),
+        ({"save_strategy": "no"}, "none (no); the final model"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_the_plan_says_what_is_kept_on_disk(recipe, options, said):
+    made = parse([recipe(SFT, max_steps=5, **options)]).build()
+    plan = make_plan(made, load_tokenizer(made))
+    plan = dataclasses.replace(plan, trainable=10**9)
+    assert said.format(one=4, two=8) in plan.checkpoints()
+    if not options:
+        assert plan.checkpoints().endswith("about 40 GB with the final model")  # 4 x 4 + 3 x 8
 
+
+def test_lora_trains_as_many_parameters_as_planned(recipe):
     made = parse([recipe(SFT, use_peft=True, lora_r=4, lora_target_modules="all-linear")]).build()
     tokenizer = load_tokenizer(made)
     plan = make_plan(made, tokenizer)
@@ -239,26 +335,6 @@ def test_context_length_changes_the_limit_alone(recipe):
     saved = json.loads(Path(trainer.args.output_dir, "config.json").read_text())
     assert saved["max_position_embeddings"] == 16384
     assert saved["rope_parameters"]["rope_theta"] == 10000.0
-
-
-def test_a_run_that_was_cut_and_resumed_ends_as_one_that_was_not(recipe, tmp_path):
-    path = recipe(SFT)
-    run([path, "--output_dir", str(tmp_path / "through")])
-    cut = tmp_path / "cut"
-    run([path, "--output_dir", str(cut)])
-    for name in ("model.safetensors", "config.json"):  # as if killed after the checkpoint of step 2
-        (cut / name).unlink()
-    for file in sorted((cut / "checkpoint-4").rglob("*"), reverse=True):
-        file.unlink()
-    (cut / "checkpoint-4").rmdir()
-    run([path, "--output_dir", str(cut), "--resume_from_checkpoint", "true"])
-    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("through", "cut"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    records = [RunFolder.open(tmp_path / name / "headwatch") for name in ("through", "cut")]
-    assert records[0].steps == records[1].steps == [0, 2, 4]
-    for step in (0, 2, 4):
-        first, second = (record.read_scores(step).head_scores for record in records)
-        assert (first == second).all(), step
 
 
 def test_a_checkpoint_without_its_optimizer_is_refused(recipe, tmp_path):

@@ -68,7 +68,7 @@ def test_dry_run(name, stand_ins, capsys):
     local += ["--opener_questions", str(stand_ins / "questions.jsonl")]
     assert main([str(FOLDER / name), "--dry_run", *local, *bytewise]) == 0
     said = capsys.readouterr().out
-    for line in ("model", "data", "step", "steps", "tokens", "memory", "probes", "record", "logs"):
+    for line in ("model", "data", "step", "steps", "tokens", "memory", "probes", "checkpoints", "record", "logs"):
         assert re.search(rf"^  {line} ", said, re.MULTILINE), line
 
 

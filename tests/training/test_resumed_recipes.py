@@ -1,0 +1,262 @@
+"""Runs that are killed (SIGKILL, in processes of their own) and resumed: the same history as without, bit for bit."""
+
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("trl")
+pytest.importorskip("math_verify")
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from headwatch import RunFolder
+from headwatch.errors import UserError
+from headwatch.training.checkpoints import checkpoints, is_whole, resumed_from, wandb_variables
+from headwatch.training.launch import main, run
+from headwatch.training.smoke import write_stand_ins
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+# What a clock or the machine decides, in the record of the probes and in the trainer's log ...
+MEASURED = {"seconds", "pass_seconds", "peak_memory_mb", "step_time"}
+# ... and what transformers (train_*) and TRL's SFTTrainer (num_tokens) count from the start of the process.
+OF_THE_PROCESS = {"num_tokens", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+
+
+def letters(completions, **columns):
+    """A reward that differs from one completion to the next, as that of an untrained model otherwise does not."""
+    return [len(set(completion[0]["content"])) / 10 for completion in completions]
+
+
+COMMON = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "dataloader_pin_memory": False,
+    "report_to": "none",
+    "logging_steps": 1,
+    "learning_rate": 0.03,  # with these circuits of 20 edges enough to change, for events to compare
+    "circuit_top_n": 20,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "probes": ["addition"],
+    "probe_every": 3,
+    "probe_pairs": 8,
+    "path_steps": 1,
+    "strict_probes": True,
+}
+SFT = {"method": "sft", "max_length": 1024, "n_problems": 12, "max_steps": 16, "per_device_train_batch_size": 2}
+GRPO = {
+    "method": "grpo",
+    "rewards": ["test_resumed_recipes.letters"],
+    "num_generations": 4,
+    "max_completion_length": 6,
+    "max_prompt_tokens": 2048,
+    "beta": 0.04,
+    "per_device_train_batch_size": 8,
+    "n_problems": 6,  # three steps an epoch
+    "max_steps": 6,
+    "probe_every": 1,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe for the stand-in model and rows; gives its path."""
+
+    def write(base, **options):
+        write_stand_ins(tmp_path)
+        where = {"model_name_or_path": str(tmp_path / "model"), "dataset_name": str(tmp_path / "gsm8k.jsonl")}
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**COMMON, **where, **base, **options}, sort_keys=False))
+        return str(path)
+
+    return write
+
+
+def launch(arguments):
+    sys.exit(main(arguments))
+
+
+def start(arguments):
+    """`headwatch train` in a process of its own. All of them are forked from one that has loaded the libraries."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["headwatch.training.launch"])
+    process = context.Process(target=launch, args=([str(argument) for argument in arguments],))
+    process.start()
+    return process
+
+
+def wait_for(process, condition, what):
+    """Until the condition holds; it must before the process ends."""
+    while not condition():
+        time.sleep(0.002)
+        assert process.is_alive() or condition(), f"ended with {process.exitcode} before {what}"
+
+
+def assert_same_history(one, two):
+    """The records and the weights of two output folders, bit for bit; of the trainer's logs all that is the run's."""
+    records = [RunFolder.open(path / "headwatch") for path in (one, two)]
+    assert records[0].steps == records[1].steps
+    for step in records[0].steps:
+        first, second = (record.read_scores(step).arrays() for record in records)
+        assert first.keys() == second.keys()
+        for name, values in first.items():
+            assert np.array_equal(values, second[name], equal_nan=values.dtype.kind == "f"), (step, name)
+    for name in ("events.jsonl", "alerts.jsonl", "base_answers.safetensors"):
+        first, second = ((record.path / name).read_bytes() for record in records)
+        assert first == second, name
+    assert records[0].events(), "nothing happened: the comparison shows little"
+    for rows in ("scalars", "training"):
+        first, second = ([_told(row) for row in getattr(record, rows)()] for record in records)
+        assert first == second, rows
+    assert records[0].manifest["status"] == records[1].manifest["status"] == "finished"
+    (weights,) = {path.name for path in one.glob("*model.safetensors")}
+    first, second = (load_file(path / weights) for path in (one, two))
+    assert all(torch.equal(values, second[name]) for name, values in first.items())
+
+
+def _told(row):
+    told = {name: value for name, value in row.items() if name not in MEASURED | OF_THE_PROCESS}
+    return json.dumps(told, sort_keys=True)  # NaN equals NaN
+
+
+def test_sft_killed_at_some_moment_and_resumed(recipe, tmp_path):
+    path = recipe(SFT)
+    through = start([path, "--output_dir", tmp_path / "through"])
+    killed = start([path, "--output_dir", tmp_path / "killed"])
+    at = random.randint(3, 8)
+    log = tmp_path / "killed" / "headwatch" / "training.jsonl"
+    wait_for(killed, lambda: log.is_file() and log.read_text().count("\n") >= at, f"step {at}")
+    time.sleep(random.uniform(0, 0.03))
+    killed.kill()
+    killed.join()
+    through.join()
+    assert (through.exitcode, killed.exitcode) == (0, -signal.SIGKILL)
+    assert checkpoints(tmp_path / "killed")
+    resumed = start([path, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "true"])
+    resumed.join()
+    assert resumed.exitcode == 0
+    assert_same_history(tmp_path / "through", tmp_path / "killed")
+
+
+def test_grpo_goes_on_in_any_epoch(recipe, tmp_path):
+    """Rows in the order of an uninterrupted run, the same completions, and the record taken along."""
+    path, through = recipe(GRPO), tmp_path / "through"
+    run([path, "--output_dir", str(through)])
+    for step in (2, 4):  # within the first epoch, and within the second
+        on = tmp_path / f"from-{step}"
+        run([path, "--output_dir", str(on), "--resume_from_checkpoint", str(through / f"checkpoint-{step}")])
+        assert_same_history(through, on)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("smollm2-135m/sft_gsm8k", []),
+        ("smollm2-135m/grpo_gsm8k", ["--rewards", "test_resumed_recipes.letters", "--reward_weights", "1"]),
+        ("qwen2.5-math-1.5b/sft_openr1_lora24gb", []),
+        ("qwen2.5-math-1.5b/grpo_openr1", ["--rewards", "test_resumed_recipes.letters", "--reward_weights", "1"]),
+        (
+            "qwen2.5-math-1.5b/grpo_openr1_lora24gb",
+            ["--rewards", "test_resumed_recipes.letters", "--reward_weights", "1"],
+        ),
+    ],
+)
+def test_recipes_killed_twice(name, options, tmp_path):
+    """Over several epochs, at moments that fall into steps, probes and checkpoints as they may."""
+    base = [RECIPES / f"{name}.yaml", "--smoke", "--max_steps", "14", "--learning_rate", "0.03", "--n_problems", "10"]
+    base += ["--save_steps", "2", "--probe_every", "3", "--circuit_top_n", "20", "--report_to", "none", *options]
+    base += ["--strict_probes", "true", "--output_dir"]
+    through = start([*base, tmp_path / "through"])
+    through.join()
+    assert through.exitcode == 0
+    out, on = tmp_path / "killed", []
+    for least in (1, 3):  # whole checkpoints
+        process = start([*base, out, *on])
+        wait_for(process, lambda least=least: sum(map(is_whole, checkpoints(out))) >= least, f"{least} checkpoints")
+        time.sleep(random.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        on = ["--resume_from_checkpoint", "true"]
+    process = start([*base, out, *on])
+    process.join()
+    assert process.exitcode == 0
+    assert_same_history(tmp_path / "through", out)
+
+
+# --- which checkpoint -------------------------------------------------------------------------------------------------
+
+
+class Asked:
+    def __init__(self, output_dir, resume_from_checkpoint):
+        self.output_dir, self.resume_from_checkpoint = str(output_dir), resume_from_checkpoint
+
+
+def checkpoint(folder, step, state='{"epoch": 1.0}', optimizer=True):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    if state is not None:
+        (path / "trainer_state.json").write_text(state)
+    if optimizer:
+        (path / "optimizer.pt").write_text("")
+    return path
+
+
+def test_the_last_whole_checkpoint_is_taken(tmp_path):
+    for step in (20, 100, 3):
+        checkpoint(tmp_path, step)
+    assert resumed_from(Asked(tmp_path, "true")) == str(tmp_path / "checkpoint-100")
+    checkpoint(tmp_path, 120, state=None)  # killed while it was written
+    checkpoint(tmp_path, 121, state='{"epoch": 1.')
+    checkpoint(tmp_path, 122, state="")
+    assert resumed_from(Asked(tmp_path, "last")) == str(tmp_path / "checkpoint-100")
+    assert resumed_from(Asked(tmp_path, str(tmp_path / "checkpoint-3"))) == str(tmp_path / "checkpoint-3")
+    assert resumed_from(Asked(tmp_path, None)) is None
+    assert resumed_from(Asked(tmp_path, "false")) is None
+
+
+def test_checkpoints_that_cannot_be_gone_on_from(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint in"):
+        resumed_from(Asked(tmp_path, "true"))
+    checkpoint(tmp_path, 20, state=None)
+    with pytest.raises(UserError, match="checkpoint-20 was not written to its end"):
+        resumed_from(Asked(tmp_path, "true"))
+    with pytest.raises(UserError, match="no checkpoint there"):
+        resumed_from(Asked(tmp_path, str(tmp_path / "checkpoint-20")))
+    checkpoint(tmp_path, 40, optimizer=False)
+    with pytest.raises(UserError, match="--save_only_model false"):
+        resumed_from(Asked(tmp_path, "true"))
+
+
+def test_the_wandb_run_goes_on_with_the_output_folder(tmp_path):
+    path = checkpoint(tmp_path, 20)
+    assert wandb_variables(str(path), str(tmp_path)) == {}
+    (path / "headwatch_state.json").write_text('{"wandb": {"id": "abc123", "project": "p"}}')
+    assert wandb_variables(str(path), str(tmp_path)) == {"WANDB_RUN_ID": "abc123", "WANDB_RESUME": "allow"}
+    assert wandb_variables(str(path), str(tmp_path / "other")) == {}
+    (path / "headwatch_state.json").write_text('{"wandb": null}')
+    assert wandb_variables(str(path), str(tmp_path)) == {}
+
+
+def test_the_last_checkpoints_keep_their_optimizer_and_all_their_weights(recipe, tmp_path):
+    path = recipe(SFT, max_steps=7, keep_optimizers=2, probe_every=100)
+    run([path, "--output_dir", str(tmp_path / "out")])
+    found = checkpoints(tmp_path / "out")
+    assert [c.name for c in found] == [f"checkpoint-{step}" for step in (2, 4, 6, 7)]
+    assert all((c / "model.safetensors").is_file() for c in found)
+    assert [(c / "optimizer.pt").is_file() for c in found] == [False, False, True, True]
+    shutil.rmtree(found[-1])
+    assert resumed_from(Asked(tmp_path / "out", "true")) == str(found[-2])
