@@ -161,7 +161,7 @@ def confirmed(said: list[Claim], by: Half, of: Half, settings: EvidenceSettings)
 
 def crossings(of: dict[int, NDArray[np.bool_]], by: dict[int, NDArray[np.bool_]]) -> Iterator[Replication]:
     """Heads that entered or left since the base in one half, and in the other too."""
-    steps = sorted(of)
+    steps = sorted(of.keys() & by.keys())
     for step in steps[1:]:
         for before, after in ((steps[0], step), (step, steps[0])):  # entered, left
             here, there = of[after] & ~of[before], by[after] & ~by[before]
