@@ -89,7 +89,8 @@ class EvidenceRule:
         events = sorted(certified + self.pending, key=lambda event: (event.layer, event.head))
         self.mark = self.mark.where(settled, self.previous).where(certain, now)
         self.previous = now
-        unchanged = advance(state, certain & False, certain & False)
+        none = np.zeros(certain.shape, np.bool_)
+        unchanged = advance(state, none, none)
         return Verdict(np.where(settled | certain, likely, unchanged), told + events, rows)
 
     def _following(

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headwatch.history import HeadHistory
-from headwatch.importance import entropy, kurtosis
 from headwatch.lives import ACTIVE, NEWLY_ACTIVE, OF_BASE, is_in
 
 Figure = dict[str, Any]
@@ -233,11 +232,10 @@ def concentration(history: HeadHistory) -> Figure:
 
     intensity: None under the circuit rule, which has no signed scores.
     """
-    importance = history.importance
     return {
-        "entropy": plain(np.array([entropy(at) for at in importance]), 3),
-        "kurtosis": plain(np.array([kurtosis(at) for at in importance]), 1),
-        "intensity": [significant(float(np.abs(at).sum()), 3) for at in history.raw],
+        "entropy": plain(np.array(history.entropy()), 3),
+        "kurtosis": plain(np.array(history.kurtosis()), 1),
+        "intensity": [significant(at, 3) for at in history.intensity()],
     }
 
 

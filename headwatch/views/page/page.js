@@ -12,7 +12,7 @@ runs.forEach((run, index) => { run.letter = index < 26 ? String.fromCharCode(65 
 
 function viewOf(run) {
   const family = run.families[chosen.family], view = family && family.rules[chosen.rule];
-  if (view) Object.assign(view, { probe: family.probe, chance: chosen.rule === "circuit" ? family.chance : null });
+  if (view) view.probe = family.probe;
   return view || null;
 }
 
