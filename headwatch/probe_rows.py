@@ -47,7 +47,7 @@ class ProbeRows(Lives):
 
     @property
     def q_value(self) -> NDArray[np.float64]:
-        """Benjamini-Hochberg-adjusted p of each share's change since the base, [P, L, H]."""
+        """Benjamini-Hochberg-adjusted p of each share's change since the base, [P, L, H] (`evidence.paired_change`)."""
         return self._stack("q_value", np.float64)
 
     @property

@@ -17,7 +17,9 @@ class EvidenceSettings:
     keep: a head that was in the set leaves it only outside the smallest set that carries this part (hysteresis). Where
       no true share changes (270 heads, about 42 in the set, 32 pairs), 1.9 heads cross the edge a probe without a band
       (keep = carry), 0.30 with 0.85 and 0.27 with 0.90 or 0.95; with 0.90 more planted lives are found in time.
-    q: Benjamini-Hochberg level over all heads of one family; how it is spent over probes is `confirm`.
+    q: Benjamini-Hochberg level over the heads of one family, under "sign-flip" over those whose pairs have moved by
+      `material` on average, whichever way (`paired_change` says why that is no peeking); how it is spent over probes is
+      `confirm`.
     material: the smallest change that counts, as a part of the base's total |share|.
     min_pairs: a family with fewer pairs says nothing.
     min_gap_t: a probe whose mean metric gap has a smaller |t| over pairs says nothing: a ratio needs a denominator. 4

@@ -67,8 +67,8 @@ def summary(
 
     history: by the evidence rule. circuit: the same family by the paper's rule, where the run has circuits. accuracy:
     [P] in [0, 1] or None. chance: the null band of the paper's rule, (low, high) membership changes between two halves
-    of the last probe's pairs, where the run recorded it. status: "ok", "insufficient signal" (now, or at every probe), "base only" or
-    "no probe".
+    of the last probe's pairs, where the run recorded it. status: "ok", "insufficient signal" (now, or at every probe),
+    "base only" or "no probe".
     """
     told = [index for index, said in enumerate(history.signal) if said == OK]
     said: list[str] = []
