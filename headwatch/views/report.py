@@ -136,6 +136,7 @@ def view_data(
         "lives": {key: lives[key] for key in ("heads", "group", "lives")},
         "shares": head_pages.share_paths(history, heads, pairs),
         "importance": head_pages.importance_paths(history, heads) if by_circuit else None,
+        "since_base": head_pages.change_table(history, heads),
         "noise": figures.noise(history),
         "turnover": figures.turnover(history),
         "concentration": figures.concentration(history),
