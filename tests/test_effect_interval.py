@@ -1,4 +1,4 @@
-"""The interval of the effect: a paired bootstrap, the same from memory and from disk, and no claim where it cannot be."""
+"""The interval of the effect: a paired bootstrap, live as from disk, and no claim where there cannot be one."""
 
 from pathlib import Path
 
