@@ -32,10 +32,10 @@ class Change:
 
 
 def change(before: Estimate, after: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Change:
-    """The change by the test that the settings name. least: the smallest change that counts, see `paired_change`."""
+    """The change by the test that the settings name. least: the smallest change that counts (settings.among)."""
     if settings.test == "welch":
         return unpaired_change(before, after)
-    return paired_change(before, after, settings.test, least)
+    return paired_change(before, after, settings.test, least if settings.among == "movers" else 0.0)
 
 
 def paired_change(before: Estimate, after: Estimate, test: str = "t", least: float = 0.0) -> Change:

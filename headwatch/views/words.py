@@ -128,7 +128,7 @@ def _moved(history: HeadHistory) -> str:
     if not up and not down:
         return f"None of {tested} heads changed its share of the work significantly and materially since the base."
     return (
-        f"{_n(up, 'head')} strengthened and {down} weakened since the base (of {tested} tested; significant, "
+        f"{_n(up, 'head')} strengthened and {down} weakened since the base (of {tested} heads; significant, "
         f"q ≤ {history.settings.q:g}, and material)."
     )
 

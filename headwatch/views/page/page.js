@@ -249,7 +249,7 @@ function couplingWords(c) {
 function drawNote(views, nows) {
   const note = byId("rule-note"), settings = (runs[0] && runs[0].evidence) || {};
   if (chosen.rule === "evidence") {
-    note.textContent = `Evidence rule: every head is compared with itself on the same frozen pairs. A change counts when it survives the correction over all heads (q ≤ ${number(settings.q)}) and moves at least ${percent(settings.material)} of the base’s total share.`;
+    note.textContent = `Evidence rule: every head is compared with itself on the same frozen pairs. A change counts when it survives the correction over the heads (q ≤ ${number(settings.q)}) and moves at least ${percent(settings.material)} of the base’s total share.`;
     return;
   }
   const kept = views.map((view, r) => (view && view.stability ? `${runs.length > 1 ? runs[r].letter + " " : ""}${percent(view.stability.mean[nows[r]])}` : null)).filter(Boolean);
