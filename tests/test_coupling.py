@@ -130,6 +130,13 @@ def test_a_short_or_still_series_is_a_status() -> None:
     assert still.status == "constant"
 
 
+def test_lags_reach_no_farther_than_a_quarter_of_the_series() -> None:
+    rng = np.random.default_rng(6)
+    for n, reach in ((11, 2), (12, 3), (40, 3)):
+        found = lagged_correlation(rng.standard_normal(n), rng.standard_normal(n))
+        assert found.lags == tuple(range(-reach, reach + 1))
+
+
 def test_a_long_series_costs_no_more_arrangements() -> None:
     rng = np.random.default_rng(2)
     x = rng.standard_normal(500)

@@ -36,6 +36,14 @@ def test_summary_says_what_the_statistics_carry(grpo: RunFolder, limit: float):
     assert fifth.startswith("Probe accuracy 50 % → 75 %, metric gap ")
 
 
+def test_a_count_at_the_edge_of_its_band_is_inside(grpo: RunFolder):
+    history, circuit = HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit")
+    paper = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1]
+    for limit, said in ((paper, "within"), (paper - 1, "more than")):
+        told = " ".join(words.summary(history, circuit, chance=(0.0, float(limit)))["sentences"])
+        assert f"gone), {said} its own null band: two halves" in told
+
+
 def test_nothing_is_said_of_a_null_band_that_is_not_there(grpo: RunFolder):
     told = words.summary(HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit"))
     paper = next(sentence for sentence in told["sentences"] if "paper’s" in sentence)

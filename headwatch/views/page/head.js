@@ -94,7 +94,7 @@ function changesOf(parent, run, view, head, now) {
   if (row === undefined) { element(parent, "p", { class: "facts" }, found ? "Not kept for this head." : "There is no probe with signal after the base yet."); return; }
   const q = Math.max(0, found.probes.filter((probe) => probe <= now).length - 1), step = run.steps[found.probes[q]];
   const table_ = element(element(parent, "div", { class: "scroll" }), "table", { class: "changes" });
-  element(table_, "caption", {}, `At step ${whole(step)}${found.probes[q] > now ? ", the first that is kept" : found.probes[q] < now ? ", the last one kept up to now" : ""}. Each q is over all tested heads of this measure.`);
+  element(table_, "caption", {}, `At step ${whole(step)}${found.probes[q] > now ? ", the first that is kept" : found.probes[q] < now ? ", the last one kept up to now" : ""}. Each q is over the heads, for this measure alone.`);
   const head_ = element(element(table_, "thead"), "tr"), body = element(table_, "tbody");
   for (const name of ["", "change", "95 % interval", "p", "q"]) element(head_, "th", { scope: "col" }, name);
   for (const [name, of, words] of [["Share of the work", "share", fine], ["Raw score", "raw", number], ["Part of all |share|", "importance", fine]]) {
