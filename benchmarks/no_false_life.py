@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, score_heads
-from headwatch.evidence import EvidenceSettings, Shares, membership, paired_change, proven, shares
+from headwatch.evidence import EvidenceSettings, Shares, change, membership, proven, shares
 
 Floats = NDArray[np.float64]
 
@@ -72,14 +72,14 @@ def first_events(probes: list[Shares], settings: EvidenceSettings) -> tuple[int,
     base, before, alive = member, np.zeros(member.shape, np.bool_), np.zeros(member.shape, np.bool_)
     changed, any_at_q = [], []
     for index, probe in enumerate(probes[1:], start=1):
-        change = paired_change(probes[0], probe, settings.test)
-        any_at_q.append(bool((change.q_value <= settings.q).any()))
+        found = change(probes[0], probe, settings, least)
+        any_at_q.append(bool((found.q_value <= settings.q).any()))
         member = membership(probe.value, member, settings)
         stronger = np.abs(probe.value) > np.abs(probes[0].value)
         crossed = np.where(base, ~member & ~stronger, member & stronger)
         at_once, waiting = settings.levels(index)
-        likely = proven(change, max(at_once, waiting), least)
-        alive |= crossed & (proven(change, at_once, least) | (likely & before))
+        likely = proven(found, max(at_once, waiting), least)
+        alive |= crossed & (proven(found, at_once, least) | (likely & before))
         before = crossed & likely
         changed.append(likely)
     return int(alive.sum()), changed, any_at_q

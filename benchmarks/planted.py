@@ -345,6 +345,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "confirm level": {"confirm": "level"},
     "confirm next": {"confirm": "next"},
     "confirm none": {"confirm": "none"},
+    "among movers": {"among": "movers"},
     "q 0.001": {"q": 0.001},
     "q 0.05": {"q": 0.05},
     "material 0": {"material": 0.0},

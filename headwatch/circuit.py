@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headwatch.errors import UserError
+from headwatch.evidence import NullBand
+from headwatch.importance import quantile_of
 
 if TYPE_CHECKING:  # circuits are plain numpy: comparing two of them needs no torch
     from headwatch.attribution.scores import EdgeScores
@@ -138,7 +140,9 @@ class CircuitHeads:
         stability: share of bootstrap resamples of the pairs whose circuit keeps it.
         importance: the paper's I(l, h).
         n_edges: edges left after pruning.
-        importance_low, importance_high: 2.5 % and 97.5 % quantiles of I(l, h) over the resamples.
+        importance_draws: float32 [resamples, L, H], I(l, h) of every resample. One seed draws the same resamples of N
+            pairs at every probe, so a draw of one probe belongs to the same draw of another: their difference or effect
+            is a paired bootstrap.
         half_changes: for each split of the pairs into two disjoint halves, how many heads the rule would call emerged
             or dropped between the halves, [splits]: the null band of a count of membership changes.
         half_agreement: Jaccard similarity of the two halves' heads, mean over the splits; NaN without splits.
@@ -148,18 +152,29 @@ class CircuitHeads:
     stability: NDArray[np.float64]
     importance: NDArray[np.float64]
     n_edges: int
-    importance_low: NDArray[np.float64] | None = None
-    importance_high: NDArray[np.float64] | None = None
-    half_changes: NDArray[np.int64] | None = None
+    importance_draws: NDArray[np.float32]
+    half_changes: NDArray[np.int64]
     half_agreement: float = float("nan")
+
+    @property
+    def importance_low(self) -> NDArray[np.float64]:
+        """2.5 % quantile of I(l, h) over the resamples; NaN without any."""
+        return quantile_of(self.importance_draws, 0.025)
+
+    @property
+    def importance_high(self) -> NDArray[np.float64]:
+        """97.5 % quantile of I(l, h) over the resamples; NaN without any."""
+        return quantile_of(self.importance_draws, 0.975)
 
     def scalars(self) -> dict[str, float]:
         """The numbers that a log shows beside the circuit's lives."""
         found: dict[str, float] = {"edges": self.n_edges, "half_agreement": self.half_agreement}
         if self.active.any():
             found["stability"] = float(self.stability[self.active].mean())
-        if self.half_changes is not None and len(self.half_changes):
-            found["membership_changes_by_chance"] = float(np.median(self.half_changes))
+        if len(self.half_changes):
+            band = NullBand(self.half_changes)
+            found["membership_changes_by_chance"] = band.median
+            found |= {"membership_changes_by_chance_low": band.low, "membership_changes_by_chance_high": band.high}
         return found
 
 
@@ -199,7 +214,7 @@ def circuit_heads(
         keeps = _kept(matrix, graph, top_n, tau)
         return _heads_of(keeps, graph), _importance(matrix, keeps, graph)
 
-    times_kept, importance = np.zeros(graph.shape), np.zeros((resamples, *graph.shape))
+    times_kept, importance = np.zeros(graph.shape), np.zeros((resamples, *graph.shape), np.float32)
     for index, weight in enumerate(weights):  # one at a time: a large model's would not all fit beside training
         active, importance[index] = of(weight)
         times_kept += active
@@ -210,14 +225,12 @@ def circuit_heads(
         one, other = (of(part / part.sum())[0] for part in (half, 1.0 - half))
         changes.append(int((one ^ other).sum()))
         overlaps.append(float((one & other).sum() / max((one | other).sum(), 1)))
-    low, high = np.quantile(importance, (0.025, 0.975), axis=0) if resamples else (None, None)
     return CircuitHeads(
         active=_heads_of(kept, graph),
         stability=times_kept / max(resamples, 1),
         importance=_importance(mean, kept, graph),
         n_edges=int(kept.sum()),
-        importance_low=low,
-        importance_high=high,
+        importance_draws=importance,
         half_changes=np.array(changes, np.int64),
         half_agreement=float(np.mean(overlaps)) if overlaps else float("nan"),
     )

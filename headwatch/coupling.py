@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from headwatch.evidence import spearman
+from headwatch.evidence import ranks, spearman
 
 Floats = NDArray[np.float64]
 
@@ -90,7 +90,7 @@ def lagged_correlation(
         return LaggedCorrelation((), (), float("nan"), n, CONSTANT)
     reach = min(max_lag, n // 4)
     lags = range(-reach, reach + 1)
-    a, b = _ranks(x), _ranks(y)
+    a, b = ranks(x), ranks(y)
     rho = _correlations(a[None], b, lags)[0]
     if np.isnan(rho).all():
         return LaggedCorrelation((), (), float("nan"), n, CONSTANT)
@@ -147,22 +147,22 @@ def couple(steps: Sequence[int], counts: Sequence[float], rows: Sequence[Mapping
     return Coupling(key, when, heads, means)
 
 
-def turnover(active: ArrayLike) -> list[int]:
-    """How many heads joined or left since the probe before, [P]. active: bool [P, L, H]; the first probe has 0."""
-    a = np.asarray(active, np.bool_)
-    return [0, *(int(n) for n in (a[1:] != a[:-1]).sum(axis=(1, 2)))] if len(a) else []
-
-
 def coupling_scalars(
-    steps: Sequence[int], newly_active: Sequence[int], active: ArrayLike, rows: Sequence[Mapping[str, Any]], key: str
+    steps: Sequence[int],
+    newly_active: Sequence[int],
+    turnover: Sequence[int],
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
 ) -> dict[str, float]:
     """What a live view shows of the coupling with one logged value: of newly active heads and of the turnover.
+
+    newly_active, turnover: one count a probe (Lives.newly_active, Lives.turnover).
 
     coupling/<key>/<series>/rho, lag (in probes; positive: the heads move first) and p; coupling/<key>/<series>/enough
     is 0 while there is not enough data, and then stands alone.
     """
     scalars: dict[str, float] = {}
-    for name, counts in (("newly_active", newly_active), ("turnover", turnover(active))):
+    for name, counts in (("newly_active", newly_active), ("turnover", turnover)):
         found = couple(steps, counts, rows, key).lagged()
         scalars[f"coupling/{key}/{name}/enough"] = float(found.status == OK)
         if found.best_lag is not None:
@@ -197,12 +197,6 @@ def _arrangements(n: int, blocks: int) -> NDArray[np.int64]:
     # The first block stays in front: what another in front would give is one of the turns.
     orders = [(0, *order) for order in itertools.permutations(range(1, blocks))]
     return np.concatenate([np.concatenate([pieces[i] for i in order], axis=1) for order in orders])
-
-
-def _ranks(values: Floats) -> Floats:
-    """Ranks from 1, the average of them for ties."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
 
 
 def _is_finite(value: Any) -> bool:

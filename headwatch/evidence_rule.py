@@ -89,7 +89,8 @@ class EvidenceRule:
         events = sorted(certified + self.pending, key=lambda event: (event.layer, event.head))
         self.mark = self.mark.where(settled, self.previous).where(certain, now)
         self.previous = now
-        unchanged = advance(state, certain & False, certain & False)
+        none = np.zeros(certain.shape, np.bool_)
+        unchanged = advance(state, none, none)
         return Verdict(np.where(settled | certain, likely, unchanged), told + events, rows)
 
     def _following(
@@ -102,7 +103,9 @@ class EvidenceRule:
         return advance(state, member & risen & (of_base | up), ~member & fallen & (~of_base | down))
 
     def _change(self, before: Probed, now: Probed, of: str) -> Change:
-        return evidence.change(getattr(before, of), getattr(now, of), self.settings)
+        # Only a share has a smallest change that counts.
+        least = self.least if of == "share" else 0.0
+        return evidence.change(getattr(before, of), getattr(now, of), self.settings, least)
 
     def _directions(self, change: Change, before: Probed, now: Probed, level: float) -> tuple[Bools, Bools]:
         """Which heads the change makes significantly and materially stronger, and which weaker."""

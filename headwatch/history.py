@@ -11,7 +11,7 @@ from headwatch.errors import UserError
 from headwatch.events import PENDING, WITHDRAWN, Event
 from headwatch.evidence import EvidenceSettings
 from headwatch.evidence_rule import EvidenceRule, Probed
-from headwatch.importance import effect, entropy, kurtosis, normalised
+from headwatch.importance import EffectDraws, effect, entropy, intensity, kurtosis, normalised, quantile_of
 from headwatch.lives import HeadState, advance, changed, event_kind
 from headwatch.probe_rows import MEASURES, REFERENCES, ProbeRows
 from headwatch.run_folder import RunFolder
@@ -66,6 +66,7 @@ class HeadHistory(ProbeRows):
         self._rows: dict[str, list[Any]] = {}
         self._judge: EvidenceRule | None = None
         self._n_pairs: int | None = None
+        self._effect_draws = EffectDraws()
 
     # --- growing ----------------------------------------------------------------------------------------------------
 
@@ -108,6 +109,8 @@ class HeadHistory(ProbeRows):
         now = Probed.of(s, clean, corrupted)
         size = np.abs(now.share.value)
         row |= {"share": now.share.value, "share_error": now.share.standard_error, "importance": normalised(size)}
+        row["importance_low"], row["importance_high"] = evidence.interval(now.importance)
+        self._effect_draws.add(evidence.bootstrap_importance(s))
         row["null_band"] = evidence.null_band(s, clean, corrupted, self.settings, resamples=100)
         row["member"] = member = evidence.membership(now.share.value, member, self.settings)
         if self._judge is None:
@@ -123,12 +126,18 @@ class HeadHistory(ProbeRows):
         return self._commit(step, signal, verdict.state, row | verdict.rows, verdict.told)
 
     def add_membership(
-        self, step: int, active: ArrayLike, importance: ArrayLike, stability: ArrayLike | None = None
+        self,
+        step: int,
+        active: ArrayLike,
+        importance: ArrayLike,
+        stability: ArrayLike | None = None,
+        importance_draws: ArrayLike | None = None,
     ) -> list[Event]:
         """One probe by the circuit rule; returns its events, each with the head's stability.
 
         active: bool [L, H], the heads of the circuit. importance: [L, H], normalised here to sum 1. stability: [L, H],
-        the share of bootstrap resamples that keep the head.
+        the share of bootstrap resamples that keep the head. importance_draws: [B, L, H], the importance in each of
+        these resamples (the same ones at every probe), from which the intervals of importance and effect come.
         """
         self._expect(step, "circuit")
         member = np.array(active, np.bool_)
@@ -141,6 +150,10 @@ class HeadHistory(ProbeRows):
         row: dict[str, Any] = dict.fromkeys(("share", "share_error", "q_value", "raw"), nan)
         row |= {"strengthened": no, "weakened": no, "metric_gap": float("nan"), "split_half": float("nan")}
         row |= {"member": member, "importance": now, "stability": keeps}
+        if importance_draws is not None:
+            self._expect_shape("importance_draws", np.shape(importance_draws)[1:])
+            row["importance_low"], row["importance_high"] = (quantile_of(importance_draws, at) for at in (0.025, 0.975))
+        self._effect_draws.add(importance_draws)
         if not self.steps:
             return self._commit(step, evidence.OK, np.where(member, HeadState.BASE, HeadState.INACTIVE), row, [])
         state, before = self._rows["state"][-1], self._rows["importance"][-1]
@@ -194,7 +207,8 @@ class HeadHistory(ProbeRows):
                 )
             index = run.families.index(family)
             stability = None if scores.circuit_stability is None else scores.circuit_stability[index]
-            history.add_membership(step, scores.circuit_active[index], scores.importance[index], stability)
+            draws = None if scores.importance_draws is None else scores.importance_draws[index]
+            history.add_membership(step, scores.circuit_active[index], scores.importance[index], stability, draws)
         return history
 
     # --- what is known now --------------------------------------------------------------------------------------------
@@ -226,7 +240,7 @@ class HeadHistory(ProbeRows):
             scalars["strengthened"] = int(self.strengthened[-1].sum())
             scalars["weakened"] = int(self.weakened[-1].sum())
             scalars["pending"] = len(self.pending)
-            scalars["importance_intensity"] = float(np.abs(self.raw[-1]).sum())
+            scalars["importance_intensity"] = intensity(self.raw[-1])
             scalars["metric_gap"], scalars["split_half_agreement"] = self.metric_gap[-1], self.split_half[-1]
             since_base = self.member[-1] ^ self.member[self.steps.index(self.base_step or self.steps[0])]
             scalars["membership_changes"] = int(since_base.sum())
@@ -275,7 +289,8 @@ class HeadHistory(ProbeRows):
 def _nothing(shape: tuple[int, ...]) -> dict[str, Any]:
     """What a row holds where its probe says nothing."""
     changes = {f"{of}_since_{since}": None for of in MEASURES for since in REFERENCES}
-    return {**changes, "stability": np.full(shape, np.nan), "null_band": None}
+    nan = np.full(shape, np.nan)
+    return {**changes, "stability": nan, "importance_low": nan, "importance_high": nan, "null_band": None}
 
 
 _HOW_TO_ADD = {"evidence": "add(step, scores, ...)", "circuit": "add_membership(step, active, importance, ...)"}

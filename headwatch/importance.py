@@ -15,10 +15,55 @@ def effect(importance_post: ArrayLike, importance_pre: ArrayLike) -> NDArray[np.
     return (post - pre) / (post + pre + EPSILON)
 
 
+def quantile_of(draws: ArrayLike, part: float) -> NDArray[np.float64]:
+    """The quantile over axis 0 of draws [B, ...]; NaN where there is none (B = 0)."""
+    d = np.asarray(draws, np.float64)
+    return np.quantile(d, part, axis=0) if len(d) else np.full(d.shape[1:], np.nan)
+
+
+class EffectDraws:
+    """The interval of the mean effect over the probes after the base, by a paired bootstrap over the pairs.
+
+    Every probe brings its importance in the same B resamples of the same pairs; resample by resample E is taken against
+    the base's, and averaged over the probes. A probe without resamples ends it: an interval of some of the probes would
+    stand beside an effect of all.
+    """
+
+    def __init__(self) -> None:
+        self._base: NDArray[np.float32] | None = None
+        self._sum: NDArray[np.float64] | None = None
+        self._after = 0
+        self._broken = False
+
+    def add(self, draws: ArrayLike | None) -> None:
+        """One probe's importance in every resample, [B, L, H], the base's first; None where it was not resampled."""
+        drawn = None if draws is None else np.asarray(draws, np.float32)
+        if drawn is None or not len(drawn) or (self._base is not None and drawn.shape != self._base.shape):
+            self._broken = True
+        elif self._base is None:
+            self._base = drawn
+        else:
+            told = effect(drawn, self._base)
+            self._sum = told if self._sum is None else self._sum + told
+            self._after += 1
+
+    def interval(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """(lower, upper), each [L, H]: the central 95 % of the resamples, for each head by itself; None: not known."""
+        if self._broken or self._sum is None:
+            return None
+        mean = self._sum / self._after
+        return quantile_of(mean, 0.025), quantile_of(mean, 0.975)
+
+
 def normalised(size: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sizes of any shape over their sum; zeros where the sum is zero."""
     total = size.sum()
     return size / total if total > 0.0 else np.zeros_like(size)
+
+
+def intensity(raw: NDArray[np.float64]) -> float:
+    """Sum over heads of |mean raw head score|: how much the heads do, in the metric's units."""
+    return float(np.abs(raw).sum())
 
 
 def entropy(importance: NDArray[np.float64]) -> float:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from headwatch import evidence
 from headwatch.errors import UserError
 from headwatch.evidence import Change, NullBand
-from headwatch.importance import effect, entropy, kurtosis
+from headwatch.importance import EffectDraws, effect, entropy, intensity, kurtosis
 from headwatch.lives import Lives
 
 MEASURES = ("share", "raw", "importance")
@@ -23,6 +23,7 @@ class ProbeRows(Lives):
     steps: list[int]
     signal: list[str]
     _rows: dict[str, list[Any]]
+    _effect_draws: EffectDraws
 
     @property
     def state(self) -> NDArray[np.int8]:
@@ -46,7 +47,7 @@ class ProbeRows(Lives):
 
     @property
     def q_value(self) -> NDArray[np.float64]:
-        """Benjamini-Hochberg-adjusted p of each share's change since the base, [P, L, H]."""
+        """Benjamini-Hochberg-adjusted p of each share's change since the base, [P, L, H] (`evidence.paired_change`)."""
         return self._stack("q_value", np.float64)
 
     @property
@@ -79,6 +80,19 @@ class ProbeRows(Lives):
         Circuit rule: the paper's I(l, h), from edge scores. Evidence rule: |share| over the total, another measure.
         """
         return self._stack("importance", np.float64)
+
+    @property
+    def importance_low(self) -> NDArray[np.float64]:
+        """Lower end of the importance's 95 % interval, [P, L, H]; NaN where it is not known.
+
+        Circuit rule: over bootstrap resamples of the pairs. Evidence rule: by the delta method.
+        """
+        return self._stack("importance_low", np.float64)
+
+    @property
+    def importance_high(self) -> NDArray[np.float64]:
+        """Upper end of the same interval, [P, L, H]."""
+        return self._stack("importance_high", np.float64)
 
     @property
     def stability(self) -> NDArray[np.float64]:
@@ -130,6 +144,14 @@ class ProbeRows(Lives):
         importance = self.importance[told]
         return effect(importance[1:], importance[0]).mean(axis=0)
 
+    def effect_interval(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """95 % interval of `effect()` by a paired bootstrap over the pairs, (lower, upper), each [L, H].
+
+        For each head by itself: nothing is corrected over heads. None before there is a probe after the base, and for a
+        circuit history without importance_draws (records of older versions).
+        """
+        return self._effect_draws.interval()
+
     def raw_change(self) -> NDArray[np.float64]:
         """Mean raw score minus the base's, [P, L, H] (zeros before there is a base)."""
         raw = self.raw
@@ -137,7 +159,7 @@ class ProbeRows(Lives):
 
     def intensity(self) -> list[float]:
         """Sum over heads of |mean raw head score|, each probe: how much the heads do, in the metric's units."""
-        return [float(x) for x in np.abs(self.raw).sum(axis=(1, 2))]
+        return [intensity(x) for x in self.raw]
 
     def entropy(self) -> list[float]:
         """Entropy of the importance over heads, 1 when all weigh the same, each probe."""

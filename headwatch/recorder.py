@@ -112,23 +112,25 @@ class Recorder:
                 circuits.append(found)
                 mean_abs.append(scores.select(family).mean_abs().numpy())
                 circuit = self.circuits[family]
-                events += circuit.add_membership(step, found.active, found.importance, found.stability)
-                scalars |= {f"{family}/circuit/{key}": value for key, value in circuit.latest_scalars().items()}
-                scalars[f"{family}/circuit/edges"] = found.n_edges
+                events += circuit.add_membership(
+                    step, found.active, found.importance, found.stability, found.importance_draws
+                )
+                told = circuit.latest_scalars() | found.scalars()
+                scalars |= {f"{family}/circuit/{key}": value for key, value in told.items()}
         if kl is not None:
             scalars |= {f"{name}/kl_from_base": value for name, value in mean_by_family(kl, heads.families).items()}
-        told = self._or_warn(lambda: self._alerts(checks), "the alerts") or []
+        alerted: list[Alert] = self._or_warn(lambda: self._alerts(checks), "the alerts") or []
         scalars |= self._or_warn(self._coupling, "the reward coupling") or {}
-        scalars |= alert_scalars(told)
+        scalars |= alert_scalars(alerted)
         scalars |= {"pass_seconds": heads.seconds, "seconds": time.perf_counter() - began}
         if heads.peak_memory_mb is not None:
             scalars["peak_memory_mb"] = heads.peak_memory_mb
         self._write(step, heads, kl, circuits, mean_abs)
         self.run.append_events(events)
-        self.run.append_alerts([alert.to_json() for alert in told])
-        text = " | ".join(alert.text for alert in told)
+        self.run.append_alerts([alert.to_json() for alert in alerted])
+        text = " | ".join(alert.text for alert in alerted)
         self.run.append_scalars(step, {**scalars, "alerts_text": text})
-        self._warn_of(told)
+        self._warn_of(alerted)
         self._show(step, scalars, text, sinks, final)
 
     # --- parts ------------------------------------------------------------------------------------------------------
@@ -147,7 +149,7 @@ class Recorder:
             return {}
         found: dict[str, float] = {}
         for family, history in self.histories.items():
-            told = coupling_scalars(history.steps, history.newly_active(), history.active, self.training, COUPLED)
+            told = coupling_scalars(history.steps, history.newly_active(), history.turnover(), self.training, COUPLED)
             found |= {f"{family}/{key}": value for key, value in told.items()}
         return found
 
@@ -170,6 +172,7 @@ class Recorder:
                 circuit_active=np.stack([c.active for c in circuits]) if circuits else None,
                 circuit_stability=np.stack([c.stability for c in circuits]).astype(np.float32) if circuits else None,
                 importance=np.stack([c.importance for c in circuits]).astype(np.float32) if circuits else None,
+                importance_draws=np.stack([c.importance_draws for c in circuits]) if circuits else None,
                 edges_mean_abs=np.stack(mean_abs).astype(np.float32) if mean_abs else None,
             ),
         )

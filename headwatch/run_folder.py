@@ -43,7 +43,8 @@ class ProbeScores:
     metric_clean, metric_corrupted: float32 [N]. correct: uint8 [N], 1 where the most likely token is the clean answer.
     kl_from_base: float32 [N], KL of the clean answers' distribution from the base model's, in nats.
     circuit_active (bool), circuit_stability, importance (float32): [F, L, H], the circuit rule, families in the
-    manifest's order. edges_mean_abs: float32 [F, S, R], mean |edge score|.
+    manifest's order. importance_draws: float32 [F, B, L, H], the importance in B resamples of the pairs, the same ones
+    at every probe. edges_mean_abs: float32 [F, S, R], mean |edge score|.
     """
 
     head_scores: NDArray[Any]
@@ -54,6 +55,7 @@ class ProbeScores:
     circuit_active: NDArray[Any] | None = None
     circuit_stability: NDArray[Any] | None = None
     importance: NDArray[Any] | None = None
+    importance_draws: NDArray[Any] | None = None
     edges_mean_abs: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -72,6 +74,9 @@ class ProbeScores:
             array = getattr(self, name)
             if array is not None and (array.ndim != 3 or list(array.shape[1:]) != heads):
                 raise UserError(f"{name} has shape {array.shape}: give [F, {heads[0]}, {heads[1]}]")
+        draws = self.importance_draws
+        if draws is not None and (draws.ndim != 4 or list(draws.shape[2:]) != heads):
+            raise UserError(f"importance_draws has shape {draws.shape}: give [F, B, {heads[0]}, {heads[1]}]")
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays that are there, by name."""

@@ -98,7 +98,7 @@ def write_synthetic_run(
             scores = gap[:, None, None] * (share + pair_taste[f] + drift)
             clean = -0.55 * gap + 0.2 * rng.standard_normal(n_pairs)
             edges = _edges(np.abs(scores).mean(axis=0), real, rng)
-            active, stability, importance = _circuit(scores, rng)
+            active, stability, importance, draws, chance = _circuit(scores, seed)
             for key, array in (
                 ("head_scores", scores),
                 ("metric_clean", clean),
@@ -108,14 +108,16 @@ def write_synthetic_run(
                 ("circuit_active", active[None]),
                 ("circuit_stability", stability[None]),
                 ("importance", importance[None]),
+                ("importance_draws", draws[None]),
                 ("edges_mean_abs", edges[None]),
             ):
                 parts.setdefault(key, []).append(array)
             by_evidence, by_circuit = lives[f]
             events += by_evidence.add(step, scores, clean, clean + gap)
-            events += by_circuit.add_membership(step, active, importance, stability)
+            events += by_circuit.add_membership(step, active, importance, stability, draws)
             scalars |= {f"{name}/{key}": value for key, value in by_evidence.latest_scalars().items()}
             scalars |= {f"{name}/circuit/{key}": value for key, value in by_circuit.latest_scalars().items()}
+            scalars |= {f"{name}/circuit/membership_changes_by_chance_{end}": n for end, n in chance.items()}
             scalars[f"{name}/accuracy"] = float(np.mean(parts["correct"][-1].astype(np.float64)))
         run.write_scores(step, ProbeScores(**{key: np.concatenate(arrays) for key, arrays in parts.items()}))
         run.append_events(events)
@@ -135,14 +137,23 @@ def _shares_at(kind: str, x: float, base: Floats, moved: list[tuple[int, int]]) 
     return share
 
 
-def _circuit(scores: Floats, rng: np.random.Generator) -> tuple[NDArray[np.bool_], Floats, Floats]:
-    """The heads carrying half of the mean |score|, how many of 50 resamples keep them, and an importance."""
+def _circuit(scores: Floats, seed: int) -> tuple[NDArray[np.bool_], Floats, Floats, Floats, dict[str, int]]:
+    """The heads carrying half of the mean |score|, stability over 50 resamples, importance, resampled, null band."""
+
+    def rule(mean: Floats) -> tuple[NDArray[np.bool_], Floats]:
+        kept = evidence.carrying_set(mean, 0.5)
+        return kept, mean * kept / (mean * kept).sum()
+
     strength = np.abs(scores)
-    active = evidence.carrying_set(strength.mean(axis=0), 0.5)
-    samples = rng.integers(len(scores), size=(50, len(scores)))
-    stability = np.mean([evidence.carrying_set(strength[rows].mean(axis=0), 0.5) for rows in samples], axis=0)
-    importance = strength.sum(axis=0) * active
-    return active, stability, importance / importance.sum()
+    active, importance = rule(strength.mean(axis=0))
+    rng = np.random.default_rng([seed, 2])
+    samples = rng.integers(len(scores), size=(50, len(scores)))  # the same at every probe
+    told = [rule(strength[rows].mean(axis=0)) for rows in samples]
+    draws = np.array([drawn for _, drawn in told], np.float32)
+    halves = [np.array_split(rng.permutation(len(scores)), 2) for _ in range(10)]
+    changes = [int((rule(strength[a].mean(axis=0))[0] ^ rule(strength[b].mean(axis=0))[0]).sum()) for a, b in halves]
+    chance = {"low": min(changes), "high": max(changes)}
+    return active, np.mean([kept for kept, _ in told], axis=0), importance, draws, chance
 
 
 def _real_edges(n_layers: int, n_heads: int) -> NDArray[np.bool_]:

@@ -156,6 +156,11 @@ def test_nothing_to_say_is_said() -> None:
     unstable = nothing_to_say(history(noise=30.0), 32)
     assert unstable is not None
     assert unstable.kind == "unstable"
+    edge = history(noise=30.0)
+    edge._rows["split_half"][-1] = 0.49
+    assert nothing_to_say(edge, 32) is not None
+    edge._rows["split_half"][-1] = 0.5
+    assert nothing_to_say(edge, 32) is None
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -8,7 +8,10 @@ import torch
 from tiny import save_tiny_model, sft_trainer
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, UserError, score_edges
+from headwatch.attribution import EdgeScores
+from headwatch.circuit import CircuitHeads, Graph, circuit_heads
 from headwatch.history import RULES
+from headwatch.views.report import run_data
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +23,15 @@ def callback(**options) -> HeadWatchCallback:
     return HeadWatchCallback(["addition", "recall"], **{"every": 2, "n_pairs": 8, "strict": True, **options})
 
 
+def found_circuit(edges: EdgeScores, run: RunFolder) -> CircuitHeads:
+    """One family's circuit by the rule of the run."""
+    settings = run.manifest["settings"]
+    graph = Graph(edges.sources, edges.targets, edges.is_real.numpy())
+    return circuit_heads(edges.per_pair.abs().numpy(), graph, settings["top_n"], settings["tau"])
+
+
 def test_the_record_holds_what_the_pass_says(model: Path, tmp_path: Path) -> None:
-    trainer = sft_trainer(model, tmp_path, [callback()])
+    trainer = sft_trainer(model, tmp_path, [callback(top_n=0.3)])
     trainer.train()
     run = RunFolder.open(tmp_path)
     assert run.steps == [0, 2, 4, 5]  # the base, every second step, and the end
@@ -37,6 +47,17 @@ def test_the_record_holds_what_the_pass_says(model: Path, tmp_path: Path) -> Non
     assert np.allclose(last.metric_clean, edges.heads.readings.metric_clean.numpy())
     assert np.allclose(last.edges_mean_abs[1], edges.select("recall").mean_abs().numpy())
     assert last.circuit_active.shape == (2, 2, 4)
+    circuits = {family: found_circuit(edges.select(family), run) for family in probes.family_names}
+    assert np.allclose(last.importance_draws, [found.importance_draws for found in circuits.values()])
+    for family, found in circuits.items():
+        logged = found.scalars()
+        assert logged.keys() >= {"edges", "stability", "half_agreement", "membership_changes_by_chance"}
+        at_end = run.scalars()[-1]
+        assert {key: at_end[f"{family}/circuit/{key}"] for key in logged} == pytest.approx(logged)
+        said = " ".join(run_data(run)["families"][family]["summary"]["sentences"])
+        newly, gone = at_end[f"{family}/circuit/newly_active"], at_end[f"{family}/circuit/dropped"]
+        inside = newly + gone <= logged["membership_changes_by_chance_high"]
+        assert f"{'within' if inside else 'more than'} its own null band" in said
     for row in run.scalars():
         assert row["row_sum_error"] < 1e-5
         assert row["stream_error"] < 1e-5

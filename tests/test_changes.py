@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from headwatch import evidence
 from headwatch.errors import UserError
-from headwatch.evidence import EvidenceSettings, Shares
+from headwatch.evidence import Estimate, EvidenceSettings, Shares
 from headwatch.evidence.settings import CONFIRMATIONS
 from headwatch.importance import effect
 
@@ -127,3 +127,42 @@ def test_fresh_pairs_at_every_probe_make_no_life() -> None:
         crossings += int((history.member[1:] ^ history.member[0]).sum())
     assert events <= 0.01 * 6 * 5 * 80
     assert crossings > 0.05 * 6 * 5 * 80  # and by membership there would have been plenty
+
+
+def moved(values: Floats) -> tuple[Estimate, Estimate]:
+    """Two probes between which the pairs of heads [N, K] move by `values`."""
+    v = values[:, None, :]
+    nothing = Estimate(np.zeros(v.shape[1:]), np.zeros(v.shape), np.zeros(v.shape[1:]))
+    return nothing, Estimate(v.mean(axis=0), v - v.mean(axis=0), np.zeros(v.shape[1:]))
+
+
+def test_only_heads_that_can_be_material_are_tested() -> None:
+    """What the others do has no say in q; those on the edge are in, and a t test takes all."""
+    rng = np.random.default_rng(20)
+    values = 0.5 + rng.standard_normal((20, 30))
+    values[:, 10:] *= 0.01
+    sizes = np.abs(values).mean(axis=0)
+    found = evidence.paired_change(*moved(values), "sign-flip", least=float(sizes[:10].min()))
+    alone = evidence.paired_change(*moved(values[:, :10]), "sign-flip")
+    np.testing.assert_allclose(found.q_value[:, :10], alone.q_value)
+    assert (found.q_value[:, 10:] == 1.0).all()
+    assert (found.p_value[:, 10:] < 1.0).all()
+    assert (alone.q_value < evidence.paired_change(*moved(values), "sign-flip").q_value[:, :10]).any()
+    by_t = [evidence.paired_change(*moved(values), "t", least).q_value for least in (0.0, 1e9)]
+    np.testing.assert_array_equal(*by_t)
+
+
+def test_choosing_heads_by_the_size_of_their_pairs_is_no_peeking() -> None:
+    """Nothing is true and a third of the heads chosen: any discovery stays at q; by the difference it would not."""
+    rng, q, runs = np.random.default_rng(21), 0.1, 600
+    any_found, by_difference = [], []
+    for _ in range(runs):
+        values = rng.standard_t(3, (16, 36)) * np.exp(rng.standard_normal(36))
+        least = float(np.quantile(np.abs(values).mean(axis=0), 2 / 3))
+        found = evidence.paired_change(*moved(values), "sign-flip", least)
+        assert (found.q_value < 1.0).sum() <= 12
+        any_found.append((found.q_value <= q).any())
+        chosen = np.abs(found.difference) >= np.quantile(np.abs(found.difference), 2 / 3)
+        by_difference.append((evidence.benjamini_hochberg(found.p_value, chosen) <= q).any())
+    assert np.mean(any_found) == pytest.approx(q, abs=4 * np.sqrt(q * (1 - q) / runs))
+    assert np.mean(by_difference) > 0.2

@@ -45,6 +45,14 @@ def test_a_head_has_a_life_in_each_family() -> None:
     assert set(lives) == {(0, 0), (0, 1), (1, 0), (2, 0), (2, 3)}
 
 
+def test_the_family_that_was_first_is_named_first() -> None:
+    told = two_families()
+    for events in (combined(told), combined({"recall": told["recall"], "addition": told["addition"]})):
+        assert events[0].families == ("addition", "recall")
+        assert [event.step for event in events[0].events] == [10, 20]
+        assert events[0].step == 10
+
+
 def test_second_times_join_second_times() -> None:
     run, other = Run(seed=5), Run(seed=6)
     other.history.family = "recall"

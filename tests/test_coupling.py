@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from headwatch.coupling import coupling_scalars, lagged_correlation, turnover
+from headwatch.coupling import coupling_scalars, lagged_correlation
 from headwatch.history import HeadHistory
 
 
@@ -130,26 +130,26 @@ def test_a_short_or_still_series_is_a_status() -> None:
     assert still.status == "constant"
 
 
+def test_lags_reach_no_farther_than_a_quarter_of_the_series() -> None:
+    rng = np.random.default_rng(6)
+    for n, reach in ((11, 2), (12, 3), (40, 3)):
+        found = lagged_correlation(rng.standard_normal(n), rng.standard_normal(n))
+        assert found.lags == tuple(range(-reach, reach + 1))
+
+
 def test_a_long_series_costs_no_more_arrangements() -> None:
     rng = np.random.default_rng(2)
     x = rng.standard_normal(500)
     assert lagged_correlation(x, np.roll(x, 1)).p_value < 0.001
 
 
-def test_turnover_counts_heads_that_joined_or_left() -> None:
-    active = np.array([[[1, 1, 0, 0]], [[1, 0, 1, 0]], [[1, 0, 1, 0]], [[0, 0, 0, 0]]], bool)
-    assert turnover(active) == [0, 2, 0, 2]
-    assert turnover(np.zeros((0, 1, 4), bool)) == []
-
-
 def test_scalars_say_when_there_is_not_enough() -> None:
     rng = np.random.default_rng(8)
     steps = list(range(0, 200, 10))
-    active = rng.random((20, 1, 30)) < 0.5
-    newly = [int(n) for n in active.sum((1, 2))]
+    newly, turnover = (rng.integers(0, 30, 20).tolist() for _ in range(2))
     rows = [{"step": step, "reward": float(rng.random())} for step in steps]
-    few = coupling_scalars(steps[:8], newly[:8], active[:8], rows, "reward")
+    few = coupling_scalars(steps[:8], newly[:8], turnover[:8], rows, "reward")
     assert few == {"coupling/reward/newly_active/enough": 0.0, "coupling/reward/turnover/enough": 0.0}
-    many = coupling_scalars(steps, newly, active, rows, "reward")
+    many = coupling_scalars(steps, newly, turnover, rows, "reward")
     assert many["coupling/reward/turnover/enough"] == 1.0
     assert {"rho", "lag", "p"} <= {name.rsplit("/", 1)[1] for name in many}

@@ -51,6 +51,14 @@ def test_the_computed_tail_is_that_of_the_permutations(kind: str) -> None:
     assert ratio[~likely].min() > 0.4
 
 
+def test_the_tail_stands_near_its_end() -> None:
+    """All differences but one of one sign: p of a few patterns, where the observed pattern's own part matters."""
+    values = np.abs(np.random.default_rng(5).standard_normal((15, 400))) + 0.2
+    values[0] *= -1.0
+    ratio = saddlepoint(values) / enumerated(values)
+    assert np.median(ratio) == pytest.approx(1.0, abs=0.025)
+
+
 @pytest.mark.parametrize("kind", VALUES)
 def test_64_pairs_agree_with_random_signs(kind: str) -> None:
     """Within 15 %, which a column whose sum hangs on one outlier needs; else far less."""

@@ -77,6 +77,13 @@ def test_survival_of_the_history_counts_first_spells_and_censors_the_last_probe(
     assert history.survival("base").time.tolist() == [0, 30]
 
 
+def test_where_nothing_survives_the_interval_goes_down_to_zero_from_the_last_upper_end() -> None:
+    curve = kaplan_meier([5.0, 10.0, 20.0], [True, True, True])
+    assert curve.survival[-1] == curve.lower[-1] == 0.0
+    assert curve.upper[-1] == curve.upper[-2] > 0.3
+    assert kaplan_meier([5.0], [True]).upper.tolist() == [1.0, 1.0]
+
+
 def test_kaplan_meier_is_lifelines(recwarn: pytest.WarningsRecorder) -> None:
     """The estimate and its log-log Greenwood interval, against the library that survival analysts use."""
     lifelines = pytest.importorskip("lifelines")

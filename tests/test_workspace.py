@@ -47,9 +47,9 @@ def test_every_panel_matches_what_a_training_logs(tmp_path: Path) -> None:
     assert [name for name in logged if re.fullmatch(panels["Alerts"], name)] == ["headwatch/alerts"]
     assert re.fullmatch(panels["Cohorts by first emergence"], "headwatch/addition/cohort/100")
     rng = np.random.default_rng(0)
-    active = rng.random((20, 1, 30)) < 0.5
+    newly, turnover = (rng.integers(0, 30, 20).tolist() for _ in range(2))
     rewards = [{"step": step, "reward": rng.random()} for step in range(20)]
-    coupled = coupling_scalars(range(20), [int(n) for n in active.sum((1, 2))], active, rewards, "reward")
+    coupled = coupling_scalars(range(20), newly, turnover, rewards, "reward")
     for end in ("rho", "lag", "p"):
         pattern = next(p for title, p in panels.items() if title.startswith("Coupling") and p.endswith(f"/{end}"))
         assert sum(bool(re.fullmatch(pattern, f"headwatch/addition/{name}")) for name in coupled) == 2

@@ -20,8 +20,15 @@ from headwatch.evidence.estimates import (
     shares,
     signal,
 )
-from headwatch.evidence.ranks import spearman
-from headwatch.evidence.resampling import NullBand, bootstrap_effect, bootstrap_shares, null_band, split_half_agreement
+from headwatch.evidence.ranks import ranks, spearman
+from headwatch.evidence.resampling import (
+    NullBand,
+    bootstrap_effect,
+    bootstrap_importance,
+    bootstrap_shares,
+    null_band,
+    split_half_agreement,
+)
 from headwatch.evidence.settings import EvidenceSettings
 from headwatch.evidence.sign_flip import sign_flip_p
 
@@ -35,6 +42,7 @@ __all__ = [
     "Shares",
     "benjamini_hochberg",
     "bootstrap_effect",
+    "bootstrap_importance",
     "bootstrap_shares",
     "carrying_set",
     "change",
@@ -45,6 +53,7 @@ __all__ = [
     "null_band",
     "paired_change",
     "proven",
+    "ranks",
     "raw_scores",
     "shares",
     "sign_flip_p",

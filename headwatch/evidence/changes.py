@@ -31,17 +31,22 @@ class Change:
         return self.difference - reach, self.difference + reach
 
 
-def change(before: Estimate, after: Estimate, settings: EvidenceSettings) -> Change:
-    """The change by the test that the settings name."""
-    return unpaired_change(before, after) if settings.test == "welch" else paired_change(before, after, settings.test)
+def change(before: Estimate, after: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Change:
+    """The change by the test that the settings name. least: the smallest change that counts (settings.among)."""
+    if settings.test == "welch":
+        return unpaired_change(before, after)
+    return paired_change(before, after, settings.test, least if settings.among == "movers" else 0.0)
 
 
-def paired_change(before: Estimate, after: Estimate, test: str = "t") -> Change:
+def paired_change(before: Estimate, after: Estimate, test: str = "t", least: float = 0.0) -> Change:
     """Two-sided paired test of every head's value, on the same pairs in the same order.
 
     v_i = after.influence_i - before.influence_i + difference; its mean is the difference, and standard error =
     sd(v) / sqrt(N). test: "t" (N - 1 degrees of freedom) or "sign-flip" (permutation distribution of the mean of v).
-    A difference of exactly zero has p = 1. q_value is Benjamini-Hochberg over all heads.
+    A difference of exactly zero has p = 1. q_value is Benjamini-Hochberg over all heads; under "sign-flip" over those
+    whose |v_i| are at least `least` on average (the others cannot have changed by so much, and get q = 1). That choice
+    looks at sizes alone, and flipping signs leaves every size as it is, so where nothing changed p is as uniform among
+    the chosen as among all. A t test has no such property, and takes all heads.
 
     What it promises, and where it does not hold (noise that is far from symmetric): docs/validity.md.
     """
@@ -54,9 +59,12 @@ def paired_change(before: Estimate, after: Estimate, test: str = "t") -> Change:
     spread = error_of_mean(apart)
     error = np.maximum(spread, floor)
     p = _t_test(difference, error, np.asarray(n_pairs - 1.0))
+    among = None
     if test == "sign-flip":  # what float32 cannot tell apart stays with the t test and its floor
-        p = np.where((difference != 0.0) & (spread > floor), sign_flip_p(apart + difference), p)
-    return Change(difference, error, p, benjamini_hochberg(p), np.full(p.shape, n_pairs - 1.0))
+        values = apart + difference
+        p = np.where((difference != 0.0) & (spread > floor), sign_flip_p(values), p)
+        among = np.abs(values).mean(axis=0) >= least
+    return Change(difference, error, p, benjamini_hochberg(p, among), np.full(p.shape, n_pairs - 1.0))
 
 
 def unpaired_change(before: Estimate, after: Estimate) -> Change:
@@ -72,15 +80,22 @@ def unpaired_change(before: Estimate, after: Estimate) -> Change:
     return Change(difference, error, p, benjamini_hochberg(p), freedom)
 
 
-def benjamini_hochberg(p_value: ArrayLike) -> Floats:
-    """Adjusted p values of any shape: rejecting where the result <= q keeps the false-discovery rate at q."""
+def benjamini_hochberg(p_value: ArrayLike, among: Bools | None = None) -> Floats:
+    """Adjusted p values of any shape: rejecting where the result <= q keeps the false-discovery rate at q.
+
+    among: bool of that shape, the hypotheses that are tested at all (None: all); the others get 1. It must have been
+    chosen by what says nothing of p where nothing is true.
+    """
     p = np.asarray(p_value, np.float64)
-    flat = p.ravel()
-    order = np.argsort(flat, kind="stable")[::-1]
-    rank = np.arange(flat.size, 0, -1)
-    adjusted = np.empty_like(flat)
-    adjusted[order] = np.minimum.accumulate(np.minimum(flat[order] * flat.size / rank, 1.0))
-    return adjusted.reshape(p.shape)
+    tested = np.ones(p.shape, np.bool_) if among is None else among
+    chosen = p[tested]
+    order = np.argsort(chosen, kind="stable")[::-1]
+    rank = np.arange(chosen.size, 0, -1)
+    values = np.empty_like(chosen)
+    values[order] = np.minimum.accumulate(np.minimum(chosen[order] * chosen.size / rank, 1.0))
+    adjusted = np.ones_like(p)
+    adjusted[tested] = values
+    return adjusted
 
 
 def proven(change: Change, level: float, least: float) -> Bools:

@@ -37,6 +37,17 @@ def bootstrap_shares(
     return resampled.reshape(resamples, *s.shape[1:])
 
 
+def bootstrap_importance(scores: ArrayLike, resamples: int = 200, seed: int = 0) -> Floats:
+    """The evidence rule's importance in bootstrap samples of the pairs, [resamples, L, H]; scores: [N, L, H].
+
+    The gap scales all shares alike and does not show. One seed draws the same samples of N pairs at every probe.
+    """
+    s = np.asarray(scores, np.float64)
+    weights = np.random.default_rng(seed).multinomial(len(s), np.full(len(s), 1.0 / len(s)), size=resamples)
+    size = np.abs(weights @ s.reshape(len(s), -1)).reshape(resamples, *s.shape[1:])
+    return size / np.maximum(size.sum(axis=(1, 2), keepdims=True), np.finfo(np.float64).tiny)
+
+
 Arrays = tuple[ArrayLike, ArrayLike, ArrayLike]  # scores [N, L, H], metric_clean [N], metric_corrupted [N]
 
 
@@ -46,8 +57,7 @@ def bootstrap_effect(before: Arrays, after: Arrays, resamples: int = 1000, seed:
     before, after: (scores, metric_clean, metric_corrupted) of the same frozen pairs at two probes; a sample takes the
     same pairs of both. Importance is the evidence rule's, |share| over the total. Quantiles of axis 0 are intervals.
     """
-    sizes = [np.abs(bootstrap_shares(*arrays, resamples=resamples, seed=seed)) for arrays in (before, after)]
-    pre, post = (size / size.sum(axis=(1, 2), keepdims=True) for size in sizes)
+    pre, post = (bootstrap_importance(scores, resamples, seed) for scores, _, _ in (before, after))
     return effect(post, pre)
 
 

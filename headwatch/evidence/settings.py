@@ -6,6 +6,7 @@ from typing import Any
 from headwatch.errors import UserError
 
 TESTS = ("t", "sign-flip", "welch")
+AMONG = ("all", "movers")
 CONFIRMATIONS = ("either", "level", "next", "none")
 
 
@@ -17,7 +18,9 @@ class EvidenceSettings:
     keep: a head that was in the set leaves it only outside the smallest set that carries this part (hysteresis). Where
       no true share changes (270 heads, about 42 in the set, 32 pairs), 1.9 heads cross the edge a probe without a band
       (keep = carry), 0.30 with 0.85 and 0.27 with 0.90 or 0.95; with 0.90 more planted lives are found in time.
-    q: Benjamini-Hochberg level over all heads of one family; how it is spent over probes is `confirm`.
+    q: Benjamini-Hochberg level over the heads of one family; how it is spent over probes is `confirm`.
+    among: which heads q counts under "sign-flip": "all", or "movers", those whose pairs have moved by `material` on
+      average, whichever way (`paired_change` says why that is no peeking). Other tests count all.
     material: the smallest change that counts, as a part of the base's total |share|.
     min_pairs: a family with fewer pairs says nothing.
     min_gap_t: a probe whose mean metric gap has a smaller |t| over pairs says nothing: a ratio needs a denominator. 4
@@ -38,6 +41,7 @@ class EvidenceSettings:
     min_gap_t: float = 4.0
     test: str = "sign-flip"
     confirm: str = "either"
+    among: str = "all"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.carry <= self.keep <= 1.0:
@@ -50,7 +54,7 @@ class EvidenceSettings:
             raise UserError(f"material={self.material}, min_gap_t={self.min_gap_t}: neither can be negative")
         if self.min_pairs < 2:
             raise UserError(f"min_pairs={self.min_pairs}: a paired test needs 2 pairs at the least")
-        for name, known in (("test", TESTS), ("confirm", CONFIRMATIONS)):
+        for name, known in (("test", TESTS), ("confirm", CONFIRMATIONS), ("among", AMONG)):
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"{name}={value!r}: give one of {', '.join(map(repr, known))}")
 

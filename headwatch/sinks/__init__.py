@@ -1,6 +1,6 @@
 """Where a run is shown while it trains: one small class a service, behind the interface `Sink`."""
 
-from headwatch.sinks.base import Figure, Figures, Scalars, Sink, Texts
+from headwatch.sinks.base import Figure, Figures, Row, Scalars, Sink, Texts
 from headwatch.sinks.choose import check_report_to, make_sinks
 from headwatch.sinks.tensorboard_sink import TensorBoardSink
 from headwatch.sinks.trackio_sink import TrackioSink
@@ -9,6 +9,7 @@ from headwatch.sinks.wandb_sink import WandbSink
 __all__ = [
     "Figure",
     "Figures",
+    "Row",
     "Scalars",
     "Sink",
     "TensorBoardSink",

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -16,8 +17,22 @@ Texts = Mapping[str, str]
 Figures = Mapping[str, Figure] | Callable[[], Mapping[str, Figure]]
 
 
+@dataclass
+class Row:
+    """One probe as a sink shows it: finite scalars, texts and, where there are some, figures (see Sink.log)."""
+
+    step: int
+    scalars: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    figures: Figures | None = None
+    final: bool = False
+
+
 class Sink:
-    """A sink that shows nothing, the base of the others. No service that is away or fails makes a sink raise."""
+    """A sink that shows nothing, the base of the others, which say in `show` how they show a row.
+
+    No service that is away or fails makes a sink raise.
+    """
 
     def log(
         self,
@@ -38,20 +53,22 @@ class Sink:
             texts: short lines by name ("alerts_text"); empty ones too, so that what is no longer so is taken back.
             final: this is known to be the run's last probe: its figures are not thinned out.
         """
-        self.scalars(step, scalars)
-        for name, text in (texts or {}).items():
-            self.text(step, name, text)
-        for name, figure in (figures() if callable(figures) else figures or {}).items():
-            self.figure(step, name, figure)
+        self.show(Row(step, finite(scalars), dict(texts or {}), figures, final))
 
     def scalars(self, step: int, scalars: Scalars) -> None:
-        """Show the scalars of a step."""
+        """Scalars alone."""
+        self.log(step, scalars)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Show one line of a step."""
+        """One text alone."""
+        self.log(step, {}, texts={name: text})
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
-        """Show one figure of a step."""
+        """One figure alone; where figures are thinned out it counts as a probe."""
+        self.log(step, {}, {name: figure})
+
+    def show(self, row: Row) -> None:
+        """Show one row, whatever of it the service can show."""
 
     def finish(self, timeout: float = 30.0) -> None:
         """Deliver what is still on its way, waiting at most `timeout` seconds; calling it twice does no harm."""

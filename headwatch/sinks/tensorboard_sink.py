@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from headwatch.sinks.base import PREFIX, Figures, Patience, Scalars, Sink, Texts, finite
+from headwatch.sinks.base import PREFIX, Patience, Row, Sink
 
 
 class TensorBoardSink(Sink):
@@ -19,34 +19,9 @@ class TensorBoardSink(Sink):
         self._writer: Any = None
         self._patience = Patience("writing for TensorBoard")
 
-    def log(
-        self,
-        step: int,
-        scalars: Scalars,
-        figures: Figures | None = None,
-        *,
-        texts: Texts | None = None,
-        final: bool = False,
-    ) -> None:
+    def show(self, row: Row) -> None:
         """The scalars and texts of one probe, flushed: they are on disk whatever happens next."""
-        self._write(step, finite(scalars), dict(texts or {}))
-
-    def scalars(self, step: int, scalars: Scalars) -> None:
-        """Scalars alone."""
-        self._write(step, finite(scalars), {})
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """One text alone."""
-        self._write(step, {}, {name: text})
-
-    def finish(self, timeout: float = 30.0) -> None:
-        """Close the event file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def _write(self, step: int, scalars: dict[str, float], texts: dict[str, str]) -> None:
-        if self._patience.out:
+        if self._patience.out or not (row.scalars or row.texts):
             return
         try:
             if self._writer is None:
@@ -54,16 +29,22 @@ class TensorBoardSink(Sink):
 
                 # Once a training: a resumed one hides what the earlier file tells from its first step on.
                 self._writer = SummaryWriter(
-                    str(self._folder), purge_step=step if step else None, filename_suffix=".headwatch"
+                    str(self._folder), purge_step=row.step if row.step else None, filename_suffix=".headwatch"
                 )
-            for name, value in scalars.items():
-                self._writer.add_scalar(PREFIX + name, value, step)
-            for name, text in texts.items():
+            for name, value in row.scalars.items():
+                self._writer.add_scalar(PREFIX + name, value, row.step)
+            for name, text in row.texts.items():
                 if text:
-                    self._writer.add_text(PREFIX + name, text, step)
+                    self._writer.add_text(PREFIX + name, text, row.step)
             self._writer.flush()
         except Exception as error:
             self._patience.failed(error)
+
+    def finish(self, timeout: float = 30.0) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 def trainers_folder(output_dir: str | os.PathLike[str]) -> Path:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from headwatch.sinks.base import PREFIX, STEP_KEY, Figures, Patience, Scalars, Sink, Texts, finite
+from headwatch.sinks.base import PREFIX, STEP_KEY, Patience, Row, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -28,25 +28,15 @@ class TrackioSink(Sink):
         self._own_run: Any = None
         self._patience = Patience("logging to trackio")
 
-    def log(
-        self,
-        step: int,
-        scalars: Scalars,
-        figures: Figures | None = None,
-        *,
-        texts: Texts | None = None,
-        final: bool = False,
-    ) -> None:
+    def show(self, row: Row) -> None:
         """One row a probe."""
-        self._log(step, {**finite(scalars), **(texts or {})})
-
-    def scalars(self, step: int, scalars: Scalars) -> None:
-        """One row of scalars alone."""
-        self._log(step, finite(scalars))
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """One row of one text alone."""
-        self._log(step, {name: text})
+        values = row.scalars | row.texts
+        if self._patience.out or not values:
+            return
+        try:
+            self._run().log({PREFIX + name: value for name, value in values.items()} | {STEP_KEY: row.step})
+        except Exception as error:
+            self._patience.failed(error)
 
     def finish(self, timeout: float = 30.0) -> None:
         """Write what is on its way and close the run, if this sink made it; the trainer's own is left open."""
@@ -58,14 +48,6 @@ class TrackioSink(Sink):
         except Exception as error:
             self._patience.failed(error)
         self._own_run = None
-
-    def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        if self._patience.out:
-            return
-        try:
-            self._run().log({PREFIX + name: value for name, value in values.items()} | {STEP_KEY: step})
-        except Exception as error:
-            self._patience.failed(error)
 
     def _run(self) -> Any:
         """The live run, whoever made it; else one of our own, which goes on with the one before it."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headwatch.errors import UserError
-from headwatch.sinks.base import PREFIX, STEP_KEY, Figure, Figures, Patience, Scalars, Sink, Texts, finite, plain
+from headwatch.sinks.base import PREFIX, STEP_KEY, Patience, Row, Sink, plain
 from headwatch.sinks.thinning import Budget
 from headwatch.sinks.wandb_run import existing_run, finish_run, run_info, start_run
 
@@ -27,13 +27,10 @@ MAX_WAITING = 32  # rows, each a probe: more means that W&B hangs
 
 
 @dataclass
-class _Row:
-    step: int
-    scalars: dict[str, float]
-    texts: dict[str, str]
-    figures: Figures | None
-    final: bool
-    run: Any = None  # bound when the row is handed over: a hyper-parameter search goes on to another run
+class _Bound(Row):
+    """A row with the run that it is for, bound when it is handed over: a hyper-parameter search goes on to another."""
+
+    run: Any = None
 
 
 class WandbSink(Sink):
@@ -64,38 +61,21 @@ class WandbSink(Sink):
         self._start_options = (project, name, config, run_id, entity)
         self._run: Any = None
         self._own_run: Any = None
-        self._held: deque[_Row] = deque(maxlen=MAX_WAITING)
-        self._rows: queue.Queue[_Row | None] = queue.Queue(maxsize=MAX_WAITING)
+        self._held: deque[Row] = deque(maxlen=MAX_WAITING)
+        self._rows: queue.Queue[_Bound | None] = queue.Queue(maxsize=MAX_WAITING)
         self._thread: threading.Thread | None = None
         self._finished = False
         self._budget = Budget(media_limit)
-        self._skipped: _Row | None = None  # the latest probe, if its figures were not shown
+        self._skipped: _Bound | None = None  # the latest probe, if its figures were not shown
         self._logging = Patience("logging to W&B")
         self._drawing = Patience("drawing figures for W&B")
 
-    def log(
-        self,
-        step: int,
-        scalars: Scalars,
-        figures: Figures | None = None,
-        *,
-        texts: Texts | None = None,
-        final: bool = False,
-    ) -> None:
-        """Hand over one probe as one row. Costs the training microseconds; see Sink.log for the arguments."""
-        self._take(_Row(step, finite(scalars), dict(texts or {}), figures, final))
-
-    def scalars(self, step: int, scalars: Scalars) -> None:
-        """One row of scalars alone."""
-        self._take(_Row(step, finite(scalars), {}, None, final=False))
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """One row of one text alone: a plain string of the history, no table."""
-        self._take(_Row(step, {}, {name: text}, None, final=False))
-
-    def figure(self, step: int, name: str, figure: Figure) -> None:
-        """One row of one figure alone, which counts as a probe in the thinning; `log` puts a probe into one row."""
-        self._take(_Row(step, {}, {}, {name: figure}, final=False))
+    def show(self, row: Row) -> None:
+        """Hand over one probe as one row; costs the training microseconds. A text is a plain string, no table."""
+        if self._finished or self._logging.out:
+            return
+        self._held.append(row)
+        self._hand_over()
 
     def run_info(self) -> dict[str, str | None] | None:
         """The run's id, project, entity and url (the last two None offline); None without a run that keeps anything."""
@@ -123,12 +103,6 @@ class WandbSink(Sink):
 
     # ---- the training's thread
 
-    def _take(self, row: _Row) -> None:
-        if self._finished or self._logging.out:
-            return
-        self._held.append(row)
-        self._hand_over()
-
     def _hand_over(self) -> None:
         """Give the held rows to the thread, as soon as there is a run."""
         if not self._held or (run := self._current_run()) is None:
@@ -140,8 +114,7 @@ class WandbSink(Sink):
             self._thread = threading.Thread(target=self._deliver, name="headwatch-wandb", daemon=True)
             self._thread.start()
         while self._held:
-            row = self._held.popleft()
-            row.run = run
+            row = _Bound(**vars(self._held.popleft()), run=run)
             try:
                 self._rows.put_nowait(row)
             except queue.Full:
@@ -171,7 +144,7 @@ class WandbSink(Sink):
         if self._skipped is not None:  # training ended before a probe that was announced as final
             self._log_row(replace(self._skipped, scalars={}, texts={}, final=True))
 
-    def _log_row(self, row: _Row) -> None:
+    def _log_row(self, row: _Bound) -> None:
         payload = {PREFIX + name: value for name, value in (row.scalars | row.texts).items()} | self._media(row)
         try:
             if payload:
@@ -179,7 +152,7 @@ class WandbSink(Sink):
         except Exception as error:
             self._logging.failed(error)
 
-    def _media(self, row: _Row) -> dict[str, Any]:
+    def _media(self, row: _Bound) -> dict[str, Any]:
         """A row's figures as W&B media; empty where it has none, they are thinned out or drawing fails."""
         if row.figures is None or self._drawing.out:
             return {}

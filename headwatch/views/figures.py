@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headwatch.history import HeadHistory
-from headwatch.importance import entropy, kurtosis
 from headwatch.lives import ACTIVE, NEWLY_ACTIVE, OF_BASE, is_in
 
 Figure = dict[str, Any]
@@ -96,16 +95,20 @@ def activation_frequency(history: HeadHistory) -> Figure:
 def effect_map(history: HeadHistory) -> Figure:
     """E(l, h) against the base, mean over the probes after it: effect [L][H] in [-1, 1], empty before there is one.
 
-    measure says what the importance is: edge scores under the circuit rule, |share| under the evidence rule. changed:
+    measure says what the importance is: edge scores under the circuit rule, |share| under the evidence rule. low, high
+    [L][H]: the 95 % interval over the pairs, for each head by itself; None where the record has no resamples. changed:
     heads whose share has changed significantly and materially by the last probe; E is large for tiny heads too.
     """
     told = sum(said == "ok" for said in history.signal)
     measure = "summed |edge score|, the paper’s" if history.rule == "circuit" else "|share|"
     effect = history.effect() if told > 1 else np.zeros((0, 0))
+    interval = history.effect_interval() if told > 1 else None
     changed = history.strengthened[-1] | history.weakened[-1] if history.steps else np.bool_(False)
     return {
         "step": history.steps[-1] if history.steps else None,
         "effect": plain(effect, 2),
+        "low": None if interval is None else plain(interval[0], 2),
+        "high": None if interval is None else plain(interval[1], 2),
         "measure": measure,
         "changed": _heads(changed),
     }
@@ -233,11 +236,10 @@ def concentration(history: HeadHistory) -> Figure:
 
     intensity: None under the circuit rule, which has no signed scores.
     """
-    importance = history.importance
     return {
-        "entropy": plain(np.array([entropy(at) for at in importance]), 3),
-        "kurtosis": plain(np.array([kurtosis(at) for at in importance]), 1),
-        "intensity": [significant(float(np.abs(at).sum()), 3) for at in history.raw],
+        "entropy": plain(np.array(history.entropy()), 3),
+        "kurtosis": plain(np.array(history.kurtosis()), 1),
+        "intensity": [significant(at, 3) for at in history.intensity()],
     }
 
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from headwatch.history import HeadHistory
-from headwatch.views.figures import plain
+from headwatch.views.figures import plain, significant
 
 # A report of 336 heads and 50 probes stays under 1 MB with these; a larger model keeps fewer probes, then fewer heads.
 MAX_PROBES = 64
 MAX_PATH_VALUES = 20_000  # a family and rule
 MAX_EDGE_VALUES = 30_000  # a family
+MAX_CHANGE_VALUES = 6_000  # a family
 EDGES_A_SIDE = 5
 SHARE_UNIT, IMPORTANCE_UNIT = 1e-4, 1e-5
 
@@ -63,12 +64,55 @@ def share_paths(
 def importance_paths(
     history: HeadHistory, heads: Sequence[tuple[int, int]], max_values: int = MAX_PATH_VALUES
 ) -> dict[str, Any] | None:
-    """The importance of heads over time (sum 1 over all heads), in units of 1e-5: probes, heads, rows as above."""
+    """The importance of heads over time (sum 1 over all heads), in units of 1e-5: probes, heads, rows as above.
+
+    low, high [K] [len(probes)]: the ends of the 95 % interval over resamples of the pairs, as distances from the row;
+    one 0 in place of a head's list where all of them are 0, as is a head's that is never in the circuit. Both None
+    where the record has no resamples.
+    """
     if not history.steps:
         return None
-    probes, kept = _room(len(history.steps), heads, max_values)
-    rows = [_in_units(history.importance[probes, layer, head], IMPORTANCE_UNIT) for layer, head in kept]
-    return {"probes": probes, "heads": [list(head) for head in kept], "rows": rows}
+    probes, kept = _room(len(history.steps), heads, max_values // 2)  # an interval is more numbers for the same room
+    value, low, high = history.importance, history.importance_low, history.importance_high
+    found: dict[str, Any] = {"probes": probes, "heads": [list(head) for head in kept], "low": None, "high": None}
+    found["rows"] = [_in_units(value[probes, layer, head], IMPORTANCE_UNIT) for layer, head in kept]
+    if np.isfinite(low).any():
+        for name, reach in (("low", value - low), ("high", high - value)):
+            rows = [_in_units(reach[probes, layer, head], IMPORTANCE_UNIT) for layer, head in kept]
+            found[name] = [row if any(row) else 0 for row in rows]
+    return found
+
+
+def change_table(
+    history: HeadHistory, heads: Sequence[tuple[int, int]], max_values: int = MAX_CHANGE_VALUES
+) -> dict[str, Any] | None:
+    """What has changed of each head since the base, and on what evidence, at as many probes as there is room for.
+
+    probes [Q]: indices of probes after the base with signal, the last one always. heads [K]. share, raw, importance
+    [K] [Q]: (difference, half the width of its 95 % interval, p, q) flat, the share and the importance as parts of 1;
+    None where a number is not finite. None under the circuit rule, and before there is such a probe.
+    """
+    tested = {of: history.change(of) for of in ("share", "raw", "importance")} if history.rule == "evidence" else {}
+    shown = np.isfinite(tested["share"].p_value).any(axis=(1, 2)) if tested else np.zeros(0, np.bool_)
+    after = np.flatnonzero(shown)
+    if not len(after):
+        return None
+    kept = heads[: max(1, max_values // 12)]
+    wanted = max(1, min(MAX_PROBES, max_values // (12 * max(1, len(kept)))))
+    probes = [int(after[-1 - i]) for i in (_thinned(len(after), wanted) if wanted > 1 else [0])]
+    found: dict[str, Any] = {"probes": sorted(probes), "heads": [list(head) for head in kept]}
+    for of, change in tested.items():
+        lower, upper = change.interval()
+        columns = (change.difference, (upper - lower) / 2.0, change.p_value, change.q_value)
+        found[of] = [
+            [
+                significant(float(c[p, layer, head]), n)
+                for p in found["probes"]
+                for c, n in zip(columns, (3, 2, 2, 2), strict=True)
+            ]
+            for layer, head in kept
+        ]
+    return found
 
 
 def strongest_edges(

@@ -135,17 +135,33 @@ def course_figure(history: HeadHistory, training: figures.Rows, about: str) -> A
 
 
 def effect_figure(effect: Figure, about: str) -> Any:
-    """E(l, h), layers across, heads down, from -1 (lost) to +1 (new); dots: changed significantly and materially."""
+    """E(l, h), layers across, heads down, from -1 (lost) to +1 (new); dots: changed significantly and materially.
+
+    A bar through a cell: the 95 % interval contains 0.
+    """
     values = effect["effect"]
     layers, heads = len(values), len(values[0])
     title = f"Effect E(l, h) against the base, mean over probes; importance: {effect['measure']}"
     if effect["changed"]:
         title += "\ndots: share changed significantly and materially by the last probe"
+    unsure = []
+    if effect["low"] is not None:
+        title += "\nstruck through: the 95 % interval over the pairs contains 0 (each head by itself)"
+        unsure = [
+            (layer, head)
+            for layer, rows in enumerate(zip(values, effect["low"], effect["high"], strict=True))
+            for head, (value, low, high) in enumerate(zip(*rows, strict=True))
+            if value and (low or 0.0) <= 0.0 <= (high or 0.0)
+        ]
     figure = _new_figure(1.0 + _map_height(layers, heads), f"{about}\n{title}")
     axes = figure.add_subplot()
     _map(axes, [[_blend(GAIN if (v or 0) > 0 else LOSS, abs(v or 0)) for v in row] for row in values])
     for layer, head in effect["changed"]:
         axes.plot(layer, head, "o", color=INK, markersize=1.8)
+    # One line with gaps: a line a cell would take longer than the rest of the figure.
+    across = [x for layer, _ in unsure for x in (layer - 0.3, layer + 0.3, np.nan)]
+    down = [y for _, head in unsure for y in (head + 0.3, head - 0.3, np.nan)]
+    axes.plot(across, down, color=SOFT, linewidth=0.5)
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 

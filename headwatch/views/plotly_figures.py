@@ -87,8 +87,12 @@ def activation_frequency(figure: Figure) -> Figure:
 
 
 def effect(figure: Figure) -> Figure:
-    """E(l, h) in [-1, 1], layers across, heads down."""
-    values = figure["effect"]
+    """E(l, h) in [-1, 1], layers across, heads down; the 95 % interval on hovering."""
+    values, known = figure["effect"], figure["low"] is not None
+    spans = [
+        [f"<br>95 %: {low} to {high}" if value else "" for value, low, high in zip(*sides, strict=True)]
+        for sides in (zip(values, figure["low"], figure["high"], strict=True) if known else ())
+    ]
     heatmap = {
         "type": "heatmap",
         "z": [list(row) for row in zip(*values, strict=True)],
@@ -97,7 +101,8 @@ def effect(figure: Figure) -> Figure:
         "colorscale": [[0, "#9a6412"], [0.5, "#f4f3ef"], [1, "#0b7a6f"]],
         "xgap": 1,
         "ygap": 1,
-        "hovertemplate": "L%{x}.H%{y}: %{z}<extra></extra>",
+        "text": [list(row) for row in zip(*spans, strict=True)],
+        "hovertemplate": "L%{x}.H%{y}: %{z}" + ("%{text}" if known else "") + "<extra></extra>",
     }
     n_layers, n_heads = len(values), len(values[0]) if values else 0
     title = f"Effect on {figure['measure']}, mean over probes"

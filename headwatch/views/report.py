@@ -136,6 +136,7 @@ def view_data(
         "lives": {key: lives[key] for key in ("heads", "group", "lives")},
         "shares": head_pages.share_paths(history, heads, pairs),
         "importance": head_pages.importance_paths(history, heads) if by_circuit else None,
+        "since_base": head_pages.change_table(history, heads),
         "noise": figures.noise(history),
         "turnover": figures.turnover(history),
         "concentration": figures.concentration(history),
@@ -167,18 +168,21 @@ def _family_data(run: "_ReadOnce", family: str, training: figures.Rows) -> dict[
     settings = run.manifest.get("settings") or {}
     metric = settings.get("metric")  # by family, where they are read by different ones
     index = run.families.index(family)
-    chance_of = {row["step"]: row.get(f"{family}/circuit/membership_changes_by_chance") for row in run.scalars()}
-    chance = [chance_of.get(step) for step in run.steps]
+    rules = {rule: view_data(history, training, heads, len(pairs)) for rule, history in histories.items()}
+    low, high = (_logged(run, f"{family}/circuit/membership_changes_by_chance_{end}") for end in ("low", "high"))
+    chance = None
+    if "circuit" in rules:
+        rules["circuit"]["noise"] |= {"low": low, "high": high}
+        chance = (low[-1], high[-1]) if low[-1] is not None and high[-1] is not None else None
     return {
         "pairs": len(pairs),
-        "summary": words.summary(by_evidence, histories.get("circuit"), accuracy, chance[-1] if chance else None),
-        "chance": chance if any(value is not None for value in chance) else None,
+        "summary": words.summary(by_evidence, histories.get("circuit"), accuracy, chance),
         "probe": {
             **figures.probe_curves(by_evidence, accuracy),
             "kl": [figures.significant(value, 3) for value in drift],
             "unit": str((metric.get(family) if isinstance(metric, dict) else metric) or ""),
         },
-        "rules": {rule: view_data(history, training, heads, len(pairs)) for rule, history in histories.items()},
+        "rules": rules,
         "edges": head_pages.strongest_edges(
             [place for place, step in enumerate(run.steps) if step in run.with_edges],
             lambda place: run.edges(run.steps[place], index),
@@ -187,6 +191,12 @@ def _family_data(run: "_ReadOnce", family: str, training: figures.Rows) -> dict[
             told,
         ),
     }
+
+
+def _logged(run: RunFolder, name: str) -> list[float | None]:
+    """A scalar at every probe of the run, None where it was not logged or not finite."""
+    values = {row["step"]: row.get(name) for row in run.scalars()}
+    return [values.get(step) for step in run.steps]
 
 
 def _examples(run: RunFolder) -> list[dict[str, str]]:

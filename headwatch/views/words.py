@@ -61,14 +61,14 @@ def summary(
     history: HeadHistory,
     circuit: HeadHistory | None = None,
     accuracy: Sequence[float | None] = (),
-    by_chance: float | None = None,
+    chance: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """One family in plain words: family, status, and sentences that each stand on a test or say that they do not.
 
     history: by the evidence rule. circuit: the same family by the paper's rule, where the run has circuits. accuracy:
-    [P] in [0, 1] or None. by_chance: membership changes of the paper's rule between two halves of the last probe's
-    pairs, where the run recorded it. status: "ok", "insufficient signal" (now, or at every probe), "base only" or
-    "no probe".
+    [P] in [0, 1] or None. chance: the null band of the paper's rule, (low, high) membership changes between two halves
+    of the last probe's pairs, where the run recorded it. status: "ok", "insufficient signal" (now, or at every probe),
+    "base only" or "no probe".
     """
     told = [index for index, said in enumerate(history.signal) if said == OK]
     said: list[str] = []
@@ -92,7 +92,7 @@ def summary(
         status = OK
         said += [_moved(history), _lives(history), _pending(history), _set_changes(history)]
     if circuit is not None and len(circuit.steps) > 1:
-        said.append(_by_circuit(circuit, by_chance))
+        said.append(_by_circuit(circuit, chance))
     said.append(_task(history, accuracy))
     return {"family": history.family, "status": status, "sentences": [sentence for sentence in said if sentence]}
 
@@ -128,7 +128,7 @@ def _moved(history: HeadHistory) -> str:
     if not up and not down:
         return f"None of {tested} heads changed its share of the work significantly and materially since the base."
     return (
-        f"{_n(up, 'head')} strengthened and {down} weakened since the base (of {tested} tested; significant, "
+        f"{_n(up, 'head')} strengthened and {down} weakened since the base (of {tested} heads; significant, "
         f"q ≤ {history.settings.q:g}, and material)."
     )
 
@@ -171,24 +171,31 @@ def _set_changes(history: HeadHistory) -> str:
         return ""
     return (
         f"Membership of the active set alone changed by {changed}; two samples of one probe’s pairs differ by "
-        f"{band.low:.0f} to {band.high:.0f}, so that is {_beside(changed, band)}."
+        f"{band.low:.0f} to {band.high:.0f}, so that is {_beside(changed, band.high)}."
     )
 
 
-def _by_circuit(circuit: HeadHistory, by_chance: float | None) -> str:
+def _by_circuit(circuit: HeadHistory, chance: tuple[float, float] | None) -> str:
     newly, gone = circuit.newly_active()[-1], circuit.counts()["dropped"][-1]
     beside = ""
-    if by_chance is not None:
-        verb = "within" if newly + gone <= by_chance else "more than"
-        beside = f", {verb} the {by_chance:.0f} (median) by which two halves of one probe’s pairs differ"
+    if chance is not None:
+        low, high = chance
+        beside = (
+            f", {_beside(newly + gone, high)}: two halves of one probe’s pairs differ by "
+            f"{_whole(low)} to {_whole(high)}"
+        )
     return (
         f"The paper’s membership count changed by {newly + gone} ({newly} newly active, {_n(gone, 'base head')} gone)"
         f"{beside}; membership is not tested."
     )
 
 
-def _beside(changed: int, band: Any) -> str:
-    return "within its own null band" if changed <= band.high else "more than its own null band"
+def _beside(changed: int, high: float) -> str:
+    return "within its own null band" if changed <= high else "more than its own null band"
+
+
+def _whole(count: float) -> str:
+    return f"{count:.3g}"
 
 
 def _task(history: HeadHistory, accuracy: Sequence[float | None]) -> str:

@@ -61,6 +61,8 @@ def test_every_probe_has_its_row_and_the_trainers_rows_are_untouched(
         sent = {f"headwatch/{key}": value for key, value in scalars.items() if isinstance(value, int | float)}
         sent.pop("headwatch/step", None)
         assert sent.items() <= row.items()
+        for family in probes.family_names:
+            assert f"headwatch/{family}/circuit/membership_changes_by_chance_high" in row
         assert not [key for key in row if not key.startswith("headwatch/") and key != "train/global_step"]
     assert watched.metrics["headwatch/*"] == "train/global_step"
     assert folder.manifest["wandb"]["id"] == watched.id

@@ -79,6 +79,40 @@ def test_strongest_edges_are_the_largest_of_the_matrix(grpo: RunFolder, history:
     assert list(zip(into[::3], into[1::3], strict=True)) == places[: len(into) // 3]
 
 
+def test_changes_keep_the_last_probe_within_their_budget(history: HeadHistory):
+    heads = head_pages.ranked_heads([history])[0]
+    whole = head_pages.change_table(history, heads)
+    assert whole["probes"] == list(range(1, len(history.steps)))  # the base has none
+    few = head_pages.change_table(history, heads, max_values=12 * len(heads))
+    assert few["probes"] == [len(history.steps) - 1]
+    assert head_pages.change_table(history, heads, max_values=24)["heads"] == [list(head) for head in heads[:2]]
+    layer, head = whole["heads"][3]
+    for of in ("share", "raw", "importance"):
+        change = history.change(of)
+        low, high = (side[4, layer, head] for side in change.interval())
+        told = (change.difference[4, layer, head], (high - low) / 2, change.p_value[4, layer, head])
+        np.testing.assert_allclose(whole[of][3][12:15], told, rtol=0.06)
+        assert few[of][3] == whole[of][3][-4:]
+    assert head_pages.change_table(HeadHistory(2, 2), [(0, 0)]) is None
+
+
+def test_importance_comes_with_the_ends_of_its_interval(grpo: RunFolder):
+    circuit = HeadHistory.from_run(grpo, rule="circuit")
+    heads = head_pages.ranked_heads([circuit])[0]
+    paths = head_pages.importance_paths(circuit, heads)
+    for k, (layer, head) in enumerate(heads):
+        for name, reach in (
+            ("low", circuit.importance - circuit.importance_low),
+            ("high", circuit.importance_high - circuit.importance),
+        ):
+            told = paths[name][k] or [0] * len(paths["probes"])
+            np.testing.assert_allclose(told, reach[paths["probes"], layer, head] * 1e5, atol=0.51)
+    assert 0 in paths["high"]  # a head that is never in the circuit takes no room
+    old = HeadHistory(2, 2, rule="circuit")
+    old.add_membership(0, np.eye(2) > 0, np.eye(2))
+    assert head_pages.importance_paths(old, [(0, 0)])["low"] is None
+
+
 def test_edges_have_a_budget_and_may_be_missing(grpo: RunFolder, history: HeadHistory):
     shape, heads = (history.n_layers, history.n_heads), head_pages.ranked_heads([history])[0]
     matrices = [grpo.read_scores(step).edges_mean_abs[0] for step in grpo.steps]

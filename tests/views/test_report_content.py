@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,10 @@ def test_summary_tells_every_family_apart(grpo: RunFolder, visit: Visit, tmp_pat
     for family, sentences in told.items():
         history, circuit = HeadHistory.from_run(grpo, family), HeadHistory.from_run(grpo, family, "circuit")
         accuracy = [float(grpo.read_scores(s).correct[grpo.pairs_of(family)].mean()) for s in grpo.steps]
-        assert sentences == words.summary(history, circuit, accuracy)["sentences"]
+        last = grpo.scalars()[-1]
+        chance = tuple(last[f"{family}/circuit/membership_changes_by_chance_{end}"] for end in ("low", "high"))
+        assert sentences == words.summary(history, circuit, accuracy, chance)["sentences"]
+        assert "its own null band: two halves" in " ".join(sentences)
     joined = [
         {f"L{a}.H{b}" for (a, b), g in zip(r["heads"], r["group"], strict=True) if g == "joined"}
         for r in (figures.life_raster(HeadHistory.from_run(grpo, family)) for family in grpo.families)
@@ -167,4 +171,71 @@ def test_an_event_shows_all_the_evidence_that_it_carries(grpo: RunFolder, visit:
     assert "raw score −0.01 → −0.7 (p 0.002)" in said
     assert "not confirmed yet" in said
     assert "(not confirmed yet)" in texts(page, "#events .event .kind")[0]
+    assert page.problems == []
+
+
+def test_a_head_shows_its_changes_with_interval_p_and_q(grpo: RunFolder, visit: Visit, tmp_path: Path):
+    history = HeadHistory.from_run(grpo, "addition")
+    layer, head = (int(i) for i in np.argwhere(history.state[-1] == 4)[0])
+    page = visit(write_report(grpo, tmp_path), f"family=addition&head=L{layer}.H{head}")
+    assert texts(page, "#head-body .changes tbody th") == ["Share of the work", "Raw score", "Part of all |share|"]
+    for of, cells in zip(("share", "raw", "importance"), page.run(CELLS), strict=True):
+        change = history.change(of)
+        unit = 1.0 if of == "raw" else 100.0
+        low, high = (unit * side[-1, layer, head] for side in change.interval())
+        told = [float(text.replace("−", "-").replace("%", "")) for text in (cells[0], *cells[1].split(" to "))]
+        rough = 0.01 * abs(unit * change.difference[-1, layer, head]) + 0.03 * (high - low)
+        np.testing.assert_allclose(told, [unit * change.difference[-1, layer, head], low, high], atol=rough)
+        for text, value in zip(cells[2:], (change.p_value, change.q_value), strict=True):
+            assert float(text.replace("−", "-")) == pytest.approx(value[-1, layer, head], rel=0.06)
+    assert page.problems == []
+
+
+CELLS = (
+    "[...document.querySelectorAll('#head-body .changes tbody tr')]"
+    ".map((r) => [...r.querySelectorAll('td')].map((c) => c.textContent))"
+)
+
+
+def test_effect_and_importance_carry_their_intervals(grpo: RunFolder, visit: Visit, tmp_path: Path):
+    circuit = HeadHistory.from_run(grpo, "addition", "circuit")
+    low, high = circuit.effect_interval()
+    unsure = (np.round(low, 2) <= 0) & (np.round(high, 2) >= 0)
+    assert 0 < unsure.sum() < unsure.size
+    layer, head = (int(i) for i in np.argwhere((circuit.importance > 0).all(axis=0))[0])
+    page = visit(write_report(grpo, tmp_path), f"family=addition&rule=circuit&head=L{layer}.H{head}")
+    assert page.run("document.querySelectorAll('#where .effect.unsure').length") == unsure.sum()
+    assert page.run("document.querySelectorAll('#where .effect').length") == unsure.size
+    assert page.run("document.querySelectorAll('#head-body .head-importance path.interval').length") == 1
+    about = page.run("document.querySelector('#head-body .facts').textContent")
+    assert "effect " in about
+    assert "(95 %: " in about
+    assert page.problems == []
+
+
+def test_a_record_without_resamples_is_drawn_without_intervals(grpo: RunFolder, visit: Visit, tmp_path: Path):
+    run = grpo.copy_to(tmp_path / "headwatch")
+    for step in run.steps:
+        run.write_scores(step, replace(run.read_scores(step), importance_draws=None))
+    page = visit(write_report(run), "family=addition&rule=circuit&head=L0.H0")
+    assert HeadHistory.from_run(run, "addition", "circuit").effect_interval() is None
+    assert page.run("document.querySelectorAll('#where .effect.unsure, .head-importance path.interval').length") == 0
+    assert page.run("getComputedStyle(document.querySelector('.legend span:has(.with-interval)')).display") == "none"
+    assert page.problems == []
+
+
+def test_persistence_is_told_for_all_and_by_cohort_at_any_step(grpo: RunFolder, visit: Visit, tmp_path: Path):
+    history = HeadHistory.from_run(grpo, "addition")
+    path = write_report(grpo, tmp_path)
+    for probe in (len(history.steps) - 1, 5):
+        newly = np.isin(history.state[: probe + 1], (4, 6))
+        ever, now = newly.any(axis=0), newly[-1]
+        page = visit(path, f"family=addition&rule=evidence&step={history.steps[probe]}")
+        said = texts(page, "#course .persistence p")[0]
+        assert said.startswith(f"Persistence: {now.sum()} of {ever.sum()} heads that ever emerged ")
+        cohorts = texts(page, "#course .persistence li")
+        first = np.argmax(newly, axis=0)
+        for line, index in zip(cohorts, np.unique(first[ever]), strict=True):
+            born = ever & (first == index)
+            assert line.startswith(f"since step {history.steps[index]}: {(born & now).sum()} of {born.sum()} (")
     assert page.problems == []

@@ -7,9 +7,10 @@ from headwatch.run_folder import RunFolder
 from headwatch.views import figures, words
 
 
-def test_summary_says_what_the_statistics_carry(grpo: RunFolder):
+@pytest.mark.parametrize("limit", [3.0, 40.5])
+def test_summary_says_what_the_statistics_carry(grpo: RunFolder, limit: float):
     history, circuit = HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit")
-    told = words.summary(history, circuit, [0.5] * (len(history.steps) - 1) + [0.75], by_chance=3.0)
+    told = words.summary(history, circuit, [0.5] * (len(history.steps) - 1) + [0.75], chance=(1.0, limit))
     assert (told["family"], told["status"]) == ("addition", "ok")
     moved = figures.changes(history)
     first, second, third, fourth, fifth = told["sentences"]
@@ -28,9 +29,19 @@ def test_summary_says_what_the_statistics_carry(grpo: RunFolder):
     assert ("within" if changed <= band.high else "more than") in third
     paper = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1]
     assert f"membership count changed by {paper}" in fourth
-    assert ("within the 3" if paper <= 3 else "more than the 3") in fourth
+    assert 3 < paper < 40
+    assert ("within" if limit > 40 else "more than") + " its own null band" in fourth
+    assert f"halves of one probe’s pairs differ by 1 to {limit:g};" in fourth
     assert "not tested" in fourth
     assert fifth.startswith("Probe accuracy 50 % → 75 %, metric gap ")
+
+
+def test_a_count_at_the_edge_of_its_band_is_inside(grpo: RunFolder):
+    history, circuit = HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit")
+    paper = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1]
+    for limit, said in ((paper, "within"), (paper - 1, "more than")):
+        told = " ".join(words.summary(history, circuit, chance=(0.0, float(limit)))["sentences"])
+        assert f"gone), {said} its own null band: two halves" in told
 
 
 def test_nothing_is_said_of_a_null_band_that_is_not_there(grpo: RunFolder):

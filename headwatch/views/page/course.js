@@ -130,3 +130,17 @@ function weakBands(svg, run, view, x, top, bottom) {
 }
 
 function clamp(value, low, high) { return Math.max(low, Math.min(high, value)); }
+
+/* Persistence up to now: how many of the heads that ever emerged are active, in all and by the step of first emergence. */
+function drawPersistence(box, run, view, now) {
+  box.replaceChildren();
+  const born = view ? view.cohorts.cohorts.map(({ step, active }) => ({ step, at: run.steps.indexOf(step), active })).filter((c) => c.at >= 0 && c.at <= now) : [];
+  if (!born.length) return;
+  const told = born.map(({ step, at, active }) => ({ step, all: active[at], left: active[now] }));
+  const sum = (name) => told.reduce((n, cohort) => n + cohort[name], 0), all = sum("all"), left = sum("left");
+  const said = element(box, "p", {}, `Persistence: ${left} of ${count(all, "head")} that ever emerged ${left === 1 ? "is" : "are"} active at step ${whole(run.steps[now])} (${percent(left / all)}).`);
+  if (told.length < 2) { said.append(` All first emerged at step ${whole(told[0].step)}.`); return; }
+  const more = element(box, "details"), list = element(more, "ul", { class: "plain-list" });
+  more.prepend(element(null, "summary", {}, "by cohort"));
+  for (const { step, all: n, left: m } of told) element(list, "li", {}, `since step ${whole(step)}: ${m} of ${n} (${percent(m / n)})`);
+}

@@ -1,4 +1,4 @@
-/* head.js: a head's own page, a dialog: its share with interval, raw score, importance, strongest edges, events. */
+/* head.js: a head's own page, a dialog: share, raw score and importance, what changed since the base, edges, events. */
 
 /* Row of a head in a table of paths ({heads, rows}); undefined where the report keeps none of it. */
 function pathRow(paths, head) {
@@ -19,7 +19,11 @@ function headPath(view, head) {
 function importancePath(run, head) {
   const family = run.families[chosen.family], paths = family && family.rules.circuit && family.rules.circuit.importance;
   const row = paths ? pathRow(paths, head) : undefined;
-  return row === undefined ? null : { probes: paths.probes, values: paths.rows[row].map((v) => (isNumber(v) ? v * 1e-5 : null)) };
+  if (row === undefined) return null;
+  const values = paths.rows[row].map((v) => (isNumber(v) ? v * 1e-5 : null));
+  if (!paths.low) return { probes: paths.probes, values };
+  const off = (reach, sign) => values.map((v, i) => (v === null || (reach && reach[i] === null) ? null : v + sign * (reach ? reach[i] : 0) * 1e-5));
+  return { probes: paths.probes, values, low: off(paths.low[row], -1), high: off(paths.high[row], 1) };
 }
 
 /* Name of a source (row of the edge matrix) or a target (column), in the order that Anatomy gives them. */
@@ -80,6 +84,26 @@ function domainOf(lists, pad) {
   return [low < 0 ? low - room : 0, high > 0 ? high + room : low < 0 ? 0 : pad];
 }
 
+const fine = (v) => (isNumber(v) ? `${v > 0 ? "+" : ""}${number(+(v * 100).toPrecision(3))} %` : "–");
+
+/* Change, interval, p and q of the share, the raw score and the importance since the base, at the last probe kept. */
+function changesOf(parent, run, view, head, now) {
+  const found = view.since_base, row = found ? pathRow(found, head) : undefined;
+  if (chosen.rule !== "evidence") return;
+  element(parent, "h3", {}, "Change since the base ").append(row === undefined ? "" : element(null, "small", {}, `paired, over the same pairs`));
+  if (row === undefined) { element(parent, "p", { class: "facts" }, found ? "Not kept for this head." : "There is no probe with signal after the base yet."); return; }
+  const q = Math.max(0, found.probes.filter((probe) => probe <= now).length - 1), step = run.steps[found.probes[q]];
+  const table_ = element(element(parent, "div", { class: "scroll" }), "table", { class: "changes" });
+  element(table_, "caption", {}, `At step ${whole(step)}${found.probes[q] > now ? ", the first that is kept" : found.probes[q] < now ? ", the last one kept up to now" : ""}. Each q is over the heads, for this measure alone.`);
+  const head_ = element(element(table_, "thead"), "tr"), body = element(table_, "tbody");
+  for (const name of ["", "change", "95 % interval", "p", "q"]) element(head_, "th", { scope: "col" }, name);
+  for (const [name, of, words] of [["Share of the work", "share", fine], ["Raw score", "raw", number], ["Part of all |share|", "importance", fine]]) {
+    const [change, reach, p, q_] = found[of][row].slice(4 * q, 4 * q + 4), line = element(body, "tr");
+    element(line, "th", { scope: "row" }, name);
+    for (const text of [words(change), isNumber(reach) ? `${words(change - reach)} to ${words(change + reach)}` : "–", number(p), number(q_)]) element(line, "td", {}, text);
+  }
+}
+
 function edgeTable(parent, caption, rows) {
   const box = element(parent, "div"), table_ = element(box, "table", { class: "edges" });
   element(table_, "caption", {}, caption);
@@ -132,7 +156,7 @@ function drawHeadPage(views, nows, scales) {
   const body = byId("head-body");
   body.replaceChildren();
   const paths = views.map((view) => headPath(view, head)), weights = runs.map((run) => importancePath(run, head));
-  const shareDomain_ = domainOf(paths.flatMap((p) => (p ? [p.low, p.high, p.share] : [])), 0.01), rawDomain = domainOf(paths.map((p) => (p ? p.raw : [])), 0.1), weightDomain = domainOf(weights.map((p) => (p ? p.values : [])), 0.001);
+  const shareDomain_ = domainOf(paths.flatMap((p) => (p ? [p.low, p.high, p.share] : [])), 0.01), rawDomain = domainOf(paths.map((p) => (p ? p.raw : [])), 0.1), weightDomain = domainOf(weights.flatMap((p) => (p ? [p.values, p.low || [], p.high || []] : [])), 0.001);
   const blocks = runs.map(() => element(body, "div"));
   runs.forEach((run, r) => {
     const block = blocks[r], view = views[r], now = nows[r];
@@ -145,7 +169,8 @@ function drawHeadPage(views, nows, scales) {
       drawPath(chart(block, "head-share", `Share of ${headName(head)} over the steps of ${run.name}, with its 95 % interval`), "Share of the work", "95 % interval over the pairs", run, view, head, Object.assign({ values: path_.share }, path_), shareDomain_, scales, now, percent);
       drawPath(chart(block, "head-raw", `Raw score of ${headName(head)} over the steps of ${run.name}`), "Raw score", `what corrupting the head would do to ${view.probe.unit || "the metric"}`, run, view, head, { probes: path_.probes, values: path_.raw }, rawDomain, scales, now, number);
     } else if (chosen.rule === "evidence") element(block, "p", { class: "facts" }, "This report keeps no path of this head: it was never active and did not change, and the model has more heads than there is room for.");
-    if (weight) drawPath(chart(block, "head-importance", `Importance of ${headName(head)} over the steps of ${run.name}`), "Importance", "the paper’s: part of all |edge score|", run, view, head, { probes: weight.probes, values: weight.values }, weightDomain, scales, now, percent);
+    changesOf(block, run, view, head, now);
+    if (weight) drawPath(chart(block, "head-importance", `Importance of ${headName(head)} over the steps of ${run.name}${weight.low ? ", with its 95 % interval" : ""}`), "Importance", `the paper’s: part of all |edge score|${weight.low ? "; 95 % of resamples" : ""}`, run, view, head, weight, weightDomain, scales, now, percent);
     const edges = edgesOf(run, head, now);
     element(block, "h3", {}, "Strongest edges ").append(edges ? element(null, "small", {}, `mean |edge score| over the pairs at step ${whole(edges.step)}; signs are lost`) : "");
     if (edges) { const pair = element(block, "div", { class: "edge-pair" }); edgeTable(pair, "Reads from", edges.into); edgeTable(pair, "Writes to", edges.out); }

@@ -61,8 +61,7 @@ function headLines(view, head, now) {
     const at = lastAtMost(path.probes, now);
     lines.push(`share ${percent(path.share[0])} → ${percent(path.share[at])}${path.low[at] === null ? "" : ` (${percent(path.low[at])} to ${percent(path.high[at])})`}`);
   }
-  const effect = view.effect.effect.length ? view.effect.effect[head[0]][head[1]] : null;
-  if (isNumber(effect)) lines.push(`effect ${effect > 0 ? "+" : ""}${number(effect)}`);
+  if (view.effect.effect.length && isNumber(view.effect.effect[head[0]][head[1]])) lines.push(effectWords(view, head));
   if (view.stability && isNumber(view.stability.now[head[0]][head[1]])) lines.push(`kept by ${percent(view.stability.now[head[0]][head[1]])} of the resamples at the last probe`);
   return lines;
 }

@@ -45,9 +45,10 @@ function drawEffect(svg, run, view, picked) {
   for (let l = 0; l < layers; l++) {
     for (let h = 0; h < heads; h++) {
       const head = [l, h], value = effect.length ? effect[l][h] : null;
-      mark(svg, "rect", Object.assign({ class: "cell" }, place(head)), `${headName(head)}\neffect ${isNumber(value) ? (value > 0 ? "+" : "") + number(value) : "not known yet"}`);
+      mark(svg, "rect", Object.assign({ class: "cell" }, place(head)), `${headName(head)}\n${isNumber(value) ? effectWords(view, head) : "effect not known yet"}`);
       if (!isNumber(value)) continue;
-      const fill = mark(svg, "rect", Object.assign({ class: "fill effect f-" + (value > 0 ? "gain" : "loss") }, place(head)));
+      const unsure = view.effect.low && view.effect.low[l][h] <= 0 && view.effect.high[l][h] >= 0, cell = place(head);
+      const fill = mark(svg, "rect", Object.assign({ class: `fill effect f-${value > 0 ? "gain" : "loss"}${unsure ? " unsure" : ""}` }, unsure ? smaller(cell) : cell));
       fill.style.opacity = Math.abs(value);
     }
   }
@@ -55,6 +56,13 @@ function drawEffect(svg, run, view, picked) {
   pick(svg, place, picked, run);
 }
 
+/* E of a head with its interval, where the record has one. */
+function effectWords(view, [l, h]) {
+  const signed = (v) => (v > 0 ? "+" : "") + number(v), { effect, low, high } = view.effect;
+  return `effect ${signed(effect[l][h])}${low && effect[l][h] ? ` (95 %: ${signed(low[l][h])} to ${signed(high[l][h])})` : ""}`;
+}
+
+const smaller = (p) => ({ x: p.x + p.width * 0.27, y: p.y + p.height * 0.27, width: p.width * 0.46, height: p.height * 0.46 });
 const inner = (p) => ({ x: p.x + 0.7, y: p.y + 0.7, width: Math.max(0.5, p.width - 1.4), height: Math.max(0.5, p.height - 1.4) });
 
 function pick(svg, place, picked, run) {

@@ -12,7 +12,7 @@ runs.forEach((run, index) => { run.letter = index < 26 ? String.fromCharCode(65 
 
 function viewOf(run) {
   const family = run.families[chosen.family], view = family && family.rules[chosen.rule];
-  if (view) Object.assign(view, { probe: family.probe, chance: chosen.rule === "circuit" ? family.chance : null });
+  if (view) view.probe = family.probe;
   return view || null;
 }
 
@@ -130,11 +130,11 @@ function keys(svg, move) {
 function courseColumn(run) {
   return column("course", run, (block) => {
     const svg = chart(block, "course", `Course of training of ${run.name}: newly active heads, retained base heads, reward or loss, and probe accuracy over the training step`);
-    const coupling = element(block, "p", { class: "facts" });
+    const persistence = element(block, "div", { class: "facts persistence" }), coupling = element(block, "p", { class: "facts" });
     const follow = (event) => { if (event.buttons & 1) { const at = svg.stepAt(event.clientX); setNow(steps.reduce((best, s, i) => (Math.abs(s - at) < Math.abs(steps[best] - at) ? i : best), 0)); } };
     svg.addEventListener("pointerdown", follow);
     svg.addEventListener("pointermove", follow);
-    return { svg, coupling };
+    return { svg, persistence, coupling };
   });
 }
 
@@ -149,7 +149,7 @@ function whereColumn(run) {
     });
     const [first, second] = shapes;
     legend(first.parentNode, [["base", "base head", "ramp"], ["new", "joined in training", "ramp"], ["", "active now", "swatch-outline"], ["unproven", "in the set without evidence", "round evidence-only"]]);
-    legend(second.parentNode, [["loss", "−1: importance lost", "ramp"], ["gain", "+1: importance gained", "ramp"], ["", "share changed significantly and materially", "round proven evidence-only"]]);
+    legend(second.parentNode, [["loss", "−1: importance lost", "ramp"], ["gain", "+1: importance gained", "ramp"], ["gain", "small: its 95 % interval contains 0", "speck with-interval"], ["", "share changed significantly and materially", "round proven evidence-only"]]);
     const inspector = element(block, "p", { class: "inspector", "aria-live": "polite" });
     const share = chart(block, "share", `Share of the chosen head over the steps of ${run.name}, with its 95 % interval`);
     const own = element(block, "button", { type: "button", class: "more own-page" }, "Open the head’s own page");
@@ -195,6 +195,7 @@ function draw(anew) {
   byId("now").setAttribute("aria-valuetext", stepWords());
   byId("print-state").textContent = steps.length ? `Shown: family ${chosen.family}${data.families.length > 1 ? ` (of ${data.families.join(", ")})` : ""}, ${chosen.rule} rule, ${stepWords()}.` : "";
   document.body.dataset.rule = chosen.rule;
+  document.body.dataset.interval = views.some((view) => view && view.effect.low) ? "yes" : "no";
   drawTitles();
   drawNote(views, nows);
   drawLedger(views, nows);
@@ -206,6 +207,7 @@ function draw(anew) {
     drawCourse(course.svg, run, view, scales, now);
     const weak = view && view.cohorts.signal.includes(false) ? "Hatched: probes with insufficient signal; heads keep the state they had. " : "";
     course.coupling.textContent = weak + (view ? view.coupling.map(couplingWords).join(" ") : "");
+    drawPersistence(course.persistence, run, view, now);
     drawFrequency(where.first, run, view, now, chosen.head);
     drawEffect(where.second, run, view, chosen.head);
     where.inspector.replaceChildren();
@@ -216,7 +218,7 @@ function draw(anew) {
     if (paths[r]) drawPath(where.share, `Share of ${headName(chosen.head)}`, "95 % interval", run, view, chosen.head, Object.assign({ values: paths[r].share }, paths[r]), domain, scales, now, percent);
     else {
       const weight = view && chosen.head ? importancePath(run, chosen.head) : null;
-      if (weight) drawPath(where.share, `Importance of ${headName(chosen.head)}`, "the paper’s: part of all |edge score|", run, view, chosen.head, weight, domainOf([weight.values], 0.001), scales, now, percent);
+      if (weight) drawPath(where.share, `Importance of ${headName(chosen.head)}`, "the paper’s: part of all |edge score|", run, view, chosen.head, weight, domainOf([weight.values, weight.low || [], weight.high || []], 0.001), scales, now, percent);
       else where.share.begin(1);
     }
     where.own.hidden = !chosen.head || !view;
@@ -247,7 +249,7 @@ function couplingWords(c) {
 function drawNote(views, nows) {
   const note = byId("rule-note"), settings = (runs[0] && runs[0].evidence) || {};
   if (chosen.rule === "evidence") {
-    note.textContent = `Evidence rule: every head is compared with itself on the same frozen pairs. A change counts when it survives the correction over all heads (q ≤ ${number(settings.q)}) and moves at least ${percent(settings.material)} of the base’s total share.`;
+    note.textContent = `Evidence rule: every head is compared with itself on the same frozen pairs. A change counts when it survives the correction over the heads (q ≤ ${number(settings.q)}) and moves at least ${percent(settings.material)} of the base’s total share.`;
     return;
   }
   const kept = views.map((view, r) => (view && view.stability ? `${runs.length > 1 ? runs[r].letter + " " : ""}${percent(view.stability.mean[nows[r]])}` : null)).filter(Boolean);

@@ -1,7 +1,7 @@
 /* signals.js: small charts of what stands beside the lives: chance, turnover, agreement, drift, spread, layers. */
 
 const SIGNALS = [
-  { id: "membership", title: "Changes of the active set", remark: "heads in or out since the base, evidence or not", note: (v) => (v && v.noise.high.some(isNumber) ? "Shaded: what two samples of one probe’s pairs differ by (95 %). A count inside it says nothing." : v && v.chance ? "Dashed: what two halves of one probe’s pairs differ by (median)." : "Its null band was not recorded for this rule."), line: (v) => v.noise.membership, band: (v) => [v.noise.low, v.noise.high], chance: (v) => v.chance, words: whole },
+  { id: "membership", title: "Changes of the active set", remark: "heads in or out since the base, evidence or not", note: (v) => (v && v.noise.high.some(isNumber) ? `Shaded: what two ${chosen.rule === "circuit" ? "halves" : "samples"} of one probe’s pairs differ by (95 %). A count inside it says nothing.` : "Its null band was not recorded for this rule."), line: (v) => v.noise.membership, band: (v) => [v.noise.low, v.noise.high], words: whole },
   { id: "turnover", title: "Turnover", remark: "heads gained and lost since the probe before", note: "By the chosen rule’s lives.", bars: (v) => [v.turnover.gained, v.turnover.lost], words: whole },
   { id: "split", title: "Agreement of two halves of the pairs", remark: "rank correlation of mean head scores", note: "Near 1: the ranking of heads does not hang on which pairs were drawn.", line: (v) => v.noise.split_half, range: [0, 1], words: number },
   { id: "kl", title: "KL of the probe answers from the base model", remark: "nats, mean over the pairs", note: "How far the model has moved on the probes, whatever the reward says.", line: (v) => v.probe.kl, words: number },
@@ -27,7 +27,6 @@ function signalDomain(signal, runs, views) {
     if (!view) return;
     if (signal.line) values.push(...signal.line(view).filter(isNumber));
     if (signal.band) values.push(...signal.band(view)[1].filter(isNumber));
-    if (signal.chance && signal.chance(view)) values.push(...signal.chance(view).filter(isNumber));
     const bars = signal.bars ? signal.bars(view) : signal.layers ? layerProfile(runs[r], view, runs[r].steps.length - 1) : null;
     if (bars) values.push(...bars[0], ...bars[1].map((n) => -n));
   });
@@ -60,7 +59,6 @@ function drawSignal(svg, signal, run, view, domain, scales, now) {
     const [low, high] = signal.band(view), known = steps.map((_, p) => p).filter((p) => isNumber(low[p]) && isNumber(high[p]));
     mark(svg, "path", { class: "band f-unproven chance", d: area(known.map((p) => [at(p), y(high[p])]), known.map((p) => [at(p), y(low[p])])) }, "what the sample of pairs alone does (95 %)");
   }
-  if (signal.chance && signal.chance(view)) mark(svg, "path", { class: "line chance", d: path(signal.chance(view).map((v, p) => [at(p), isNumber(v) ? y(v) : null])) }, "two halves of one probe’s pairs (median)");
   if (signal.bars || signal.layers) {
     const [up, down] = signal.layers ? layerProfile(run, view, now) : signal.bars(view);
     const room = signal.layers ? (right - LEFT) / layers : (right - LEFT) / Math.max(1, steps.length);
