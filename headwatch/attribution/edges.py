@@ -24,6 +24,7 @@ each head by a number):
   first part is a head's own, and the second one vector for all heads: W^T yhat in residual space.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -36,6 +37,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
+from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.ends import Endpoints
 from headwatch.attribution.runs import wide
 
@@ -79,10 +81,11 @@ class EdgeCollector:
     Args:
         anatomy: the model.
         pairs: B.
+        buffers: where large arrays come from, and where they go back to.
     """
 
-    def __init__(self, anatomy: Anatomy, pairs: int) -> None:
-        self.anatomy, self.pairs = anatomy, pairs
+    def __init__(self, anatomy: Anatomy, pairs: int, buffers: Buffers) -> None:
+        self.anatomy, self.pairs, self.buffers = anatomy, pairs, buffers
         self._reads: list[_AttentionReads] = []
         n_layers = anatomy.n_layers
         waves: list[list[int]] = [[] for _ in range(n_layers + 1)]  # the targets of each
@@ -97,11 +100,10 @@ class EdgeCollector:
         self._waiting: dict[int, Tensor] = {}  # gradients of a block's targets, [B T, R', M]
         self._missing: dict[int, int] = {}
         self._along: dict[int, list[_Along]] = {}  # what is to be taken off them
-        self._spare: list[Tensor] = []
 
     def take(self, ends: Endpoints) -> None:
         """The endpoint runs of the batch, whose differences are the sources; needed before the first backward pass."""
-        self.sources = source_differences(self.anatomy, ends)  # [B T, S, M]
+        self.sources = source_differences(self.anatomy, ends, self.buffers)  # [B T, S, M]
         self.length = len(self.sources) // self.pairs
         self.scores = self.sources.new_zeros(self.pairs, self.sources.shape[1], len(self.anatomy.targets))
         self._no_edge = ~self.anatomy.is_real().to(self.scores.device)
@@ -122,6 +124,12 @@ class EdgeCollector:
         """Check that every target had its gradient, and forget the pass."""
         assert not self._waiting, "a target never got its gradient"
         self._reads = []
+
+    def close(self) -> Tensor:
+        """The sum of the points' scores, [B, S, R]; after this the collector is done with."""
+        self.buffers.give(self.sources)
+        del self.sources
+        return self.scores
 
     def _attention_targets(self, index: int) -> list[int]:
         """One layer's attention, in the order in which its rows are made: all q, all k, all v."""
@@ -163,9 +171,9 @@ class EdgeCollector:
         block, first = self._place[target]
         targets = len(self._blocks[block])
         if block not in self._waiting:
-            fitting = [i for i, spare in enumerate(self._spare) if spare.shape[1] == targets]
             shape = (len(self.sources), targets, self.anatomy.d_model)
-            self._waiting[block] = self._spare.pop(fitting[0]) if fitting else self.sources.new_empty(shape)
+            most = math.prod(shape) // targets * max(map(len, self._blocks))
+            self._waiting[block] = self.buffers.take(self.sources, shape, most)
             self._missing[block] = targets
         self._missing[block] -= width
         return self._waiting[block][:, first : first + width]
@@ -178,11 +186,13 @@ class EdgeCollector:
         vectors = self._waiting.pop(block)
         self._take_off(vectors, self._along.pop(block, []))
         n_sources = 1 + self._last_wave[block] * (self.anatomy.n_heads + 1)
-        products = torch.bmm(self.sources[:, :n_sources], vectors.mT)  # [B T, S', R']
+        most = self.sources[..., 0].numel() * max(map(len, self._blocks))
+        products = self.buffers.take(vectors, (len(vectors), n_sources, vectors.shape[1]), most)
+        torch.bmm(self.sources[:, :n_sources], vectors.mT, out=products)
         columns = torch.tensor(self._blocks[block], device=self.scores.device)
         summed = products.unflatten(0, (self.pairs, self.length)).sum(1)
         self.scores[:, :n_sources, columns] += summed.masked_fill_(self._no_edge[:n_sources, columns], 0)
-        self._spare.append(vectors)
+        self.buffers.give(vectors, products)
 
     def _logits_gradient(self, grad: Tensor) -> None:
         self._residual_gradient(grad, len(self.anatomy.targets) - 1)
@@ -304,10 +314,10 @@ def _by_head(grads: Tensor, states: Tensor, heads: int) -> Tensor:
     return (groups * states).sum(-1).flatten(-2)
 
 
-def source_differences(anatomy: Anatomy, ends: Endpoints) -> Tensor:
+def source_differences(anatomy: Anatomy, ends: Endpoints, buffers: Buffers) -> Tensor:
     """delta_s of every source, [B T, S, M]: what it adds to the residual stream, corrupted - clean."""
     batch, length, width = ends.input.shape
-    out = ends.input.new_empty(batch * length, len(anatomy.sources), width)
+    out = buffers.take(ends.input, (batch * length, len(anatomy.sources), width))
     out[:, 0] = ends.input.flatten(0, 1)
     for index, layer in enumerate(anatomy.layers):
         matrix, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
