@@ -8,6 +8,7 @@ from headwatch import Anatomy, score_edges, score_heads
 from headwatch.attribution import edges as edges_module
 from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.edges import EdgeCollector
+from headwatch.attribution.ends import interpolated
 from headwatch.attribution.memory import batch_sizes
 from headwatch.attribution.naive import naive_edges, naive_heads
 
@@ -86,6 +87,15 @@ def test_splitting_changes_nothing(how: dict[str, float], dtype: torch.dtype) ->
     whole = score_edges(model, probes, batch_size=7)
     parts = score_edges(model, probes, **how)
     assert largest_error(parts.per_pair, whole.per_pair) < (1e-9 if dtype == torch.float64 else 1e-5)
+
+
+def test_a_point_that_is_an_end_is_that_end_to_the_last_bit() -> None:
+    clean, corrupted = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    middle, *ends = interpolated(clean, corrupted, [0.5, 1.0, 0.0]).split(2)
+    assert torch.equal(torch.stack(ends), torch.stack([clean, corrupted]))
+    assert torch.allclose(middle, (clean + corrupted) / 2)
+    third = interpolated(clean, corrupted, [1 / 3])
+    assert torch.allclose(third, clean / 3 + 2 * corrupted / 3, atol=1e-6)
 
 
 def test_a_small_budget_splits_the_path_too() -> None:
