@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from headwatch.anatomy import Anatomy, Layer, Norm, compute_type
 from headwatch.attribution.batches import Batch
+from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.edges import EdgeCollector
 from headwatch.attribution.ends import Endpoints, EndRecorder, interpolated
 from headwatch.attribution.metrics import Metric, Reads, clean_reference, logit_diff
@@ -54,7 +55,7 @@ class BatchPass:
         metric: what is read.
         path: the points whose gradients are wanted.
         points_at_once: how many of them share a forward and a backward pass.
-        with_edges: also score edges.
+        buffers: where the arrays of edges come from; None scores heads alone.
     """
 
     def __init__(
@@ -65,14 +66,14 @@ class BatchPass:
         metric: Metric,
         path: Path,
         points_at_once: int,
-        with_edges: bool,
+        buffers: Buffers | None,
     ) -> None:
         self.anatomy, self.call, self.batch = anatomy, call, batch
         self.metric, self.path, self.points_at_once = metric, path, points_at_once
         self.output = OutputMatrix(anatomy)
         self.recorder = EndRecorder(anatomy)
         self.ends: Endpoints | None = None
-        self.edges = EdgeCollector(anatomy, batch.size) if with_edges else None
+        self.edges = None if buffers is None else EdgeCollector(anatomy, batch.size, buffers)
 
     def run(self) -> BatchScores:
         """Everything, in the order in which no run is done twice."""
@@ -99,7 +100,7 @@ class BatchPass:
         return BatchScores(
             heads=self.heads / m,
             input=self.input / m,
-            edges=None if self.edges is None else self.edges.scores.div_(m),
+            edges=None if self.edges is None else self.edges.close().div_(m),
             ends=self.ends,
             reference=clean_reference(self.ends.clean_logits),
         )

@@ -11,7 +11,8 @@ xhat_k. So
 
     edge(s, h) = sum_t  delta_s . (w * W_h^T A_h)  -  sum_{t,k} (delta_s . xhat_k) c_{h,k}
 
-is one matrix product of the sources' differences with [w * W_h^T A_h, xhat_k], layer by layer, in the backward pass.
+is one matrix product of the sources' differences with the gradients w * W_h^T A_h - sum_k xhat_k c_{h,k}, a few layers
+at a time, in the backward pass.
 
 Other architectures change a factor or add a correction of the same shape (a vector for each token and point, taken off
 each head by a number):
@@ -23,8 +24,10 @@ each head by a number):
   first part is a head's own, and the second one vector for all heads: W^T yhat in residual space.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,6 +37,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
+from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.ends import Endpoints
 from headwatch.attribution.runs import wide
 
@@ -54,7 +58,7 @@ class _Along:
     Attributes:
         numbers: [m B, T, R''].
         vectors: [m B, T, M].
-        first: where these targets begin among those of their wave.
+        first: where these targets begin among those of their block.
     """
 
     numbers: Tensor
@@ -62,37 +66,47 @@ class _Along:
     first: int
 
 
+# About how many targets are multiplied with the sources at once. Fewer are bound by reading the sources: of
+# SmolLM2-135M's layers, of 28 targets each, one at a time was multiplied at 40 GFLOP/s and four at 70 (docs/log.md).
+TARGETS_AT_ONCE = 100
+
+
 class EdgeCollector:
     """Collects a batch's edge scores through hooks while the interpolated runs go forward and backward.
 
-    Targets that read the same sources are multiplied with them in one product: wave w reads the input and the first w
-    layers. Layer w's attention is in it, and the MLP before it (beside it, where they are parallel); the logits are in
-    the last one.
+    Wave w are the targets that read the input and the first w layers: layer w's attention, and the MLP before it
+    (beside it, where they are parallel); the logits are in the last one. A block of successive waves is multiplied with
+    all that the last of them reads in one product, of which the edges that do not exist are left out.
 
     Args:
         anatomy: the model.
         pairs: B.
+        buffers: where large arrays come from, and where they go back to.
     """
 
-    def __init__(self, anatomy: Anatomy, pairs: int) -> None:
-        self.anatomy, self.pairs = anatomy, pairs
+    def __init__(self, anatomy: Anatomy, pairs: int, buffers: Buffers) -> None:
+        self.anatomy, self.pairs, self.buffers = anatomy, pairs, buffers
         self._reads: list[_AttentionReads] = []
-        self._mlp_wave = [index + (not layer.parallel) for index, layer in enumerate(anatomy.layers)]
-        self._waves: list[list[int]] = [[] for _ in range(anatomy.n_layers + 1)]  # the targets of each
-        for index, wave in enumerate(self._mlp_wave):
-            self._waves[index] += self._attention_targets(index)
-            self._waves[wave].append(anatomy.mlp_target(index))
-        self._waves[-1].append(len(anatomy.targets) - 1)
-        self._waiting: dict[int, Tensor] = {}  # gradients of a wave's targets, [B T, R', M]
+        n_layers = anatomy.n_layers
+        waves: list[list[int]] = [[] for _ in range(n_layers + 1)]  # the targets of each
+        for index, layer in enumerate(anatomy.layers):
+            waves[index] += self._attention_targets(index)
+            waves[index if layer.parallel else index + 1].append(anatomy.mlp_target(index))
+        waves[-1].append(len(anatomy.targets) - 1)
+        at_once = max(1, round(TARGETS_AT_ONCE / (3 * anatomy.n_heads + 1)))
+        self._last_wave = [min(first + at_once - 1, n_layers) for first in range(0, n_layers + 1, at_once)]
+        self._blocks = [list(chain(*waves[first : first + at_once])) for first in range(0, n_layers + 1, at_once)]
+        self._place = {target: (b, row) for b, block in enumerate(self._blocks) for row, target in enumerate(block)}
+        self._waiting: dict[int, Tensor] = {}  # gradients of a block's targets, [B T, R', M]
         self._missing: dict[int, int] = {}
         self._along: dict[int, list[_Along]] = {}  # what is to be taken off them
-        self._spare: list[Tensor] = []
 
     def take(self, ends: Endpoints) -> None:
         """The endpoint runs of the batch, whose differences are the sources; needed before the first backward pass."""
-        self.sources = source_differences(self.anatomy, ends)  # [B T, S, M]
+        self.sources = source_differences(self.anatomy, ends, self.buffers)  # [B T, S, M]
         self.length = len(self.sources) // self.pairs
         self.scores = self.sources.new_zeros(self.pairs, self.sources.shape[1], len(self.anatomy.targets))
+        self._no_edge = ~self.anatomy.is_real().to(self.scores.device)
 
     def start(self) -> list[RemovableHandle]:
         """Put the hooks on for one forward pass; call `finish` after its backward pass."""
@@ -110,6 +124,12 @@ class EdgeCollector:
         """Check that every target had its gradient, and forget the pass."""
         assert not self._waiting, "a target never got its gradient"
         self._reads = []
+
+    def close(self) -> Tensor:
+        """The sum of the points' scores, [B, S, R]; after this the collector is done with."""
+        self.buffers.give(self.sources)
+        del self.sources
+        return self.scores
 
     def _attention_targets(self, index: int) -> list[int]:
         """One layer's attention, in the order in which its rows are made: all q, all k, all v."""
@@ -143,50 +163,48 @@ class EdgeCollector:
 
         return hook
 
-    # Backward: a target's rows wait until all of their wave are there (layers come last to first; where attention and
+    # Backward: a target's rows wait until all of their block are there (layers come last to first; where attention and
     # MLP are parallel, in any order).
 
-    def _rows(self, wave: int, first: int, width: int) -> Tensor:
-        """Where some targets of a wave put their gradients: [B T, width, M]. What was used before is used again."""
-        targets = len(self._waves[wave])
-        if wave not in self._waiting:
-            fitting = [i for i, spare in enumerate(self._spare) if spare.shape[1] == targets]
+    def _rows(self, target: int, width: int) -> Tensor:
+        """Where targets of a block put their gradients, from this one on: [B T, width, M]. Buffers are used again."""
+        block, first = self._place[target]
+        targets = len(self._blocks[block])
+        if block not in self._waiting:
             shape = (len(self.sources), targets, self.anatomy.d_model)
-            self._waiting[wave] = self._spare.pop(fitting[0]) if fitting else self.sources.new_empty(shape)
-            self._missing[wave] = targets
-        self._missing[wave] -= width
-        return self._waiting[wave][:, first : first + width]
+            most = math.prod(shape) // targets * max(map(len, self._blocks))
+            self._waiting[block] = self.buffers.take(self.sources, shape, most)
+            self._missing[block] = targets
+        self._missing[block] -= width
+        return self._waiting[block][:, first : first + width]
 
-    def _contract_when_complete(self, wave: int) -> None:
-        """Add the products of a wave's gradients with the sources that it reads to the scores."""
-        if self._missing[wave]:
+    def _contract_when_complete(self, target: int) -> None:
+        """Add the products of this target's block with the sources that it reads to the scores."""
+        block, _ = self._place[target]
+        if self._missing[block]:
             return
-        vectors = self._waiting.pop(wave)
-        for along in self._along.pop(wave, []):
-            self._take_off(vectors, along)
-        n_sources = 1 + wave * (self.anatomy.n_heads + 1)
-        # [B T, R', S'], and not the other way round: R' is small and odd, which MKL wants in front (28: 1.5 x faster).
-        products = torch.bmm(vectors, self.sources[:, :n_sources].mT)
-        columns = torch.tensor(self._waves[wave], device=self.scores.device)
-        self.scores[:, :n_sources, columns] += products.unflatten(0, (self.pairs, self.length)).sum(1).mT
-        self._spare.append(vectors)
+        vectors = self._waiting.pop(block)
+        self._take_off(vectors, self._along.pop(block, []))
+        n_sources = 1 + self._last_wave[block] * (self.anatomy.n_heads + 1)
+        most = self.sources[..., 0].numel() * max(map(len, self._blocks))
+        products = self.buffers.take(vectors, (len(vectors), n_sources, vectors.shape[1]), most)
+        torch.bmm(self.sources[:, :n_sources], vectors.mT, out=products)
+        columns = torch.tensor(self._blocks[block], device=self.scores.device)
+        summed = products.unflatten(0, (self.pairs, self.length)).sum(1)
+        self.scores[:, :n_sources, columns] += summed.masked_fill_(self._no_edge[:n_sources, columns], 0)
+        self.buffers.give(vectors, products)
 
     def _logits_gradient(self, grad: Tensor) -> None:
-        self._residual_gradient(grad, self.anatomy.n_layers, len(self.anatomy.targets) - 1)
+        self._residual_gradient(grad, len(self.anatomy.targets) - 1)
 
     def _mlp_gradient(self, index: int) -> Callable[[Tensor], None]:
-        def hook(grad: Tensor) -> None:
-            target = self.anatomy.mlp_target(index)
-            self._residual_gradient(grad, self._mlp_wave[index], target)
-            self.scores[:, self.anatomy.mlp_source(index), target] = 0  # not an edge
+        return lambda grad: self._residual_gradient(grad, self.anatomy.mlp_target(index))
 
-        return hook
-
-    def _residual_gradient(self, grad: Tensor, wave: int, target: int) -> None:
+    def _residual_gradient(self, grad: Tensor, target: int) -> None:
         with torch.no_grad():
-            rows = self._rows(wave, self._waves[wave].index(target), 1)
+            rows = self._rows(target, 1)
             rows[:, 0] = wide(grad.unflatten(0, (-1, self.pairs)).sum(0, dtype=rows.dtype)).flatten(0, 1)
-            self._contract_when_complete(wave)
+            self._contract_when_complete(target)
 
     def _projection_gradient(self, index: int, projection: Projection) -> Callable[[Tensor], None]:
         def hook(grad: Tensor) -> None:
@@ -196,7 +214,7 @@ class EdgeCollector:
             if len(reads.grads) == len(KINDS):
                 with torch.no_grad():
                     self._attention_gradients(index, reads)
-                    self._contract_when_complete(index)
+                    self._contract_when_complete(self.anatomy.attention_targets(index).start)
                 self._reads[index] = _AttentionReads()
 
         return hook
@@ -205,8 +223,8 @@ class EdgeCollector:
         """Make the gradients at the copies of one layer's q, k and v: see the formulas at the top."""
         anatomy, layer = self.anatomy, self.anatomy.layers[index]
         heads, width, model_width = anatomy.n_heads, anatomy.head_dim, anatomy.d_model
-        first = self._waves[index].index(anatomy.attention_targets(index).start)
-        rows = self._rows(index, first, 3 * heads)
+        block, first = self._place[anatomy.attention_targets(index).start]
+        rows = self._rows(anatomy.attention_targets(index).start, 3 * heads)
         norm = layer.attn_norm
         x = r = weight = None
         if norm is not None:
@@ -238,7 +256,7 @@ class EdgeCollector:
                 torch.mm(summed[:, head], per_head[head * len(per_head) // heads], out=mine[:, head])
             if along_y is not None:
                 at = first + place * heads
-                self._along.setdefault(index, []).append(_Along(along_y, yhat @ through_all, at))
+                self._along.setdefault(block, []).append(_Along(along_y, yhat @ through_all, at))
             if scale is not None and norm is not None:
                 own = off_bias if norm_behind is None else off_bias * norm_behind.weight
                 along_x = _by_head(grads, own, heads) * scale
@@ -246,7 +264,7 @@ class EdgeCollector:
                     along_x = along_x - along_y * (yhat * off_bias).sum(-1, keepdim=True)
                 numbers.append(along_x / model_width)
         if x is not None and r is not None:
-            self._along.setdefault(index, []).append(_Along(torch.cat(numbers, -1), x * r, first))
+            self._along.setdefault(block, []).append(_Along(torch.cat(numbers, -1), x * r, first))
 
     def _sum_over_points(self, grads: Tensor, scale: Tensor | None) -> Tensor:
         """Sum of the points' gradients, each times its own number: [m B, T, W], [m B, T, 1] -> [B T, W]."""
@@ -256,14 +274,23 @@ class EdgeCollector:
         scale = rearrange(scale, "(k b) t 1 -> (b t) 1 k", b=self.pairs).contiguous()  # else bmm goes token by token
         return torch.bmm(scale, grads)[:, 0]
 
-    def _take_off(self, rows: Tensor, along: _Along) -> None:
-        """Take every point's numbers times its vectors off the rows [B T, R', M]."""
-        numbers, vectors = (
-            rearrange(t, "(k b) t w -> (b t) k w", b=self.pairs) for t in (along.numbers, along.vectors)
+    def _take_off(self, rows: Tensor, along: list[_Along]) -> None:
+        """Take every point's numbers times its vectors off the rows [B T, R', M].
+
+        Numbers are padded to all of the rows: of some of them only, baddbmm would go token by token.
+        """
+        if not along:
+            return
+        width = rows.shape[1]
+        numbers = torch.cat(
+            [self._by_token(F.pad(a.numbers, (a.first, width - a.first - a.numbers.shape[-1]))) for a in along], 1
         )
-        after = rows.shape[1] - along.first - numbers.shape[-1]
-        padded = F.pad(numbers, (along.first, after))  # of some rows only, baddbmm would go token by token
-        rows.baddbmm_(padded.mT, vectors, alpha=-1)
+        vectors = torch.cat([self._by_token(a.vectors) for a in along], 1)
+        rows.baddbmm_(numbers.mT, vectors, alpha=-1)
+
+    def _by_token(self, states: Tensor) -> Tensor:
+        """[m B, T, W] -> [B T, m, W]."""
+        return rearrange(states, "(k b) t w -> (b t) k w", b=self.pairs)
 
 
 def _maps(layer: Layer, norm: Norm | None, width: int) -> Iterator[tuple[Kind, Norm | None, Tensor, Tensor]]:
@@ -287,10 +314,10 @@ def _by_head(grads: Tensor, states: Tensor, heads: int) -> Tensor:
     return (groups * states).sum(-1).flatten(-2)
 
 
-def source_differences(anatomy: Anatomy, ends: Endpoints) -> Tensor:
+def source_differences(anatomy: Anatomy, ends: Endpoints, buffers: Buffers) -> Tensor:
     """delta_s of every source, [B T, S, M]: what it adds to the residual stream, corrupted - clean."""
     batch, length, width = ends.input.shape
-    out = ends.input.new_empty(batch * length, len(anatomy.sources), width)
+    out = buffers.take(ends.input, (batch * length, len(anatomy.sources), width))
     out[:, 0] = ends.input.flatten(0, 1)
     for index, layer in enumerate(anatomy.layers):
         matrix, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)

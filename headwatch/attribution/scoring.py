@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from headwatch.anatomy import Anatomy, compute_type
 from headwatch.attribution.batch_pass import BatchPass, BatchScores
 from headwatch.attribution.batches import Batch, batches
+from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.ends import Endpoints
 from headwatch.attribution.memory import PeakMemory, batch_sizes
 from headwatch.attribution.metrics import Metric, Reads, accuracy, mean_relative_error, resolve_metric
@@ -194,10 +195,11 @@ def _run_all(
     size, points_at_once = batch_sizes(
         anatomy, probes, len(settings.path.points), batch_size, memory_budget_gb, reuse_prefix
     )
+    buffers = Buffers() if with_edges else None
     peak = PeakMemory(like.device)
     with peak, read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call:
         for number, batch in enumerate(batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64)):
-            found = BatchPass(anatomy, call, batch, settings.metric, settings.path, points_at_once, with_edges).run()
+            found = BatchPass(anatomy, call, batch, settings.metric, settings.path, points_at_once, buffers).run()
             if not number:  # it costs as much as o_proj, and what it looks for is there in every batch
                 _refuse_other_streams(parts, found.ends)
             _store(parts, batch, settings, found)

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import largest_error, random_pairs, tiny_model
 
 from headwatch import Anatomy, UserError, score_edges, score_heads
+from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.memory import batch_sizes, default_budget_gb
 from headwatch.attribution.naive import naive_edges
 
@@ -96,6 +97,23 @@ def test_the_peak_is_what_the_pass_took() -> None:
     )
     assert small.heads.peak_memory_mb is not None
     assert large.heads.peak_memory_mb > small.heads.peak_memory_mb + 20
+
+
+def test_an_array_is_lent_to_one_at_a_time_and_used_again() -> None:
+    buffers, like = Buffers(), torch.zeros(1)
+    first, second = buffers.take(like, (3, 4)), buffers.take(like, (2, 2), most=20)
+    places = first.data_ptr(), second.data_ptr()
+    assert first.shape == (3, 4)
+    assert len(set(places)) == 2
+    buffers.give(first, second)
+    again, large = buffers.take(like, (2, 5)), buffers.take(like, (4, 5))  # the smallest that is large enough
+    assert (again.data_ptr(), large.data_ptr()) == places
+    assert buffers.take(like, (1,)).data_ptr() not in places  # all that came back is lent
+    assert (again.shape, large.shape) == ((2, 5), (4, 5))
+    wide = torch.zeros(1, dtype=torch.float64)
+    buffers.give(again)
+    assert buffers.take(wide, (2, 5)).data_ptr() != places[0]  # twice as many bytes
+    assert buffers.take(wide, (2, 3)).dtype == torch.float64
 
 
 def test_a_path_of_the_clean_run_alone_says_nothing_under_kl() -> None:

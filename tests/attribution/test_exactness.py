@@ -5,6 +5,10 @@ import torch
 from tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_pairs, tiny_model
 
 from headwatch import Anatomy, score_edges, score_heads
+from headwatch.attribution import edges as edges_module
+from headwatch.attribution.buffers import Buffers
+from headwatch.attribution.edges import EdgeCollector
+from headwatch.attribution.ends import interpolated
 from headwatch.attribution.memory import batch_sizes
 from headwatch.attribution.naive import naive_edges, naive_heads
 
@@ -25,6 +29,19 @@ def test_edges_equal_the_naive_reference_in_every_architecture(architecture: str
         assert edges.checks.stream < 1e-9
     heads = score_heads(model, probes, steps=2)
     assert largest_error(heads.per_pair, edges.head_scores().per_pair) < 1e-9
+
+
+@pytest.mark.parametrize("at_once", [1, 30])
+@pytest.mark.parametrize("architecture", ["llama-biases", "neox", "olmo2"])
+def test_layers_share_a_product_or_not(architecture: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny models have so few targets that all of their layers would share one."""
+    model, probes = tiny_model(architecture), random_pairs(2)
+    monkeypatch.setattr(edges_module, "TARGETS_AT_ONCE", at_once)
+    blocks = EdgeCollector(Anatomy.of(model), 1, Buffers())._blocks
+    assert len(blocks) == (len(Anatomy.of(model).layers) + 1 if at_once == 1 else 2)
+    edges = score_edges(model, probes, steps=2)
+    assert largest_error(edges.per_pair, naive_edges(model, probes, steps=2)) < 1e-9
+    assert edges.per_pair[:, ~edges.is_real].abs().max() == 0
 
 
 @pytest.mark.parametrize(("metric", "alphas"), RULES)
@@ -70,6 +87,15 @@ def test_splitting_changes_nothing(how: dict[str, float], dtype: torch.dtype) ->
     whole = score_edges(model, probes, batch_size=7)
     parts = score_edges(model, probes, **how)
     assert largest_error(parts.per_pair, whole.per_pair) < (1e-9 if dtype == torch.float64 else 1e-5)
+
+
+def test_a_point_that_is_an_end_is_that_end_to_the_last_bit() -> None:
+    clean, corrupted = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    middle, *ends = interpolated(clean, corrupted, [0.5, 1.0, 0.0]).split(2)
+    assert torch.equal(torch.stack(ends), torch.stack([clean, corrupted]))
+    assert torch.allclose(middle, (clean + corrupted) / 2)
+    third = interpolated(clean, corrupted, [1 / 3])
+    assert torch.allclose(third, clean / 3 + 2 * corrupted / 3, atol=1e-6)
 
 
 def test_a_small_budget_splits_the_path_too() -> None:

@@ -1,5 +1,6 @@
 """Random models of every supported architecture, small enough for the naive reference, and pairs for them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,6 +87,15 @@ def tiny_model(architecture: str, dtype: torch.dtype = torch.float64, attention:
     if dtype == torch.float64:
         widen(model)
     return model
+
+
+def softmax_in_float64(softmax: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """torch's softmax, which float64 stays float64 in: eager attention casts its own to float32, whatever the dtype."""
+
+    def wide(x: torch.Tensor, dim: Any = None, dtype: Any = None, **kwargs: Any) -> torch.Tensor:
+        return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **kwargs)
+
+    return wide
 
 
 def widen(model: nn.Module) -> None:
