@@ -77,7 +77,7 @@ def test_every_pair_is_scored_once_and_told_by_its_number(tmp_path: Path) -> Non
         )
         checks = Checks(0.5, (0.1, 0.2)[rank], (0.4, 0.3)[rank])
         part = replace(part, checks=checks, seconds=1.0 + rank, peak_memory_mb=(7.0, 6.0)[rank])
-        whole = share.gather(part, probes)
+        whole = share.gather(part, probes, dict.fromkeys(probes.families, "nll"))
         told = [whole.per_pair[:, 1, 2], whole.input, whole.readings.metric_corrupted, whole.readings.correct]
         cost = (whole.seconds, whole.peak_memory_mb, whole.checks.row_sums, whole.checks.stream)
         return share.rows, seen, [x.tolist() for x in told], cost, whole.checks.completeness, len(whole.families)

@@ -123,6 +123,7 @@ class WatchArguments:
     evidence_confirm: str = field(
         default=RULE.confirm, metadata={"help": "how events answer for many probes: either, level, next or none"}
     )
+    evidence_among: str = field(default=RULE.among, metadata={"help": "heads that q counts: all or movers (sign-flip)"})
     evidence_min_pairs: int = field(default=RULE.min_pairs, metadata={"help": "fewer pairs of a family say nothing"})
     evidence_min_gap_t: float = field(
         default=RULE.min_gap_t, metadata={"help": "a probe whose metric gap has a smaller |t| says nothing"}
