@@ -106,7 +106,8 @@ def test_head_page_tells_share_interval_events_and_edges(path: Path, grpo: RunFo
     assert f"emerged at step {event.step}" in text
     assert f"→ {100 * history.share[at][head]:.0f} %" in text
     assert "On recall: " in text
-    assert page.run("document.querySelectorAll('#head-body svg .interval').length") == 1
+    drawn = "[...document.querySelectorAll('#head-body svg')].map((c) => c.querySelectorAll('.interval').length)"
+    assert page.run(drawn) == [1, 0, 1]  # of the share and of the importance
     charts = page.run("[...document.querySelectorAll('#head-body svg')].map((c) => c.getAttribute('aria-label'))")
     assert [label.split(" ")[0] for label in charts] == ["Share", "Raw", "Importance"]
     # The edges by name, from the matrix itself and Anatomy's order of names.
@@ -238,7 +239,7 @@ def test_paper_shows_every_section_whole(path: Path, grpo: RunFolder, visit: Vis
     page.media("print")
     page.size(718, 1000)  # an A4 sheet less its margins
     shown = page.run(
-        """Object.fromEntries([...document.querySelectorAll('main section, main details')].filter((s) => !s.hidden)
+        """Object.fromEntries([...document.querySelectorAll('main section, main details[id]')].filter((s) => !s.hidden)
           .map((s) => [s.id, s.getBoundingClientRect().height]))"""
     )
     assert set(shown) == {"ledger", "course", "where", "lives", "signals", "events", "survival", "reading", "details"}
