@@ -62,6 +62,8 @@ class LaggedCorrelation:
 
     def words(self, first: str, second: str) -> str:
         """One sentence that names the lag and the p-value."""
+        if self.status == CONSTANT:
+            return f"{first} beside {second}: one of the two never changes."
         if self.status != OK:
             return f"{first} beside {second}: {self.status} ({self.n} probes; {MIN_PROBES} are needed)."
         lag = self.lags[self.best]

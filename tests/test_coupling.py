@@ -153,3 +153,8 @@ def test_scalars_say_when_there_is_not_enough() -> None:
     many = coupling_scalars(steps, newly, turnover, rows, "reward")
     assert many["coupling/reward/turnover/enough"] == 1.0
     assert {"rho", "lag", "p"} <= {name.rsplit("/", 1)[1] for name in many}
+
+
+def test_what_never_changes_is_said_so() -> None:
+    flat = lagged_correlation(np.zeros(20), np.arange(20.0))
+    assert flat.words("Heads", "reward") == "Heads beside reward: one of the two never changes."

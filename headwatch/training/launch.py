@@ -114,9 +114,21 @@ def _run(
             keep_order(trainer, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(recipe.training.output_dir)
+    let_go_of_ddp(trainer)
     if hasattr(trainer, "end"):  # transformers 5.18: closes trackers and the process group
         trainer.end()
     return trainer
+
+
+def let_go_of_ddp(trainer: Any) -> None:
+    """Drop the DDP wrapper while the process group still lives.
+
+    DDP's reducer is destroyed with the interpreter's lock held. Were it the last to hold the group, it would join the
+    group's threads there, and one of them may be waiting for that lock: a training that has ended would never exit.
+    """
+    if trainer.model_wrapped is not trainer.model:
+        trainer.model_wrapped = trainer.model
+        trainer.accelerator.free_memory()  # its list of wrapped models; collects cycles too
 
 
 def make_trainer(
