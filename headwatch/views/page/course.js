@@ -142,5 +142,6 @@ function drawPersistence(box, run, view, now) {
   if (told.length < 2) { said.append(` All first emerged at step ${whole(told[0].step)}.`); return; }
   const more = element(box, "details"), list = element(more, "ul", { class: "plain-list" });
   more.prepend(element(null, "summary", {}, "by cohort"));
+  more.open = document.body.classList.contains("printing");  // made anew at every drawing
   for (const { step, all: n, left: m } of told) element(list, "li", {}, `since step ${whole(step)}: ${m} of ${n} (${percent(m / n)})`);
 }
