@@ -78,7 +78,7 @@ class BatchPass:
     def run(self) -> BatchScores:
         """Everything, in the order in which no run is done twice."""
         with self.output.nothing():
-            cache = prefix_cache(self.call, self.batch)
+            cache = prefix_cache(self.call, self.anatomy, self.batch)
         self._ends_alone(cache)
         first = next(iter(self.recorder.embeddings.values()))
         device, dtype, shape = first.device, wide(first[:0]).dtype, first.shape
@@ -112,7 +112,7 @@ class BatchPass:
         rows = {end: slice(i * self.batch.size, (i + 1) * self.batch.size) for i, end in enumerate(ends)}
         ids = torch.cat([self._ids(end) for end in ends])
         with hooked(*self.recorder.hooks(rows)), self.output.whole():
-            self.recorder.take_logits(rows, run(self.call, self.batch, ids, cache))
+            self.recorder.take_logits(rows, run(self.call, self.anatomy, self.batch, ids, cache))
         if self.path.end is None:
             self._take_ends()
 
@@ -165,10 +165,10 @@ class BatchPass:
     def _forward(self, ids: Tensor, cache: Cache | None) -> Tensor:
         """Logits at the read positions, with every target's hooks on."""
         if self.edges is None:
-            return run(self.call, self.batch, ids, cache)
+            return run(self.call, self.anatomy, self.batch, ids, cache)
         with query_head_copies(self.anatomy), hooked(*self.edges.start()):
             # The hooks may go once the graph is there: what they asked autograd for stays asked.
-            return run(self.call, self.batch, ids, cache, heads_per_kv=self.anatomy.heads_per_kv)
+            return run(self.call, self.anatomy, self.batch, ids, cache, heads_per_kv=self.anatomy.heads_per_kv)
 
     def _head_hooks(self) -> list[RemovableHandle]:
         handles = []

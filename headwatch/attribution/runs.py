@@ -129,11 +129,40 @@ class OutputMatrix:
             del self._head.forward
 
 
-def run(call: Call, batch: Batch, ids: Tensor, cache: Cache | None, heads_per_kv: int = 1) -> Tensor:
+@contextmanager
+def last_mlp_where_read(anatomy: Anatomy, columns: int) -> Iterator[None]:
+    """Inside, the last layer's MLP runs on the last columns alone, where logits are read, and adds 0 to the others.
+
+    Nothing reads what it would add there, so no logit, gradient or score depends on it: three quarters of a layer less.
+    Left alone are experts whose routers' logits the model collects, to compare them with the padding of all columns.
+    """
+    layer, handles = anatomy.layers[-1], []
+    length = 0
+
+    def narrow(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal length
+        length = args[0].shape[1]
+        return (args[0][:, -columns:], *args[1:])
+
+    def widen(module: Any, args: Any, output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        states = F.pad(states, (0, 0, length - states.shape[1], 0))
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    if not getattr(anatomy.model.config, "output_router_logits", False):
+        # After every other hook that looks at what the MLP reads, and before those that look at what it adds.
+        handles.append(layer.mlp_reads.register_forward_pre_hook(narrow))
+        handles.append(layer.mlp_adds.register_forward_hook(widen, prepend=True))
+    with hooked(*handles):
+        yield
+
+
+def run(call: Call, anatomy: Anatomy, batch: Batch, ids: Tensor, cache: Cache | None, heads_per_kv: int = 1) -> Tensor:
     """Run the model on the columns after the cut, for one or several copies of the batch one after the other.
 
     Args:
         call: the model's forward pass.
+        anatomy: the model.
         batch: the pairs.
         ids: token ids, [n B, T - C].
         cache: keys and values of the prefix, or None when there is none (C = 0).
@@ -150,14 +179,15 @@ def run(call: Call, batch: Batch, ids: Tensor, cache: Cache | None, heads_per_kv
             past.update(_copies(keys, times, heads_per_kv), _copies(values, times, heads_per_kv), layer)
     # FlashAttention and the causal kernel of sdpa take no mask; leaving it out where nothing is padded lets them run.
     padded = bool((batch.mask == 0).any())
-    out = call(
-        input_ids=ids,
-        attention_mask=batch.mask.repeat(times, 1) if padded else None,
-        position_ids=batch.positions[:, batch.cut :].repeat(times, 1),
-        past_key_values=past,
-        use_cache=past is not None,
-        logits_to_keep=batch.keep,
-    )
+    with last_mlp_where_read(anatomy, batch.keep):
+        out = call(
+            input_ids=ids,
+            attention_mask=batch.mask.repeat(times, 1) if padded else None,
+            position_ids=batch.positions[:, batch.cut :].repeat(times, 1),
+            past_key_values=past,
+            use_cache=past is not None,
+            logits_to_keep=batch.keep,
+        )
     return batch.pick_reads(out.logits[:, -batch.keep :])
 
 
@@ -166,19 +196,20 @@ def _copies(states: Tensor, times: int, heads_per_kv: int) -> Tensor:
 
 
 @torch.no_grad()
-def prefix_cache(call: Call, batch: Batch) -> Cache | None:
+def prefix_cache(call: Call, anatomy: Anatomy, batch: Batch) -> Cache | None:
     """Keys and values of the columns before the cut, where the clean and the corrupted prompt are the same."""
     if not batch.cut:
         return None
     cut = slice(0, batch.cut)
     past = DynamicCache()
-    call(
-        input_ids=batch.clean[:, cut],
-        attention_mask=batch.mask[:, cut],
-        position_ids=batch.positions[:, cut],
-        past_key_values=past,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    with last_mlp_where_read(anatomy, 1):
+        call(
+            input_ids=batch.clean[:, cut],
+            attention_mask=batch.mask[:, cut],
+            position_ids=batch.positions[:, cut],
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
+        )
     layers: list[Any] = past.layers
     return [(layer.keys, layer.values) for layer in layers]

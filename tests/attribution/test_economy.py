@@ -51,6 +51,34 @@ def test_logits_are_computed_where_they_are_read() -> None:
     assert "forward" not in vars(model.lm_head)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "olmo2", "gpt2", "mixtral"])
+def test_the_last_mlp_runs_where_logits_are_read(name: str) -> None:
+    model, probes = tiny_model(name), random_pairs(4, side="none").select([1, 2, 3])
+    anatomy = Anatomy.of(model)
+    mlps = [layer.mlp_adds for layer in anatomy.layers]
+    seen: list[list[int]] = [[], []]
+    handles = [
+        mlp.register_forward_hook(lambda module, args, output, place=place: seen[place].append(args[0].shape[1]))
+        for place, mlp in ((0, mlps[0]), (1, mlps[-1]))
+    ]
+    edges = score_edges(model, probes, steps=M, batch_size=3)
+    for handle in handles:
+        handle.remove()
+    assert set(seen[1]) == {1}  # one read position: the last
+    assert max(seen[0]) > 1
+    assert largest_error(edges.per_pair, naive_edges(model, probes, steps=M)) < 1e-9
+    assert not mlps[-1]._forward_hooks
+    assert not anatomy.layers[-1].mlp_reads._forward_pre_hooks
+
+
+def test_the_last_mlp_is_whole_where_its_router_is_collected() -> None:
+    """The model holds all layers' router logits against the padding of all columns."""
+    model, probes = tiny_model("mixtral", torch.float32), random_pairs(4, side="left")
+    expected = score_edges(model, probes, steps=M).per_pair
+    model.config.output_router_logits = True
+    assert largest_error(score_edges(model, probes, steps=M).per_pair, expected) < 1e-5
+
+
 @pytest.mark.parametrize("how", ["own forward", "adapter"])
 def test_an_output_matrix_that_is_not_plain_is_left_alone(how: str) -> None:
     """GRPOTrainer's cast_lm_head_to_fp32 puts a forward of its own on it, PEFT puts an adapter around it."""
