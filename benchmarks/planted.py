@@ -21,7 +21,7 @@ counted, and beside it those that the truth does not have.
 import argparse
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ STEPS, EVERY = 12, 2
 N_TRUTH, TRUTH_SEED = 1024, 90_001
 FAMILIES = ("addition", "carry")
 CLEAR = 0.025  # a planted change of this part of all work (five times materiality) counts for the headline
+SIZES_FROM = (0.0, 0.025, 0.035, 0.05)  # where the rows of the table by size begin
 Head = tuple[int, int]
 Scale = dict[Head, float]
 
@@ -283,6 +284,7 @@ class Count:
     given: int = 0  # of these, with any event
     false: int = 0  # of these, with an event that the truth does not have of that head at any probe
     no_signal: int = 0  # families and probe sets that said "insufficient signal" at some probe
+    by_size: dict[float, list[int]] = field(default_factory=dict)  # of SIZES_FROM: planted events, and those found
 
     def add(self, plants: set[Head], share: NDArray[np.float64], history: HeadHistory) -> None:
         """Compare one history with the truth's shares [P, L, H]."""
@@ -298,7 +300,11 @@ class Count:
             if key[:2] not in plants:
                 continue
             in_time = key in timed and first <= timed[key] <= last
-            if moved_by(share, key, first) < CLEAR:
+            moved = moved_by(share, key, first)
+            sized = self.by_size.setdefault(max(size for size in SIZES_FROM if size <= moved), [0, 0])
+            sized[0] += 1
+            sized[1] += in_time
+            if moved < CLEAR:
                 self.small += 1
                 self.small_found += in_time
             else:
@@ -376,6 +382,17 @@ def table(counts: dict[str, dict[int, Count]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table_by_size(counts: dict[int, Count]) -> str:
+    """Markdown: how many planted events of each size are found at the right probe, at the defaults."""
+    ends = [*(f" to {size:.1%}" for size in SIZES_FROM[1:]), " and more"]
+    head = " | ".join(f"{size:.1%}{end}" for size, end in zip(SIZES_FROM, ends, strict=True))
+    lines = [f"| pairs a family | {head} |", "| --- " * (len(SIZES_FROM) + 1) + "|"]
+    for pairs, count in counts.items():
+        cells = [count.by_size.get(size, [0, 0]) for size in SIZES_FROM]
+        lines.append(f"| {pairs} | " + " | ".join(f"{found} of {planted}" for planted, found in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Run what is not there yet, then analyse all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -398,8 +415,9 @@ def main() -> None:
     }
     rows = {name: {size: c.row() for size, c in by_size.items()} for name, by_size in counts.items()}
     (options.out / "planted.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (options.out / "planted.md").write_text(table(counts))
-    print(table(counts))
+    text = f"{table(counts)}\nBy how far the head moved, as a part of all work:\n\n{table_by_size(counts['default'])}"
+    (options.out / "planted.md").write_text(text)
+    print(text)
 
 
 def plant_base(options: argparse.Namespace, seed: int) -> None:
