@@ -306,8 +306,8 @@ def _maps(layer: Layer, norm: Norm | None, width: int) -> Iterator[tuple[Kind, N
 def _each_head(vectors: Tensor, matrices: Tensor, out: Tensor, buffers: Buffers) -> None:
     """Every head's vectors [B T, H, D] times its own matrix [H or K, D, M], put into [B T, H, M].
 
-    One batched product and a copy: products of a head each, written where they belong, ran twice as long on two threads
-    as on one (docs/log.md), and there are hundreds of them.
+    One batched product and a copy: products of a head each, written where they belong, took longer on two threads than
+    on one (docs/log.md), and there are hundreds of them.
     """
     heads, (rows, _, width) = vectors.shape[1], out.shape
     products = buffers.take(out, (heads, rows, width))
