@@ -1,5 +1,6 @@
 """What the pass does not do: run anything twice, compute logits that nobody reads, take more memory than it may."""
 
+import mmap
 import sys
 
 import pytest
@@ -142,6 +143,34 @@ def test_an_array_is_lent_to_one_at_a_time_and_used_again() -> None:
     buffers.give(again)
     assert buffers.take(wide, (2, 5)).data_ptr() != places[0]  # twice as many bytes
     assert buffers.take(wide, (2, 3)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_arrays_hold_what_is_put_there_and_are_used_again(dtype: torch.dtype) -> None:
+    """Those of several MiB, which come from the system by another way."""
+    buffers, like = Buffers(), torch.zeros(1, dtype=dtype)
+    first, second = (buffers.take(like, (1000, 3, 500), most=2_000_000) for _ in range(2))
+    assert (first.dtype, first.shape) == (dtype, (1000, 3, 500))
+    values = torch.randn(2, 1000, 3, 500, dtype=dtype)
+    first[:], second[:] = values
+    assert first.equal(values[0])
+    assert second.equal(values[1])
+    place = first.data_ptr()
+    buffers.give(first)
+    del first
+    again = buffers.take(like, (2_000_000,))
+    assert again.data_ptr() == place
+    again[:] = 1.0
+    assert float(again.sum()) == 2_000_000.0
+    assert second.equal(values[1])
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="Linux alone has huge pages to ask for")
+def test_large_arrays_do_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", -1)  # advice that no kernel knows
+    large = Buffers().take(torch.zeros(1), (1000, 1000))
+    large[:] = 2.0
+    assert float(large.sum()) == 2e6
 
 
 def test_a_path_of_the_clean_run_alone_says_nothing_under_kl() -> None:
