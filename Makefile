@@ -17,8 +17,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 demo: .venv/.installed  ## train a small model by SFT and by GRPO with the callback, and write the report
 	$(BIN)/headwatch demo
 
-test: .venv/.installed lint  ## lint, types and the test suite
-	$(BIN)/pytest
+test: .venv/.installed lint  ## lint, types and the test suite, in two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: .venv/.installed  ## the checks that take minutes each
 	$(BIN)/pytest -m slow

@@ -21,16 +21,7 @@ FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*.yaml"))
 GSM8K = FOLDER.joinpath("../../shared/data/gsm8k_train.jsonl").resolve()
 QWEN = "qwen2.5-math-1.5b/"
-# Run by every `pytest`; the others differ from one of these in numbers alone and run by `make test-slow`.
-QUICK = {
-    *(f"{QWEN}{name}.yaml" for name in ("sft_openr1", "sft_openr1_lora24gb", "grpo_openr1", "grpo_gsm8k_lora24gb")),
-    *("llama-3.2-1b-instruct/sft_openr1.yaml", "smollm2-135m/sft_gsm8k.yaml", "smollm2-135m/grpo_gsm8k.yaml"),
-}
 TWO = [name for name in RECIPES if "_2gpu" in name]
-
-
-def all_recipes(quick, recipes=RECIPES):
-    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in recipes]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +87,7 @@ def test_steps_as_published(name, world, rows, step_rows, steps, monkeypatch):
     assert steps_of(recipe, rows) == (step_rows, steps)
 
 
-@pytest.mark.parametrize("name", all_recipes(QUICK))
+@pytest.mark.parametrize("name", RECIPES)
 def test_smoke(name, tmp_path, capsys, monkeypatch):
     """The recipe's templates, filters, rewards, callback and sinks, for four steps."""
     wandb = name == "smollm2-135m/sft_gsm8k.yaml"  # one is enough: starting a W&B run takes seconds
@@ -123,7 +114,7 @@ def test_smoke(name, tmp_path, capsys, monkeypatch):
         assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
-@pytest.mark.parametrize("name", all_recipes({f"{QWEN}sft_openr1_2gpu.yaml"}, TWO))
+@pytest.mark.parametrize("name", TWO)
 def test_smoke_of_the_two_gpu_recipes_by_two_processes(name, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = ["--smoke", "--output_dir", str(tmp_path / "out"), "--report_to", "none", "--strict_probes", "true"]
