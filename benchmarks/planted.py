@@ -285,6 +285,7 @@ class Count:
     false: int = 0  # of these, with an event that the truth does not have of that head at any probe
     no_signal: int = 0  # families and probe sets that said "insufficient signal" at some probe
     by_size: dict[float, list[int]] = field(default_factory=dict)  # of SIZES_FROM: planted events, and those found
+    losses: dict[bool, list[int]] = field(default_factory=dict)  # of base heads, resolved there or not: those, found
 
     def add(self, plants: set[Head], share: NDArray[np.float64], history: HeadHistory) -> None:
         """Compare one history with the truth's shares [P, L, H]."""
@@ -304,6 +305,10 @@ class Count:
             sized = self.by_size.setdefault(max(size for size in SIZES_FROM if size <= moved), [0, 0])
             sized[0] += 1
             sized[1] += in_time
+            if key[2] == "dropped":
+                lost = self.losses.setdefault(bool(history.resolved[0][key[:2]]), [0, 0])
+                lost[0] += 1
+                lost[1] += in_time
             if moved < CLEAR:
                 self.small += 1
                 self.small_found += in_time
@@ -393,6 +398,15 @@ def table_by_size(counts: dict[int, Count]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table_of_losses(counts: dict[int, Count]) -> str:
+    """Markdown: of planted losses of base heads, how many are found, by whether the base probe resolved the head."""
+    lines = ["| pairs a family | resolved at base | not resolved |", "| --- | --- | --- |"]
+    for pairs, count in counts.items():
+        (sure, told), (unsure, also) = (count.losses.get(known, [0, 0]) for known in (True, False))
+        lines.append(f"| {pairs} | {told} of {sure} | {also} of {unsure} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Run what is not there yet, then analyse all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -415,7 +429,13 @@ def main() -> None:
     }
     rows = {name: {size: c.row() for size, c in by_size.items()} for name, by_size in counts.items()}
     (options.out / "planted.json").write_text(json.dumps(rows, indent=1) + "\n")
-    text = f"{table(counts)}\nBy how far the head moved, as a part of all work:\n\n{table_by_size(counts['default'])}"
+    text = "\n".join(
+        [
+            table(counts),
+            f"By how far the head moved, as a part of all work:\n\n{table_by_size(counts['default'])}",
+            f"Losses of base heads, by what the base probe says of them:\n\n{table_of_losses(counts['default'])}",
+        ]
+    )
     (options.out / "planted.md").write_text(text)
     print(text)
 

@@ -113,11 +113,13 @@ class HeadHistory(ProbeRows):
         self._effect_draws.add(evidence.bootstrap_importance(s))
         row["null_band"] = evidence.null_band(s, clean, corrupted, self.settings, resamples=100)
         row["member"] = member = evidence.membership(now.share.value, member, self.settings)
-        if self._judge is None:
-            self._judge = EvidenceRule(now, self.settings, self.family)
+        first = self._judge is None
+        judge = self._judge = self._judge or EvidenceRule(now, self.settings, self.family)
+        row["resolved"] = evidence.resolved(now.share, self.settings, judge.least)
+        if first:
             row |= {"q_value": np.ones(shape), "strengthened": no, "weakened": no}
             return self._commit(step, signal, np.where(member, HeadState.BASE, HeadState.INACTIVE), row, [])
-        verdict = self._judge.judge(step, state, member, now)
+        verdict = judge.judge(step, state, member, now)
         for event in verdict.told:
             if event.told is not None and event.status != WITHDRAWN:  # confirmed: the life began when it was first seen
                 at = (event.layer, event.head)
@@ -218,6 +220,21 @@ class HeadHistory(ProbeRows):
         """Events of the last probe with signal that the next one has yet to confirm; none under confirm="level"."""
         return [event for event in self.events if event.status == PENDING]
 
+    @property
+    def n_pairs(self) -> int | None:
+        """Pairs of a probe; None before the first one and under the circuit rule."""
+        return self._n_pairs
+
+    def n_resolved(self) -> list[int]:
+        """How many of the active heads are resolved (`.resolved`), each probe."""
+        return [int(n) for n in (self.active & self.resolved).sum(axis=(1, 2))]
+
+    def pairs_wanted(self) -> int | None:
+        """About so many pairs would resolve nine in ten of the heads that are active now (`evidence.pairs_wanted`)."""
+        if self._judge is None or self.signal[-1] != evidence.OK:
+            return None
+        return evidence.pairs_wanted(self._judge.previous.share, self.active[-1], self.settings)
+
     def latest_scalars(self) -> dict[str, float]:
         """The headline numbers of the last probe, by name; cohorts as cohort/<step of first emergence>."""
         if not self.steps:
@@ -240,6 +257,7 @@ class HeadHistory(ProbeRows):
             scalars["strengthened"] = int(self.strengthened[-1].sum())
             scalars["weakened"] = int(self.weakened[-1].sum())
             scalars["pending"] = len(self.pending)
+            scalars["resolved"] = self.n_resolved()[-1]
             scalars["importance_intensity"] = intensity(self.raw[-1])
             scalars["metric_gap"], scalars["split_half_agreement"] = self.metric_gap[-1], self.split_half[-1]
             since_base = self.member[-1] ^ self.member[self.steps.index(self.base_step or self.steps[0])]
@@ -288,8 +306,9 @@ class HeadHistory(ProbeRows):
 
 def _nothing(shape: tuple[int, ...]) -> dict[str, Any]:
     """What a row holds where its probe says nothing."""
-    changes = {f"{of}_since_{since}": None for of in MEASURES for since in REFERENCES}
+    changes: dict[str, Any] = {f"{of}_since_{since}": None for of in MEASURES for since in REFERENCES}
     nan = np.full(shape, np.nan)
+    changes["resolved"] = np.zeros(shape, np.bool_)
     return {**changes, "stability": nan, "importance_low": nan, "importance_high": nan, "null_band": None}
 
 

@@ -51,6 +51,14 @@ class ProbeRows(Lives):
         return self._stack("q_value", np.float64)
 
     @property
+    def resolved(self) -> NDArray[np.bool_]:
+        """Whether the complete loss of the head would be told on these pairs, [P, L, H] (`evidence.resolved`).
+
+        False at probes with insufficient signal and under the circuit rule.
+        """
+        return self._stack("resolved", np.bool_)
+
+    @property
     def strengthened(self) -> NDArray[np.bool_]:
         """Significantly and materially larger |share| than at base, [P, L, H]."""
         return self._stack("strengthened", np.bool_)

@@ -76,8 +76,9 @@ def test_counts_are_of_planted_and_untouched_heads() -> None:
         history.add(step, gap[:, None, None] * (at + noise), 0 * gap, gap)
     count = planted.Count()
     count.add({(0, 0), (0, 1)}, share, history)
-    assert vars(count) == vars(planted.Count(1, 2, 1, 1, 0, 0, 28, 2, 1, 0, {0.05: [2, 1]}))
+    assert vars(count) == vars(planted.Count(1, 2, 1, 1, 0, 0, 28, 2, 1, 0, {0.05: [2, 1]}, {True: [1, 0]}))
     assert "| 64 | 0 of 0 | 0 of 0 | 0 of 0 | 1 of 2 |" in planted.table_by_size({64: count})
+    assert "| 64 | 0 of 1 | 0 of 0 |" in planted.table_of_losses({64: count})
 
 
 def test_a_head_switched_on_in_a_real_run_is_found(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from headwatch.evidence.resampling import (
     null_band,
     split_half_agreement,
 )
+from headwatch.evidence.resolved import pairs_wanted, resolved
 from headwatch.evidence.settings import EvidenceSettings
 from headwatch.evidence.sign_flip import sign_flip_p
 
@@ -52,9 +53,11 @@ __all__ = [
     "membership",
     "null_band",
     "paired_change",
+    "pairs_wanted",
     "proven",
     "ranks",
     "raw_scores",
+    "resolved",
     "shares",
     "sign_flip_p",
     "signal",

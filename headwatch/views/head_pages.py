@@ -47,7 +47,8 @@ def share_paths(
 
     probes: indices into the history's steps, thinned with the first and last kept. heads [K]. rows, reach [K]
     [len(probes)]: the share, and half the width of its delta-method interval (Student's t, pairs - 1 degrees of
-    freedom); None without signal. None under the circuit rule, which has no shares.
+    freedom); None without signal. resolved [K]: a "1" or "0" for each of the probes, whether the pairs would tell the
+    head's loss. None under the circuit rule, which has no shares.
     """
     if history.rule != "evidence" or not history.steps:
         return None
@@ -58,6 +59,7 @@ def share_paths(
         "heads": [list(head) for head in kept],
         "rows": [_in_units(history.share[probes, layer, head], SHARE_UNIT) for layer, head in kept],
         "reach": [_in_units(reach[probes, layer, head], SHARE_UNIT) for layer, head in kept],
+        "resolved": ["".join("01"[int(r)] for r in history.resolved[probes, layer, head]) for layer, head in kept],
     }
 
 

@@ -91,6 +91,8 @@ def summary(
     else:
         status = OK
         said += [_moved(history), _lives(history), _pending(history), _set_changes(history)]
+    if status in (OK, "base only"):
+        said.append(_resolved(history))
     if circuit is not None and len(circuit.steps) > 1:
         said.append(_by_circuit(circuit, chance))
     said.append(_task(history, accuracy))
@@ -131,6 +133,16 @@ def _moved(history: HeadHistory) -> str:
         f"{_n(up, 'head')} strengthened and {down} weakened since the base (of {tested} heads; significant, "
         f"q ≤ {history.settings.q:g}, and material)."
     )
+
+
+def _resolved(history: HeadHistory) -> str:
+    """How far the pairs can see."""
+    active, resolved, wanted = int(history.active[-1].sum()), history.n_resolved()[-1], history.pairs_wanted()
+    pairs = history.n_pairs or 0
+    if not active:
+        return ""
+    more = f"; about {wanted:,} pairs would do for nine in ten" if wanted is not None and wanted > pairs else ""
+    return f"On these {pairs} pairs the loss of {resolved} of the {_n(active, 'active head')} would be told{more}."
 
 
 def _lives(history: HeadHistory) -> str:

@@ -174,6 +174,16 @@ def test_an_event_shows_all_the_evidence_that_it_carries(grpo: RunFolder, visit:
     assert page.problems == []
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_head_says_whether_its_loss_would_be_told(grpo: RunFolder, visit: Visit, tmp_path: Path, told: bool):
+    history = HeadHistory.from_run(grpo, "addition")
+    layer, head = (int(i) for i in np.argwhere(history.resolved[-1] == told)[0])
+    page = visit(write_report(grpo, tmp_path), f"family=addition&head=L{layer}.H{head}")
+    (said,) = texts(page, "#head-body .resolved")
+    assert said.startswith(f"If it stopped working now, these pairs would {'' if told else 'not '}tell it")
+    assert page.problems == []
+
+
 def test_a_head_shows_its_changes_with_interval_p_and_q(grpo: RunFolder, visit: Visit, tmp_path: Path):
     history = HeadHistory.from_run(grpo, "addition")
     layer, head = (int(i) for i in np.argwhere(history.state[-1] == 4)[0])

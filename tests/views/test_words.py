@@ -13,7 +13,7 @@ def test_summary_says_what_the_statistics_carry(grpo: RunFolder, limit: float):
     told = words.summary(history, circuit, [0.5] * (len(history.steps) - 1) + [0.75], chance=(1.0, limit))
     assert (told["family"], told["status"]) == ("addition", "ok")
     moved = figures.changes(history)
-    first, second, third, fourth, fifth = told["sentences"]
+    first, second, third, resolved, fourth, fifth = told["sentences"]
     assert first.startswith(f"{moved['strengthened'][-1]} heads strengthened and {moved['weakened'][-1]} weakened")
     newly = np.isin(history.state, (4, 6))
     left = (np.diff(newly.astype(int), axis=0) < 0).any(axis=0)
@@ -27,6 +27,8 @@ def test_summary_says_what_the_statistics_carry(grpo: RunFolder, limit: float):
         f"changed by {changed}; two samples of one probe’s pairs differ by {band.low:.0f} to {band.high:.0f}" in third
     )
     assert ("within" if changed <= band.high else "more than") in third
+    n = f"{(history.active[-1] & history.resolved[-1]).sum()} of the {history.active[-1].sum()} active heads"
+    assert resolved.startswith(f"On these {history.n_pairs} pairs the loss of {n} would be told")
     paper = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1]
     assert f"membership count changed by {paper}" in fourth
     assert 3 < paper < 40

@@ -1,0 +1,46 @@
+"""How far the pairs can see: which heads' loss would be told, known before anything happens. Pure numpy."""
+
+import math
+
+import numpy as np
+from scipy.special import ndtri
+
+from headwatch.evidence.changes import change, proven
+from headwatch.evidence.estimates import Bools, Estimate
+from headwatch.evidence.settings import EvidenceSettings
+
+SURE = 0.95
+
+
+def resolved(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Bools:
+    """Heads whose complete loss would be told on these pairs, bool [L, H].
+
+    A head that is gone contributes nothing on any pair. The paired values of its change are then its contributions of
+    now with the other sign, so that the p of its loss is known in advance: that of its share being 0. It has to reach
+    q / (L H), what Benjamini-Hochberg asks for where no other head has changed, and the share has to be material. A
+    head's size alone does not decide: what counts is how much it differs from pair to pair.
+
+    Args:
+        now: the shares of one probe.
+        settings: q and the test.
+        least: the smallest change that counts.
+    """
+    nothing = np.zeros_like(now.value)
+    gone = Estimate(nothing, np.zeros_like(now.influence), nothing)
+    loss = change(now, gone, settings, least)
+    return (loss.p_value <= settings.q / nothing.size) & proven(loss, 1.0, least)
+
+
+def pairs_wanted(now: Estimate, heads: Bools, settings: EvidenceSettings, part: float = 0.9) -> int | None:
+    """About so many pairs of the same kind resolve this part of these heads, with 95 % probability each.
+
+    By the normal approximation: t = |share| / standard error grows with the root of the number of pairs, and has to be
+    the quantile of q / (L H) and 1.64 more. None where no number does.
+    """
+    t = np.abs(now.value) / np.maximum(now.standard_error, np.finfo(np.float64).tiny)
+    ranked = np.sort(t[heads])[::-1]
+    if not len(ranked) or ranked[math.ceil(part * len(ranked)) - 1] == 0.0:
+        return None
+    weakest = ranked[math.ceil(part * len(ranked)) - 1]
+    wanted = ndtri(SURE) - ndtri(settings.q / now.value.size / 2.0)
+    return math.ceil(len(now.influence) * (wanted / weakest) ** 2)
