@@ -2,6 +2,7 @@
 
     python benchmarks/planted.py --out runs/planted                     # 3 bases x 3 plans of 3 heads
     python benchmarks/planted.py --out runs/planted --only-analyse      # the tables again, of what was run
+    python benchmarks/planted.py --out runs/held-out --first-base 6     # other bases
 
 A base model (the demo's, 4 layers of 16 heads) is trained by SFTTrainer at a learning rate of 0, so that nothing moves
 but what a callback edits: columns of o_proj, head by head, between optimizer steps. A plan has heads of five kinds:
@@ -412,6 +413,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bases", type=int, default=3)
+    parser.add_argument("--first-base", type=int, default=0, help="seed of the first base; the others count on")
     parser.add_argument("--plans", type=int, default=3, help="a base")
     parser.add_argument("--heads", type=int, default=3, help="planted a plan")
     parser.add_argument("--n-pairs", type=int, default=256, help="recorded a family; probe sets are parts of them")
@@ -422,7 +424,7 @@ def main() -> None:
     logging.getLogger("headwatch").setLevel(logging.ERROR)
     with quiet_libraries(), one_thread():
         for seed in range(0 if options.only_analyse else options.bases):
-            plant_base(options, seed)
+            plant_base(options, options.first_base + seed)
     counts = {
         name: analyse(options.out, tuple(options.sizes), EvidenceSettings(**changes))
         for name, changes in VARIANTS.items()

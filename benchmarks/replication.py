@@ -1,7 +1,7 @@
 """Replication: are the changes that one probe set finds found by another one that shares no pair with it?
 
     python benchmarks/replication.py run recipes/smollm2-135m/sft_gsm8k.yaml --probe_pairs 128 [--option value ...]
-    python benchmarks/replication.py analyse outputs/sft_gsm8k [--json FILE]
+    python benchmarks/replication.py analyse outputs/sft_gsm8k [--splits 20] [--json FILE]
 
 run: a recipe is trained as `headwatch train` does it (give it twice the pairs); at each probe the paper's circuit is
 computed for each half of the pairs too. analyse: each half (every other pair) is a probe set of its own with its
@@ -11,7 +11,9 @@ own history, and what one says is looked up in the other, both ways:
     set        the evidence rule's active set alone (entered or left since base), without any test
     paper      the paper's rule (entered or left the circuit since base)
 A change counts as confirmed when it has the same sign in the other set and is significant there: Benjamini-Hochberg at
-5 % over the changes that are to be confirmed. Beside it: the same sign alone, and the other set finding it by itself
+5 % over the changes that are to be confirmed. --splits N: instead of every other pair, N random halvings, summed: the
+same events come back in many of them, so this is a steadier mean and no larger sample (the paper's circuits were
+computed for every other pair alone). Beside it: the same sign alone, and the other set finding it by itself
 (Benjamini-Hochberg at the settings' q over all heads). Membership has no p value: there confirmed means that the head
 entered (or left) in the other set too.
 """
@@ -98,11 +100,14 @@ class Half:
 Claim = tuple[int, int, int, int]  # step before, step after, layer, head
 
 
-def halves(record: RunFolder, family: str, settings: EvidenceSettings) -> tuple[Half, Half]:
-    """The two halves of one family."""
+def halves(record: RunFolder, family: str, settings: EvidenceSettings, split: int | None = None) -> tuple[Half, Half]:
+    """The two halves of one family: every other pair, or the halves of a random order, a number for each."""
     model, made = record.manifest["model"], []
+    in_order = record.pairs_of(family)
+    if split is not None:
+        in_order = np.random.default_rng(split).permutation(in_order)
     for which in (0, 1):
-        pairs = record.pairs_of(family)[which::2]
+        pairs = np.sort(in_order[which::2])
         history = HeadHistory(model["n_layers"], model["n_heads"], settings=settings, family=family)
         found: dict[int, Shares] = {}
         circuit: dict[int, NDArray[np.bool_]] = {}
@@ -113,7 +118,7 @@ def halves(record: RunFolder, family: str, settings: EvidenceSettings) -> tuple[
             if history.signal[-1] == "ok":
                 found[step] = shares(*(a.astype(np.float64) for a in arrays))
             kept = record.path.parent / HALVES / f"step-{step:08d}.npy"
-            if kept.is_file():
+            if kept.is_file() and split is None:
                 circuit[step] = np.load(kept)[2 * record.families.index(family) + which]
         made.append(Half(found, history, circuit))
     return made[0], made[1]
@@ -169,28 +174,37 @@ def crossings(of: dict[int, NDArray[np.bool_]], by: dict[int, NDArray[np.bool_]]
             yield Replication(int(here.sum()), both, both, both)
 
 
-def analyse(folder: Path, settings: EvidenceSettings) -> dict[str, dict[str, dict[str, Any]]]:
+def analyse(folder: Path, settings: EvidenceSettings, splits: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
     """Family -> what was said -> how much of it the other half bears out; "all families" sums them."""
     record = RunFolder.open(folder)
     found: dict[str, dict[str, Replication]] = {}
     for family in record.families:
-        one, other = halves(record, family, settings)
-        both = ((one, other), (other, one))
-        sets = [
-            {step: membership(half.shares[step].value, None, settings) for step in half.shares} for half in (one, other)
-        ]
-        shared = [{step: s[step] for step in s if step in sets[0] and step in sets[1]} for s in sets]
-        found[family] = {
-            "events": sum((confirmed(events(a), b, a, settings) for a, b in both), Replication()),
-            "changes": sum((confirmed(changes(a), b, a, settings) for a, b in both), Replication()),
-            "set": sum((r for a, b in (shared, shared[::-1]) for r in crossings(a, b)), Replication()),
-            "paper": sum((r for a, b in both if a.circuit for r in crossings(a.circuit, b.circuit)), Replication()),
-        }
+        for split in range(splits) if splits else (None,):
+            so_far, here = found.get(family, {}), replicated(record, family, settings, split)
+            found[family] = {name: so_far.get(name, Replication()) + r for name, r in here.items()}
     found["all families"] = {
         name: sum((by_name[name] for by_name in list(found.values())), Replication())
         for name in ("events", "changes", "set", "paper")
     }
     return {family: {name: r.row() for name, r in by_name.items()} for family, by_name in found.items()}
+
+
+def replicated(
+    record: RunFolder, family: str, settings: EvidenceSettings, split: int | None = None
+) -> dict[str, Replication]:
+    """What was said -> how much of it the other half bears out, both ways, for one way to halve a family's pairs."""
+    one, other = halves(record, family, settings, split)
+    both = ((one, other), (other, one))
+    sets = [
+        {step: membership(half.shares[step].value, None, settings) for step in half.shares} for half in (one, other)
+    ]
+    shared = [{step: s[step] for step in s if step in sets[0] and step in sets[1]} for s in sets]
+    return {
+        "events": sum((confirmed(events(a), b, a, settings) for a, b in both), Replication()),
+        "changes": sum((confirmed(changes(a), b, a, settings) for a, b in both), Replication()),
+        "set": sum((r for a, b in (shared, shared[::-1]) for r in crossings(a, b)), Replication()),
+        "paper": sum((r for a, b in both if a.circuit for r in crossings(a.circuit, b.circuit)), Replication()),
+    }
 
 
 def table(rows: dict[str, Any]) -> str:
@@ -219,6 +233,7 @@ def main() -> None:
     running.add_argument("recipe", help="and any option of it behind it, as for headwatch train")
     looking = commands.add_parser("analyse")
     looking.add_argument("folders", nargs="+", type=Path)
+    looking.add_argument("--splits", type=int, default=0, help="random halvings instead of every other pair")
     looking.add_argument("--json", type=Path)
     looking.add_argument("--settings", type=json.loads, default={}, help="of the rule: '{\"q\": 0.001}'")
     options, rest = parser.parse_known_args()
@@ -227,7 +242,8 @@ def main() -> None:
         return
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
-    rows = {folder.resolve().name: analyse(folder, EvidenceSettings(**options.settings)) for folder in options.folders}
+    settings = EvidenceSettings(**options.settings)
+    rows = {folder.resolve().name: analyse(folder, settings, options.splits) for folder in options.folders}
     print(table(rows))
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
