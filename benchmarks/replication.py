@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from headwatch import HeadHistory, RunFolder
 from headwatch.circuit import Graph, circuit_heads
+from headwatch.events import PENDING
 from headwatch.evidence import EvidenceSettings, Shares, benjamini_hochberg, change, membership, shares
 
 HALVES = "halves"
@@ -125,9 +126,14 @@ def halves(record: RunFolder, family: str, settings: EvidenceSettings, split: in
 
 
 def events(half: Half) -> list[Claim]:
-    """Every event as a change between two probes: the head's last event (or the base) and this one."""
+    """Every event as a change between two probes: the head's last event (or the base) and this one.
+
+    Events of the last probe that the next one would have had to confirm are not told yet, and not counted.
+    """
     base, mark, claims = half.history.base_step, {}, []
     for event in half.history.events:
+        if event.status == PENDING:
+            continue
         assert base is not None
         head = (event.layer, event.head)
         claims.append((mark.get(head, base), event.step, *head))
