@@ -358,6 +358,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "confirm next": {"confirm": "next"},
     "confirm none": {"confirm": "none"},
     "among movers": {"among": "movers"},
+    "at_work off": {"at_work": False},
     "q 0.001": {"q": 0.001},
     "q 0.05": {"q": 0.05},
     "material 0": {"material": 0.0},

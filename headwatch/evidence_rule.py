@@ -55,6 +55,7 @@ class EvidenceRule:
         self.base = self.mark = self.previous = base
         self.settings, self.family = settings, family
         self.least = settings.material * float(np.abs(base.share.value).sum())
+        self.mark_at_work = self.previous_at_work = self._at_work(base)  # of the mark, and of the probe before
         self.probes = 0  # judged since the base
         self.pending: list[Event] = []
 
@@ -70,9 +71,10 @@ class EvidenceRule:
         since_base = rows["share_since_base"]
         rows["strengthened"], rows["weakened"] = self._directions(since_base, self.base, now, self.settings.q)
         rows["q_value"] = since_base.q_value
+        at_work = self._at_work(now)
         since_mark = since_base if self.mark is self.base else self._change(self.mark, now, "share")
         sure, likely = (
-            self._following(state, member, since_base, since_mark, now, level)
+            self._following(state, member & at_work, ~member & self.mark_at_work, since_base, since_mark, now, level)
             for level in (at_once, max(at_once, waiting))
         )
         happened = changed(state, likely)
@@ -88,19 +90,34 @@ class EvidenceRule:
         self.pending = self._events(step, fresh, state, likely, since_mark, now, waiting, PENDING)
         events = sorted(certified + self.pending, key=lambda event: (event.layer, event.head))
         self.mark = self.mark.where(settled, self.previous).where(certain, now)
-        self.previous = now
+        self.mark_at_work = np.where(settled, self.previous_at_work, self.mark_at_work)
+        self.mark_at_work = np.where(certain, at_work, self.mark_at_work)
+        self.previous, self.previous_at_work = now, at_work
         none = np.zeros(certain.shape, np.bool_)
         unchanged = advance(state, none, none)
         return Verdict(np.where(settled | certain, likely, unchanged), told + events, rows)
 
     def _following(
-        self, state: States, member: Bools, since_base: Change, since_mark: Change, now: Probed, level: float
+        self,
+        state: States,
+        may_join: Bools,
+        may_leave: Bools,
+        since_base: Change,
+        since_mark: Change,
+        now: Probed,
+        level: float,
     ) -> States:
         """The states after this probe if changes count at this level."""
         risen, fallen = self._directions(since_mark, self.mark, now, level)
         up, down = self._directions(since_base, self.base, now, level)
         of_base = is_in(state, OF_BASE)
-        return advance(state, member & risen & (of_base | up), ~member & fallen & (~of_base | down))
+        return advance(state, may_join & risen & (of_base | up), may_leave & fallen & (~of_base | down))
+
+    def _at_work(self, of: Probed) -> Bools:
+        """Of which heads it may be said that they joined the work, or left it after this probe, [L, H]."""
+        if not self.settings.at_work:
+            return np.ones(of.share.value.shape, np.bool_)
+        return evidence.at_work(of.share, self.settings, self.least)
 
     def _change(self, before: Probed, now: Probed, of: str) -> Change:
         # Only a share has a smallest change that counts.

@@ -32,9 +32,10 @@ class HeadHistory(ProbeRows):
       dropped     base, out of the set, weaker than at base (and, once it has returned, than when it returned)
       returned    a dropped base head in the set, stronger than when it was dropped: retained again, and not emergent,
                   since the base model had it
-    A head that crosses the set's edge without that evidence keeps its state and stays in its spell: `.member` shows the
-    set itself, `.active` the lives. The base is the first probe with signal; a probe with insufficient signal repeats
-    the states before it and its shares are NaN.
+    Where it is in the set its share must be significantly other than 0 (`evidence.at_work`): an estimate that hangs on
+    a few pairs makes no event. A head that crosses the set's edge without that evidence keeps its state and stays in
+    its spell: `.member` shows the set itself, `.active` the lives. The base is the first probe with signal; a probe
+    with insufficient signal repeats the states before it and its shares are NaN.
 
     How significant a change must be at the k-th probe after the base is `settings.confirm`'s choice (docs/validity.md).
     An event that has to wait is pending until the next probe with signal sees it again. Then its life is told from the

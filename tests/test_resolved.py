@@ -64,6 +64,27 @@ def test_few_pairs_and_small_shares_resolve_nothing() -> None:
     assert pairs_wanted(nothing, only, EvidenceSettings()) is None
 
 
+@pytest.mark.parametrize("at_work", [True, False])
+def test_a_head_that_is_not_known_to_be_at_work_neither_leaves_nor_joins(at_work: bool) -> None:
+    """Head 1.0 has a large share with t = 3: not significant where few heads work; its change is, where many change."""
+    rng = np.random.default_rng(4)
+    base = 1e-3 * rng.normal(size=(PAIRS, LAYERS, HEADS))
+    base[:, 0, :4] = 1.0 + 0.1 * rng.normal(size=(PAIRS, 4))
+    noise = rng.normal(size=PAIRS)
+    base[:, 1, 0] = 1.0 + np.sqrt(PAIRS) / 3.0 * (noise - noise.mean()) / noise.std()
+    now = base + 1e-3  # all others change a little, and surely
+    now[:, 1, 0] = 0.0
+    settings = EvidenceSettings(at_work=at_work, carry=0.9, confirm="none")
+    for before, after, kind in ((base, now, "dropped"), (now, base, "emerged")):
+        history = HeadHistory(LAYERS, HEADS, settings=settings)
+        history.add(0, before, 0 * GAP, GAP)
+        history.add(1, after, 0 * GAP, GAP)
+        assert history.member[0, 1, 0] != history.member[1, 1, 0]
+        assert 0.001 < history.q_value[1, 1, 0] < 0.01
+        told = [e.kind for e in history.events if (e.layer, e.head) == (1, 0)]
+        assert told == ([] if at_work else [kind])
+
+
 def test_a_history_counts_them_and_the_summary_says_so() -> None:
     rng = np.random.default_rng(3)
     history = HeadHistory(LAYERS, HEADS, family="sums", settings=EvidenceSettings(carry=0.97, keep=0.98))

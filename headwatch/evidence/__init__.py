@@ -29,7 +29,7 @@ from headwatch.evidence.resampling import (
     null_band,
     split_half_agreement,
 )
-from headwatch.evidence.resolved import pairs_wanted, resolved
+from headwatch.evidence.resolved import at_work, pairs_wanted, resolved
 from headwatch.evidence.settings import EvidenceSettings
 from headwatch.evidence.sign_flip import sign_flip_p
 
@@ -41,6 +41,7 @@ __all__ = [
     "EvidenceSettings",
     "NullBand",
     "Shares",
+    "at_work",
     "benjamini_hochberg",
     "bootstrap_effect",
     "bootstrap_importance",

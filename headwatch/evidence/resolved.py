@@ -1,15 +1,24 @@
-"""How far the pairs can see: which heads' loss would be told, known before anything happens. Pure numpy."""
+"""Which heads are known to be at work, and of which the loss would be told: how far the pairs can see. Pure numpy."""
 
 import math
 
 import numpy as np
 from scipy.special import ndtri
 
-from headwatch.evidence.changes import change, proven
+from headwatch.evidence.changes import Change, change, proven
 from headwatch.evidence.estimates import Bools, Estimate
 from headwatch.evidence.settings import EvidenceSettings
 
 SURE = 0.95
+
+
+def at_work(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Bools:
+    """Heads whose share is significantly other than 0 (Benjamini-Hochberg at q over all heads) and material, [L, H].
+
+    A large estimate that hangs on a few pairs is not enough: of such a head it cannot be said that it joined the work
+    or left it. Arguments as for `resolved`.
+    """
+    return proven(_loss(now, settings, least), settings.q, least)
 
 
 def resolved(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Bools:
@@ -25,10 +34,8 @@ def resolved(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> B
         settings: q and the test.
         least: the smallest change that counts.
     """
-    nothing = np.zeros_like(now.value)
-    gone = Estimate(nothing, np.zeros_like(now.influence), nothing)
-    loss = change(now, gone, settings, least)
-    return (loss.p_value <= settings.q / nothing.size) & proven(loss, 1.0, least)
+    loss = _loss(now, settings, least)
+    return (loss.p_value <= settings.q / loss.p_value.size) & proven(loss, 1.0, least)
 
 
 def pairs_wanted(now: Estimate, heads: Bools, settings: EvidenceSettings, part: float = 0.9) -> int | None:
@@ -44,3 +51,9 @@ def pairs_wanted(now: Estimate, heads: Bools, settings: EvidenceSettings, part: 
     weakest = ranked[math.ceil(part * len(ranked)) - 1]
     wanted = ndtri(SURE) - ndtri(settings.q / now.value.size / 2.0)
     return math.ceil(len(now.influence) * (wanted / weakest) ** 2)
+
+
+def _loss(now: Estimate, settings: EvidenceSettings, least: float) -> Change:
+    """The change of every head if it stopped."""
+    nothing = np.zeros_like(now.value)
+    return change(now, Estimate(nothing, np.zeros_like(now.influence), nothing), settings, least)

@@ -22,6 +22,8 @@ class EvidenceSettings:
     among: which heads q counts under "sign-flip": "all", or "movers", those whose pairs have moved by `material` on
       average, whichever way (`paired_change` says why that is no peeking). Other tests count all.
     material: the smallest change that counts, as a part of the base's total |share|.
+    at_work: an event needs that the head is known to be at work where it is active, by a share that is significantly
+      other than 0 (`evidence.at_work`): one that joins, now; one that leaves, when it was last active.
     min_pairs: a family with fewer pairs says nothing.
     min_gap_t: a probe whose mean metric gap has a smaller |t| over pairs says nothing: a ratio needs a denominator. 4
       bounds the relative error of the gap by 25 %, and a true gap of zero passes 1 time in 2,700 (32 normal pairs).
@@ -42,6 +44,7 @@ class EvidenceSettings:
     test: str = "sign-flip"
     confirm: str = "either"
     among: str = "all"
+    at_work: bool = True
 
     def __post_init__(self) -> None:
         if not 0.0 < self.carry <= self.keep <= 1.0:

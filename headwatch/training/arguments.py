@@ -123,6 +123,9 @@ class WatchArguments:
     evidence_confirm: str = field(
         default=RULE.confirm, metadata={"help": "how events answer for many probes: either, level, next or none"}
     )
+    evidence_at_work: bool = field(
+        default=RULE.at_work, metadata={"help": "events only of heads whose share is known to be other than 0"}
+    )
     evidence_among: str = field(default=RULE.among, metadata={"help": "heads that q counts: all or movers (sign-flip)"})
     evidence_min_pairs: int = field(default=RULE.min_pairs, metadata={"help": "fewer pairs of a family say nothing"})
     evidence_min_gap_t: float = field(
