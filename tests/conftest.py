@@ -3,6 +3,20 @@
 """
 
 import os
+import sys
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models and tokenizers are made here; nothing is downloaded
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_wandb_run_is_left() -> Iterator[None]:
+    """A run that a trainer leaves live would be the live run of the next module's trainings, whichever that is."""
+    yield
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish()  # alone, the teardown would leave `wandb.run` as it is
+        wandb.teardown()
