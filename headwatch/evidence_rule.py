@@ -55,7 +55,7 @@ class EvidenceRule:
         self.base = self.mark = self.previous = base
         self.settings, self.family = settings, family
         self.least = settings.material * float(np.abs(base.share.value).sum())
-        self.mark_at_work = self.previous_at_work = self._at_work(base)  # of the mark, and of the probe before
+        self.mark_at_work = self._at_work(base)  # each head at its mark
         self.probes = 0  # judged since the base
         self.pending: list[Event] = []
 
@@ -90,9 +90,9 @@ class EvidenceRule:
         self.pending = self._events(step, fresh, state, likely, since_mark, now, waiting, PENDING)
         events = sorted(certified + self.pending, key=lambda event: (event.layer, event.head))
         self.mark = self.mark.where(settled, self.previous).where(certain, now)
-        self.mark_at_work = np.where(settled, self.previous_at_work, self.mark_at_work)
+        self.mark_at_work = np.where(settled, self._at_work(self.previous), self.mark_at_work)
         self.mark_at_work = np.where(certain, at_work, self.mark_at_work)
-        self.previous, self.previous_at_work = now, at_work
+        self.previous = now
         none = np.zeros(certain.shape, np.bool_)
         unchanged = advance(state, none, none)
         return Verdict(np.where(settled | certain, likely, unchanged), told + events, rows)

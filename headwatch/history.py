@@ -307,10 +307,10 @@ class HeadHistory(ProbeRows):
 
 def _nothing(shape: tuple[int, ...]) -> dict[str, Any]:
     """What a row holds where its probe says nothing."""
-    changes: dict[str, Any] = {f"{of}_since_{since}": None for of in MEASURES for since in REFERENCES}
-    nan = np.full(shape, np.nan)
-    changes["resolved"] = np.zeros(shape, np.bool_)
-    return {**changes, "stability": nan, "importance_low": nan, "importance_high": nan, "null_band": None}
+    changes = {f"{of}_since_{since}": None for of in MEASURES for since in REFERENCES}
+    nan, no = np.full(shape, np.nan), np.zeros(shape, np.bool_)
+    nothing = {"stability": nan, "importance_low": nan, "importance_high": nan, "null_band": None, "resolved": no}
+    return {**changes, **nothing}
 
 
 _HOW_TO_ADD = {"evidence": "add(step, scores, ...)", "circuit": "add_membership(step, active, importance, ...)"}

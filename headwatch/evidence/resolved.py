@@ -46,9 +46,9 @@ def pairs_wanted(now: Estimate, heads: Bools, settings: EvidenceSettings, part: 
     """
     t = np.abs(now.value) / np.maximum(now.standard_error, np.finfo(np.float64).tiny)
     ranked = np.sort(t[heads])[::-1]
-    if not len(ranked) or ranked[math.ceil(part * len(ranked)) - 1] == 0.0:
+    weakest = ranked[math.ceil(part * len(ranked)) - 1] if len(ranked) else 0.0
+    if weakest == 0.0:
         return None
-    weakest = ranked[math.ceil(part * len(ranked)) - 1]
     wanted = ndtri(SURE) - ndtri(settings.q / now.value.size / 2.0)
     return math.ceil(len(now.influence) * (wanted / weakest) ** 2)
 
