@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from headwatch import HeadHistory
-from headwatch.evidence import EvidenceSettings, pairs_wanted, resolved, shares
+from headwatch.evidence import EvidenceSettings, at_work, pairs_wanted, resolved, shares
 from headwatch.views.words import summary
 
 LAYERS, HEADS, PAIRS = 8, 8, 64
@@ -44,6 +45,9 @@ def test_pairs_wanted_resolve_nine_in_ten() -> None:
     assert resolved(few, settings).mean() < 0.6
     assert wanted is not None
     assert PAIRS < wanted < 10 * PAIRS
+    weakest = np.sort(few.value / few.standard_error, axis=None)[LAYERS * HEADS - 58]  # of the 58 strongest of 64
+    needed = scipy.stats.norm.isf(0.01 / 64 / 2) + scipy.stats.norm.isf(0.05)
+    assert np.sqrt(wanted / PAIRS) * weakest == pytest.approx(needed, rel=0.01)
     many = shares(drawn(rng, 4.0, wanted), np.zeros(wanted), np.full(wanted, GAP[0]))
     assert resolved(many, settings).mean() > 0.9
 
@@ -83,6 +87,32 @@ def test_a_head_that_is_not_known_to_be_at_work_neither_leaves_nor_joins(at_work
         assert 0.001 < history.q_value[1, 1, 0] < 0.01
         told = [e.kind for e in history.events if (e.layer, e.head) == (1, 0)]
         assert told == ([] if at_work else [kind])
+
+
+def test_heads_at_work_are_more_than_the_resolved_ones() -> None:
+    """By Benjamini-Hochberg, where many heads work: of p = 0.002 that 48 of 64 beat, q is below 0.01."""
+    rng = np.random.default_rng(5)
+    scores = 1.0 + 0.1 * rng.normal(size=(PAIRS, LAYERS, HEADS))
+    scores[:, 6:] = rng.normal(size=(PAIRS, 2, HEADS))
+    noise = rng.normal(size=PAIRS)
+    scores[:, 6, 0] = 1.0 + np.sqrt(PAIRS) / 3.3 * (noise - noise.mean()) / noise.std()
+    now = shares(scores, 0 * GAP, GAP)
+    assert at_work(now, EvidenceSettings())[6, 0]
+    assert not resolved(now, EvidenceSettings())[6, 0]
+    assert (at_work(now, EvidenceSettings()) >= resolved(now, EvidenceSettings())).all()
+
+
+def test_a_head_that_joined_by_the_next_probe_can_leave_again() -> None:
+    """It was at work at the probe that saw it first, from which on it lives; at the base it was not."""
+    rng = np.random.default_rng(6)
+    off = 1e-3 * rng.normal(size=(PAIRS, LAYERS, HEADS))
+    off[:, 0, :4] = 1.0 + 0.1 * rng.normal(size=(PAIRS, 4))
+    on = off.copy()
+    on[:, 1, 0] = 1.0 + 0.1 * rng.normal(size=PAIRS)
+    history = HeadHistory(LAYERS, HEADS, settings=EvidenceSettings(confirm="next", carry=0.9))
+    for step, scores in enumerate((off, on, on, off, off)):
+        history.add(step, scores, 0 * GAP, GAP)
+    assert [(e.step, e.kind) for e in history.events if (e.layer, e.head) == (1, 0)] == [(1, "emerged"), (3, "pruned")]
 
 
 def test_a_history_counts_them_and_the_summary_says_so() -> None:
