@@ -72,7 +72,7 @@ def first_events(probes: list[Shares], settings: EvidenceSettings) -> tuple[int,
     base, before, alive = member, np.zeros(member.shape, np.bool_), np.zeros(member.shape, np.bool_)
     changed, any_at_q = [], []
     for index, probe in enumerate(probes[1:], start=1):
-        found = change(probes[0], probe, settings, least)
+        found = change(probes[0], probe, settings)
         any_at_q.append(bool((found.q_value <= settings.q).any()))
         member = membership(probe.value, member, settings)
         stronger = np.abs(probe.value) > np.abs(probes[0].value)

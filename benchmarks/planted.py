@@ -357,7 +357,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "confirm level": {"confirm": "level"},
     "confirm next": {"confirm": "next"},
     "confirm none": {"confirm": "none"},
-    "among movers": {"among": "movers"},
+    "weights equal": {"weights": "equal"},
     "at_work off": {"at_work": False},
     "q 0.001": {"q": 0.001},
     "q 0.05": {"q": 0.05},

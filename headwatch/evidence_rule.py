@@ -120,9 +120,7 @@ class EvidenceRule:
         return evidence.at_work(of.share, self.settings, self.least)
 
     def _change(self, before: Probed, now: Probed, of: str) -> Change:
-        # Only a share has a smallest change that counts.
-        least = self.least if of == "share" else 0.0
-        return evidence.change(getattr(before, of), getattr(now, of), self.settings, least)
+        return evidence.change(getattr(before, of), getattr(now, of), self.settings)
 
     def _directions(self, change: Change, before: Probed, now: Probed, level: float) -> tuple[Bools, Bools]:
         """Which heads the change makes significantly and materially stronger, and which weaker."""

@@ -136,33 +136,61 @@ def moved(values: Floats) -> tuple[Estimate, Estimate]:
     return nothing, Estimate(v.mean(axis=0), v - v.mean(axis=0), np.zeros(v.shape[1:]))
 
 
-def test_only_heads_that_can_be_material_are_tested() -> None:
-    """What the others do has no say in q; those on the edge are in, and a t test takes all."""
+def weighted_step_up(p: Floats, weights: Floats, q: float) -> NDArray[np.bool_]:
+    """Weighted Benjamini-Hochberg as it is written: the most k with k of them at p <= w q k / K, w of mean 1."""
+    w = weights / weights.mean()
+    k = max(k for k in range(len(p) + 1) if k == 0 or (p <= w * q * k / len(p)).sum() >= k)
+    rejected: NDArray[np.bool_] = p <= w * q * k / len(p)
+    return rejected & (k > 0)
+
+
+def test_weighted_benjamini_hochberg_is_the_step_up_rule() -> None:
+    rng = np.random.default_rng(22)
+    rejected = 0
+    for _ in range(60):
+        p = rng.random(24) ** 4
+        weights = rng.exponential(size=24) * (rng.random(24) < 0.8)
+        adjusted = evidence.benjamini_hochberg(p, weights)
+        for q in (0.01, 0.1, 0.3):
+            expected = weighted_step_up(p, weights, q)
+            np.testing.assert_array_equal(adjusted <= q, expected)
+            rejected += expected.sum()
+        assert (adjusted[weights == 0.0] == 1.0).all()
+        np.testing.assert_allclose(adjusted, evidence.benjamini_hochberg(p, 7.0 * weights), rtol=1e-12)
+        shape = (4, 6)
+        np.testing.assert_array_equal(
+            adjusted.reshape(shape), evidence.benjamini_hochberg(p.reshape(shape), weights.reshape(shape))
+        )
+    assert rejected > 500
+    for equal in (np.full(24, 0.2), np.zeros(24)):
+        np.testing.assert_allclose(evidence.benjamini_hochberg(p, equal), evidence.benjamini_hochberg(p), rtol=1e-12)
+
+
+def test_q_goes_to_the_heads_whose_pairs_moved_farthest() -> None:
+    """Ten heads change, and the pairs of twenty others move a fiftieth of that: no need to answer for those."""
     rng = np.random.default_rng(20)
-    values = 0.5 + rng.standard_normal((20, 30))
-    values[:, 10:] *= 0.01
-    sizes = np.abs(values).mean(axis=0)
-    found = evidence.paired_change(*moved(values), "sign-flip", least=float(sizes[:10].min()))
-    alone = evidence.paired_change(*moved(values[:, :10]), "sign-flip")
-    np.testing.assert_allclose(found.q_value[:, :10], alone.q_value)
-    assert (found.q_value[:, 10:] == 1.0).all()
-    assert (found.p_value[:, 10:] < 1.0).all()
-    assert (alone.q_value < evidence.paired_change(*moved(values), "sign-flip").q_value[:, :10]).any()
-    by_t = [evidence.paired_change(*moved(values), "t", least).q_value for least in (0.0, 1e9)]
+    values = rng.standard_normal((20, 30))
+    values[:, :10] += 0.9
+    values[:, 10:] *= 0.02
+    by_size, equal = (evidence.paired_change(*moved(values), "sign-flip", weights) for weights in ("size", "equal"))
+    np.testing.assert_array_equal(by_size.p_value, equal.p_value)
+    weights = np.abs(values).mean(axis=0)[None]
+    np.testing.assert_allclose(by_size.q_value, evidence.benjamini_hochberg(equal.p_value, weights), rtol=1e-12)
+    assert (by_size.q_value[:, :10] < 0.6 * equal.q_value[:, :10]).all()
+    assert (by_size.q_value[:, 10:] >= equal.q_value[:, 10:]).all()
+    by_t = [evidence.paired_change(*moved(values), "t", weights).q_value for weights in ("size", "equal")]
     np.testing.assert_array_equal(*by_t)
 
 
-def test_choosing_heads_by_the_size_of_their_pairs_is_no_peeking() -> None:
-    """Nothing is true and a third of the heads chosen: any discovery stays at q; by the difference it would not."""
+def test_weighing_heads_by_the_size_of_their_pairs_is_no_peeking() -> None:
+    """Nothing is true: any discovery stays at q. With weights by the difference itself it would not."""
     rng, q, runs = np.random.default_rng(21), 0.1, 600
     any_found, by_difference = [], []
     for _ in range(runs):
         values = rng.standard_t(3, (16, 36)) * np.exp(rng.standard_normal(36))
-        least = float(np.quantile(np.abs(values).mean(axis=0), 2 / 3))
-        found = evidence.paired_change(*moved(values), "sign-flip", least)
-        assert (found.q_value < 1.0).sum() <= 12
+        found = evidence.paired_change(*moved(values), "sign-flip", "size")
         any_found.append((found.q_value <= q).any())
-        chosen = np.abs(found.difference) >= np.quantile(np.abs(found.difference), 2 / 3)
-        by_difference.append((evidence.benjamini_hochberg(found.p_value, chosen) <= q).any())
+        peeking = evidence.benjamini_hochberg(found.p_value, np.abs(found.difference))
+        by_difference.append((peeking <= q).any())
     assert np.mean(any_found) == pytest.approx(q, abs=4 * np.sqrt(q * (1 - q) / runs))
     assert np.mean(by_difference) > 0.2

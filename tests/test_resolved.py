@@ -20,7 +20,7 @@ def drawn(rng: np.random.Generator, t: float, n_pairs: int = PAIRS) -> np.ndarra
 @pytest.mark.parametrize("test", ["sign-flip", "t", "welch"])
 def test_a_loss_is_told_where_it_was_said_to_be_and_nowhere_else(test: str) -> None:
     """One head after the other stops, and nothing else changes: q <= 0.01 just where the base was resolved."""
-    settings = EvidenceSettings(test=test, material=0.001)
+    settings = EvidenceSettings(test=test, material=0.001, weights="equal")
     scores = drawn(np.random.default_rng(0), 4.5)
     said = resolved(shares(scores, 0 * GAP, GAP), settings)
     told = np.zeros_like(said)
@@ -34,6 +34,23 @@ def test_a_loss_is_told_where_it_was_said_to_be_and_nowhere_else(test: str) -> N
         told[at] = history.weakened[1][at]
     assert 10 < told.sum() < 54
     assert (told == said).all()
+
+
+def test_with_weights_by_size_every_loss_of_a_resolved_head_is_told() -> None:
+    """All others move too, half as far: a head that is gone weighs more than the average, so others may be told too."""
+    settings, rng = EvidenceSettings(material=0.001), np.random.default_rng(7)
+    scores = drawn(rng, 4.5)
+    said = resolved(shares(scores, 0 * GAP, GAP), settings)
+    told = np.zeros_like(said)
+    for at in np.ndindex(LAYERS, HEADS):
+        history = HeadHistory(LAYERS, HEADS, settings=settings)
+        history.add(0, scores, 0 * GAP, GAP)
+        after = scores + 0.5 * np.abs(scores).mean() * rng.choice([-1.0, 1.0], scores.shape)
+        after[:, at[0], at[1]] = 0.0
+        history.add(1, after, 0 * GAP, GAP)
+        told[at] = history.weakened[1][at]
+    assert 10 < said.sum() < told.sum()
+    assert (told >= said).all()
 
 
 def test_pairs_wanted_resolve_nine_in_ten() -> None:
@@ -78,7 +95,7 @@ def test_a_head_that_is_not_known_to_be_at_work_neither_leaves_nor_joins(at_work
     base[:, 1, 0] = 1.0 + np.sqrt(PAIRS) / 3.0 * (noise - noise.mean()) / noise.std()
     now = base + 1e-3  # all others change a little, and surely
     now[:, 1, 0] = 0.0
-    settings = EvidenceSettings(at_work=at_work, carry=0.9, confirm="none")
+    settings = EvidenceSettings(at_work=at_work, carry=0.9, confirm="none", weights="equal")
     for before, after, kind in ((base, now, "dropped"), (now, base, "emerged")):
         history = HeadHistory(LAYERS, HEADS, settings=settings)
         history.add(0, before, 0 * GAP, GAP)

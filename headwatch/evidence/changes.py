@@ -16,7 +16,8 @@ from headwatch.evidence.sign_flip import sign_flip_p
 class Change:
     """A change of every head's value: `difference` = after - before; all fields [L, H] (or [P, L, H] over probes).
 
-    q_value: Benjamini-Hochberg over the heads of one probe. freedom: degrees of freedom of the standard error.
+    q_value: Benjamini-Hochberg over the heads of one probe, weighted as the settings say. freedom: the standard error's
+    degrees of freedom.
     """
 
     difference: Floats
@@ -31,22 +32,23 @@ class Change:
         return self.difference - reach, self.difference + reach
 
 
-def change(before: Estimate, after: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Change:
-    """The change by the test that the settings name. least: the smallest change that counts (settings.among)."""
+def change(before: Estimate, after: Estimate, settings: EvidenceSettings) -> Change:
+    """The change by the test and the weights that the settings name."""
     if settings.test == "welch":
         return unpaired_change(before, after)
-    return paired_change(before, after, settings.test, least if settings.among == "movers" else 0.0)
+    return paired_change(before, after, settings.test, settings.weights)
 
 
-def paired_change(before: Estimate, after: Estimate, test: str = "t", least: float = 0.0) -> Change:
+def paired_change(before: Estimate, after: Estimate, test: str = "t", weights: str = "equal") -> Change:
     """Two-sided paired test of every head's value, on the same pairs in the same order.
 
     v_i = after.influence_i - before.influence_i + difference; its mean is the difference, and standard error =
     sd(v) / sqrt(N). test: "t" (N - 1 degrees of freedom) or "sign-flip" (permutation distribution of the mean of v).
-    A difference of exactly zero has p = 1. q_value is Benjamini-Hochberg over all heads; under "sign-flip" over those
-    whose |v_i| are at least `least` on average (the others cannot have changed by so much, and get q = 1). That choice
-    looks at sizes alone, and flipping signs leaves every size as it is, so where nothing changed p is as uniform among
-    the chosen as among all. A t test has no such property, and takes all heads.
+    A difference of exactly zero has p = 1. q_value is Benjamini-Hochberg over all heads, weighted under "sign-flip" and
+    weights="size" by the mean |v_i| of each head: most of q goes to the heads whose pairs moved farthest, whether up
+    or down. Such weights look at sizes alone, and flipping signs leaves every size as it is: where nothing changed p
+    is as uniform given the weights as without (weights that say nothing of a true null's p keep the level: Genovese,
+    Roeder and Wasserman 2006). A t test has no such property, and weighs all heads equally.
 
     What it promises, and where it does not hold (noise that is far from symmetric): docs/validity.md.
     """
@@ -59,12 +61,13 @@ def paired_change(before: Estimate, after: Estimate, test: str = "t", least: flo
     spread = error_of_mean(apart)
     error = np.maximum(spread, floor)
     p = _t_test(difference, error, np.asarray(n_pairs - 1.0))
-    among = None
+    sizes = None
     if test == "sign-flip":  # what float32 cannot tell apart stays with the t test and its floor
         values = apart + difference
         p = np.where((difference != 0.0) & (spread > floor), sign_flip_p(values), p)
-        among = np.abs(values).mean(axis=0) >= least
-    return Change(difference, error, p, benjamini_hochberg(p, among), np.full(p.shape, n_pairs - 1.0))
+        if weights == "size":
+            sizes = np.abs(values).mean(axis=0)
+    return Change(difference, error, p, benjamini_hochberg(p, sizes), np.full(p.shape, n_pairs - 1.0))
 
 
 def unpaired_change(before: Estimate, after: Estimate) -> Change:
@@ -80,22 +83,23 @@ def unpaired_change(before: Estimate, after: Estimate) -> Change:
     return Change(difference, error, p, benjamini_hochberg(p), freedom)
 
 
-def benjamini_hochberg(p_value: ArrayLike, among: Bools | None = None) -> Floats:
+def benjamini_hochberg(p_value: ArrayLike, weights: ArrayLike | None = None) -> Floats:
     """Adjusted p values of any shape: rejecting where the result <= q keeps the false-discovery rate at q.
 
-    among: bool of that shape, the hypotheses that are tested at all (None: all); the others get 1. It must have been
-    chosen by what says nothing of p where nothing is true.
+    weights: of that shape, not negative, how much of q each hypothesis may spend (None: all the same). The rule is
+    applied to p / weight, the weights' mean being 1 (Genovese, Roeder and Wasserman 2006). A hypothesis without
+    weight gets 1. The weights must say nothing of p where nothing is true.
     """
     p = np.asarray(p_value, np.float64)
-    tested = np.ones(p.shape, np.bool_) if among is None else among
-    chosen = p[tested]
-    order = np.argsort(chosen, kind="stable")[::-1]
-    rank = np.arange(chosen.size, 0, -1)
-    values = np.empty_like(chosen)
-    values[order] = np.minimum.accumulate(np.minimum(chosen[order] * chosen.size / rank, 1.0))
-    adjusted = np.ones_like(p)
-    adjusted[tested] = values
-    return adjusted
+    flat = p.ravel()
+    if weights is not None and (total := np.sum(weights)) > 0.0:
+        part = np.asarray(weights, np.float64).ravel() * (p.size / total)
+        flat = np.divide(flat, part, out=np.full(p.size, np.inf), where=part > 0.0)
+    order = np.argsort(flat, kind="stable")[::-1]
+    rank = np.arange(p.size, 0, -1)
+    adjusted = np.empty(p.size)
+    adjusted[order] = np.minimum.accumulate(np.minimum(flat[order] * p.size / rank, 1.0))
+    return adjusted.reshape(p.shape)
 
 
 def proven(change: Change, level: float, least: float) -> Bools:

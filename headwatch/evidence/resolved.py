@@ -1,6 +1,7 @@
 """Which heads are known to be at work, and of which the loss would be told: how far the pairs can see. Pure numpy."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from scipy.special import ndtri
@@ -16,9 +17,9 @@ def at_work(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Bo
     """Heads whose share is significantly other than 0 (Benjamini-Hochberg at q over all heads) and material, [L, H].
 
     A large estimate that hangs on a few pairs is not enough: of such a head it cannot be said that it joined the work
-    or left it. Arguments as for `resolved`.
+    or left it. Its size gives it no advantage here, whatever the weights of changes. Arguments as for `resolved`.
     """
-    return proven(_loss(now, settings, least), settings.q, least)
+    return proven(_loss(now, settings), settings.q, least)
 
 
 def resolved(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Bools:
@@ -26,15 +27,15 @@ def resolved(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> B
 
     A head that is gone contributes nothing on any pair. The paired values of its change are then its contributions of
     now with the other sign, so that the p of its loss is known in advance: that of its share being 0. It has to reach
-    q / (L H), what Benjamini-Hochberg asks for where no other head has changed, and the share has to be material. A
-    head's size alone does not decide: what counts is how much it differs from pair to pair.
+    q / (L H), what Benjamini-Hochberg asks of a head of average weight where no other has changed, and the share has to
+    be material. A head's size alone does not decide: what counts is how much it differs from pair to pair.
 
     Args:
         now: the shares of one probe.
         settings: q and the test.
         least: the smallest change that counts.
     """
-    loss = _loss(now, settings, least)
+    loss = _loss(now, settings)
     return (loss.p_value <= settings.q / loss.p_value.size) & proven(loss, 1.0, least)
 
 
@@ -53,7 +54,7 @@ def pairs_wanted(now: Estimate, heads: Bools, settings: EvidenceSettings, part: 
     return math.ceil(len(now.influence) * (wanted / weakest) ** 2)
 
 
-def _loss(now: Estimate, settings: EvidenceSettings, least: float) -> Change:
-    """The change of every head if it stopped."""
+def _loss(now: Estimate, settings: EvidenceSettings) -> Change:
+    """The change of every head if it stopped, each head weighing the same."""
     nothing = np.zeros_like(now.value)
-    return change(now, Estimate(nothing, np.zeros_like(now.influence), nothing), settings, least)
+    return change(now, Estimate(nothing, np.zeros_like(now.influence), nothing), replace(settings, weights="equal"))

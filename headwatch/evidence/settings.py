@@ -6,7 +6,7 @@ from typing import Any
 from headwatch.errors import UserError
 
 TESTS = ("t", "sign-flip", "welch")
-AMONG = ("all", "movers")
+WEIGHTS = ("size", "equal")
 CONFIRMATIONS = ("either", "level", "next", "none")
 
 
@@ -19,8 +19,8 @@ class EvidenceSettings:
       no true share changes (270 heads, about 42 in the set, 32 pairs), 1.9 heads cross the edge a probe without a band
       (keep = carry), 0.30 with 0.85 and 0.27 with 0.90 or 0.95; with 0.90 more planted lives are found in time.
     q: Benjamini-Hochberg level over the heads of one family; how it is spent over probes is `confirm`.
-    among: which heads q counts under "sign-flip": "all", or "movers", those whose pairs have moved by `material` on
-      average, whichever way (`paired_change` says why that is no peeking). Other tests count all.
+    weights: how q is divided among the heads under "sign-flip": by "size", how far each head's pairs have moved on
+      average, up or down (`paired_change` says why that is no peeking), or "equal". Other tests take all as equal.
     material: the smallest change that counts, as a part of the base's total |share|.
     at_work: an event needs that the head is known to be at work where it is active, by a share that is significantly
       other than 0 (`evidence.at_work`): one that joins, now; one that leaves, when it was last active.
@@ -43,7 +43,7 @@ class EvidenceSettings:
     min_gap_t: float = 4.0
     test: str = "sign-flip"
     confirm: str = "either"
-    among: str = "all"
+    weights: str = "size"
     at_work: bool = True
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class EvidenceSettings:
             raise UserError(f"material={self.material}, min_gap_t={self.min_gap_t}: neither can be negative")
         if self.min_pairs < 2:
             raise UserError(f"min_pairs={self.min_pairs}: a paired test needs 2 pairs at the least")
-        for name, known in (("test", TESTS), ("confirm", CONFIRMATIONS), ("among", AMONG)):
+        for name, known in (("test", TESTS), ("confirm", CONFIRMATIONS), ("weights", WEIGHTS)):
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"{name}={value!r}: give one of {', '.join(map(repr, known))}")
 

@@ -126,7 +126,9 @@ class WatchArguments:
     evidence_at_work: bool = field(
         default=RULE.at_work, metadata={"help": "events only of heads whose share is known to be other than 0"}
     )
-    evidence_among: str = field(default=RULE.among, metadata={"help": "heads that q counts: all or movers (sign-flip)"})
+    evidence_weights: str = field(
+        default=RULE.weights, metadata={"help": "how q is divided among heads: size or equal"}
+    )
     evidence_min_pairs: int = field(default=RULE.min_pairs, metadata={"help": "fewer pairs of a family say nothing"})
     evidence_min_gap_t: float = field(
         default=RULE.min_gap_t, metadata={"help": "a probe whose metric gap has a smaller |t| says nothing"}
