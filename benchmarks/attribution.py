@@ -145,6 +145,11 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=0)
     parser.add_argument("--suffix", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="m, points of the path")
+    parser.add_argument(
+        "--alphas",
+        default="midpoint",
+        help='points of heads and edges; "right" is the paper\'s rule, and holds the clean run',
+    )
     parser.add_argument("--batch", type=int, default=4, help="pairs at once")
     parser.add_argument("--probe-batch", type=int, help="pairs at once for heads and edges; 0: as their budget allows")
     parser.add_argument("--rounds", type=int, default=5)
@@ -170,8 +175,8 @@ def main() -> None:
     own = batch if options.probe_batch is None else options.probe_batch or None
     runs: dict[str, Callable[[], object]] = {
         "floor": lambda: floor(model, probes, m, batch),
-        "heads": lambda: score_heads(model, probes, steps=m, batch_size=own),
-        "edges": lambda: score_edges(model, probes, steps=m, batch_size=own),
+        "heads": lambda: score_heads(model, probes, steps=m, alphas=options.alphas, batch_size=own),
+        "edges": lambda: score_edges(model, probes, steps=m, alphas=options.alphas, batch_size=own),
     }
     if options.naive:
         runs["naive"] = lambda: naive_edges(model, probes, steps=m)
@@ -214,6 +219,7 @@ def main() -> None:
         "prefix_tokens": options.prefix,
         "suffix_tokens": options.suffix,
         "m": m,
+        "alphas": options.alphas,
         "pairs_at_once": batch,
         "pairs_at_once_in_a_probe": own or "as memory_budget_gb allows",
         "dtype": options.dtype,
