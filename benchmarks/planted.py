@@ -333,10 +333,13 @@ class Count:
         }
 
 
-def analyse(out: Path, sizes: tuple[int, ...], settings: EvidenceSettings) -> dict[int, Count]:
-    """Every recorded plan under these settings, for probe sets of these sizes: disjoint parts of the recorded pairs."""
+def analyse(out: Path, sizes: tuple[int, ...], settings: EvidenceSettings, base: int | None = None) -> dict[int, Count]:
+    """Every recorded plan under these settings, for probe sets of these sizes: disjoint parts of the recorded pairs.
+
+    base: only the plans of the base of this seed.
+    """
     counts = {size: Count() for size in sizes}
-    for plan in sorted(out.glob("*/plan.json")):
+    for plan in sorted(out.glob(f"plan-{'*' if base is None else base}-*/plan.json")):
         record = RunFolder.open(plan.parent)
         plants = {tuple(p["head"]) for p in json.loads(plan.read_text())["plants"]}
         truth = np.load(plan.parent / "truth.npy")  # [F, P, L, H]
@@ -389,6 +392,19 @@ def table(counts: dict[str, dict[int, Count]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table_by_base(counts: dict[int, dict[int, Count]]) -> str:
+    """Markdown: found of planted events, and untouched heads with an event, for each base, at the defaults."""
+    sizes = list(next(iter(counts.values())))
+    lines = [
+        "| base | " + " | ".join(f"{size} pairs: found | untouched with an event" for size in sizes) + " |",
+        "| --- " * (1 + 2 * len(sizes)) + "|",
+    ]
+    for base, by_size in counts.items():
+        cells = [f"{c.found} of {c.planted} | {c.given} of {c.untouched}" for c in by_size.values()]
+        lines.append(f"| {base} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def table_by_size(counts: dict[int, Count]) -> str:
     """Markdown: how many planted events of each size are found at the right probe, at the defaults."""
     ends = [*(f" to {size:.1%}" for size in SIZES_FROM[1:]), " and more"]
@@ -421,20 +437,28 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--n-truth", type=int, default=N_TRUTH)
     parser.add_argument("--only-analyse", action="store_true")
+    parser.add_argument(
+        "--only-defaults", action="store_true", help="no other settings: a minute a base instead of ten"
+    )
     options = parser.parse_args()
     logging.getLogger("headwatch").setLevel(logging.ERROR)
     with quiet_libraries(), one_thread():
         for seed in range(0 if options.only_analyse else options.bases):
             plant_base(options, options.first_base + seed)
+    sizes = tuple(options.sizes)
     counts = {
-        name: analyse(options.out, tuple(options.sizes), EvidenceSettings(**changes))
+        name: analyse(options.out, sizes, EvidenceSettings(**changes))
         for name, changes in VARIANTS.items()
+        if name == "default" or not options.only_defaults
     }
+    bases = sorted({int(plan.parent.name.split("-")[1]) for plan in options.out.glob("plan-*-*/plan.json")})
+    by_base = {base: analyse(options.out, sizes, EvidenceSettings(), base) for base in bases}
     rows = {name: {size: c.row() for size, c in by_size.items()} for name, by_size in counts.items()}
     (options.out / "planted.json").write_text(json.dumps(rows, indent=1) + "\n")
     text = "\n".join(
         [
             table(counts),
+            f"By base, at the defaults:\n\n{table_by_base(by_base)}",
             f"By how far the head moved, as a part of all work:\n\n{table_by_size(counts['default'])}",
             f"Losses of base heads, by what the base probe says of them:\n\n{table_of_losses(counts['default'])}",
         ]

@@ -113,8 +113,13 @@ class StageBar(TrainerCallback):
 
 
 def stage_bar(title: str, total: int) -> tqdm[Any]:
-    """A tqdm bar with the demo's layout, on standard error."""
-    return tqdm(total=total, desc=f"{title:<28}", bar_format="{desc} {percentage:3.0f}% |{bar:24}| {elapsed}{postfix}")
+    """A tqdm bar with the demo's layout, on standard error; in a file, where nothing is overwritten, seldom drawn."""
+    return tqdm(
+        total=total,
+        desc=f"{title:<28}",
+        bar_format="{desc} {percentage:3.0f}% |{bar:24}| {elapsed}{postfix}",
+        mininterval=0.1 if sys.stderr.isatty() else 15.0,
+    )
 
 
 def hush_printer(trainer: Trainer) -> None:
