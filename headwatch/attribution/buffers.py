@@ -1,14 +1,46 @@
-"""Large arrays that one batch after the other uses: memory fresh from the system costs time on the first touch."""
+"""Large arrays that one batch after the other uses, in pieces that the C library can take from memory it has."""
 
-import contextlib
 import math
-import mmap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-HUGE = 2**21  # bytes of a huge page on most machines
+MOST_BYTES = 24 * 2**20
+"""Of an array on the CPU. What is larger than 32 MiB glibc asks the system for, and gives back at once; every page of it
+is then touched for the first time, which took a twelfth of a pass (docs/performance.md). Smaller arrays come from what
+the training step has used and freed.
+"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of a batch's tokens [B T]: all of several pairs, or a part of one pair's."""
+
+    tokens: slice
+    pairs: slice
+
+    @property
+    def n_pairs(self) -> int:
+        """How many pairs these tokens belong to."""
+        return int(self.pairs.stop - self.pairs.start)
+
+
+def pieces(pairs: int, length: int, bytes_a_token: int, device: torch.device) -> list[Piece]:
+    """Cut the tokens [B T] so that an array of `bytes_a_token` each is small enough; in one piece but on the CPU."""
+    most = max(1, MOST_BYTES // bytes_a_token) if device.type == "cpu" else pairs * length
+    if length <= most:
+        at_once = most // length
+        firsts = range(0, pairs, at_once)
+        groups = [slice(first, min(first + at_once, pairs)) for first in firsts]
+        return [Piece(slice(group.start * length, group.stop * length), group) for group in groups]
+    size = math.ceil(length / math.ceil(length / most))
+    return [
+        Piece(slice(pair * length + first, pair * length + min(first + size, length)), slice(pair, pair + 1))
+        for pair in range(pairs)
+        for first in range(0, length, size)
+    ]
 
 
 class Buffers:
@@ -22,7 +54,7 @@ class Buffers:
         bytes_wanted = math.prod(shape) * like.element_size()
         fitting = [s for s in self._spare if s.nbytes() >= bytes_wanted and s.device == like.device]
         if not fitting:
-            return _fresh(like, max(most or 0, math.prod(shape)))[: math.prod(shape)].view(*shape)
+            return like.new_empty(max(most or 0, math.prod(shape)))[: math.prod(shape)].view(*shape)
         storage = min(fitting, key=lambda s: s.nbytes())
         self._spare = [s for s in self._spare if s is not storage]
         return like.new_empty(0).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
@@ -30,17 +62,3 @@ class Buffers:
     def give(self, *arrays: Tensor) -> None:
         """Take arrays back, which nobody reads any more."""
         self._spare += [array.untyped_storage() for array in arrays]
-
-
-def _fresh(like: Tensor, entries: int) -> Tensor:
-    """Memory without content, [entries]; on the CPU in huge pages where the system has them.
-
-    The C library takes arrays of this size fresh from the system, 4 KiB at a first touch.
-    """
-    wanted = entries * like.element_size()
-    if like.device.type == "cpu" and wanted >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory = mmap.mmap(-1, wanted, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has no huge pages
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return torch.frombuffer(memory, dtype=like.dtype)  # holds the memory
-    return like.new_empty(entries)

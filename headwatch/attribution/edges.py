@@ -12,7 +12,7 @@ xhat_k. So
     edge(s, h) = sum_t  delta_s . (w * W_h^T A_h)  -  sum_{t,k} (delta_s . xhat_k) c_{h,k}
 
 is one matrix product of the sources' differences with the gradients w * W_h^T A_h - sum_k xhat_k c_{h,k}, a few layers
-at a time, in the backward pass.
+at a time, in the backward pass. Large arrays lie in pieces of some tokens each (`buffers.pieces` says why).
 
 Other architectures change a factor or add a correction of the same shape (a vector for each token and point, taken off
 each head by a number):
@@ -24,7 +24,6 @@ each head by a number):
   first part is a head's own, and the second one vector for all heads: W^T yhat in residual space.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -37,7 +36,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
-from headwatch.attribution.buffers import Buffers
+from headwatch.attribution.buffers import Buffers, Piece, pieces
 from headwatch.attribution.ends import Endpoints
 from headwatch.attribution.runs import wide
 
@@ -97,15 +96,17 @@ class EdgeCollector:
         self._last_wave = [min(first + at_once - 1, n_layers) for first in range(0, n_layers + 1, at_once)]
         self._blocks = [list(chain(*waves[first : first + at_once])) for first in range(0, n_layers + 1, at_once)]
         self._place = {target: (b, row) for b, block in enumerate(self._blocks) for row, target in enumerate(block)}
-        self._waiting: dict[int, Tensor] = {}  # gradients of a block's targets, [B T, R', M]
+        self._most_targets = max(map(len, self._blocks))
+        self._waiting: dict[int, list[Tensor]] = {}  # gradients of a block's targets, pieces of [B T, R', M]
         self._missing: dict[int, int] = {}
         self._along: dict[int, list[_Along]] = {}  # what is to be taken off them
 
     def take(self, ends: Endpoints) -> None:
         """The endpoint runs of the batch, whose differences are the sources; needed before the first backward pass."""
-        self.sources = source_differences(self.anatomy, ends, self.buffers)  # [B T, S, M]
-        self.length = len(self.sources) // self.pairs
-        self.scores = self.sources.new_zeros(self.pairs, self.sources.shape[1], len(self.anatomy.targets))
+        length, n_sources = ends.input.shape[1], len(self.anatomy.sources)
+        self._pieces = pieces(self.pairs, length, n_sources * ends.input[0, 0].nbytes, ends.input.device)
+        self.sources = source_differences(self.anatomy, ends, self.buffers, self._pieces)  # pieces of [B T, S, M]
+        self.scores = ends.input.new_zeros(self.pairs, n_sources, len(self.anatomy.targets))
         self._no_edge = ~self.anatomy.is_real().to(self.scores.device)
 
     def start(self) -> list[RemovableHandle]:
@@ -127,7 +128,7 @@ class EdgeCollector:
 
     def close(self) -> Tensor:
         """The sum of the points' scores, [B, S, R]; after this the collector is done with."""
-        self.buffers.give(self.sources)
+        self.buffers.give(*self.sources)
         del self.sources
         return self.scores
 
@@ -166,33 +167,37 @@ class EdgeCollector:
     # Backward: a target's rows wait until all of their block are there (layers come last to first; where attention and
     # MLP are parallel, in any order).
 
-    def _rows(self, target: int, width: int) -> Tensor:
-        """Where targets of a block put their gradients, from this one on: [B T, width, M]. Buffers are used again."""
+    def _rows(self, target: int, width: int) -> list[Tensor]:
+        """Where targets of a block put their gradients, from this one on: pieces of [B T, width, M]."""
         block, first = self._place[target]
-        targets = len(self._blocks[block])
+        targets, d_model = len(self._blocks[block]), self.anatomy.d_model
         if block not in self._waiting:
-            shape = (len(self.sources), targets, self.anatomy.d_model)
-            most = math.prod(shape) // targets * max(map(len, self._blocks))
-            self._waiting[block] = self.buffers.take(self.sources, shape, most)
+            self._waiting[block] = [
+                self.buffers.take(piece, (len(piece), targets, d_model), len(piece) * self._most_targets * d_model)
+                for piece in self.sources
+            ]
             self._missing[block] = targets
         self._missing[block] -= width
-        return self._waiting[block][:, first : first + width]
+        return [piece[:, first : first + width] for piece in self._waiting[block]]
 
     def _contract_when_complete(self, target: int) -> None:
         """Add the products of this target's block with the sources that it reads to the scores."""
         block, _ = self._place[target]
         if self._missing[block]:
             return
-        vectors = self._waiting.pop(block)
-        self._take_off(vectors, self._along.pop(block, []))
+        waiting = self._waiting.pop(block)
+        self._take_off(waiting, self._along.pop(block, []))
         n_sources = 1 + self._last_wave[block] * (self.anatomy.n_heads + 1)
-        most = self.sources[..., 0].numel() * max(map(len, self._blocks))
-        products = self.buffers.take(vectors, (len(vectors), n_sources, vectors.shape[1]), most)
-        torch.bmm(self.sources[:, :n_sources], vectors.mT, out=products)
         columns = torch.tensor(self._blocks[block], device=self.scores.device)
-        summed = products.unflatten(0, (self.pairs, self.length)).sum(1)
+        summed = self.scores.new_zeros(self.pairs, n_sources, len(columns))
+        for piece, sources, vectors in zip(self._pieces, self.sources, waiting, strict=True):
+            tokens, targets = vectors.shape[:2]
+            most = tokens * sources.shape[1] * self._most_targets
+            products = self.buffers.take(vectors, (tokens, n_sources, targets), most)
+            torch.bmm(sources[:, :n_sources], vectors.mT, out=products)
+            summed[piece.pairs] += products.unflatten(0, (piece.n_pairs, -1)).sum(1)
+            self.buffers.give(vectors, products)
         self.scores[:, :n_sources, columns] += summed.masked_fill_(self._no_edge[:n_sources, columns], 0)
-        self.buffers.give(vectors, products)
 
     def _logits_gradient(self, grad: Tensor) -> None:
         self._residual_gradient(grad, len(self.anatomy.targets) - 1)
@@ -202,8 +207,9 @@ class EdgeCollector:
 
     def _residual_gradient(self, grad: Tensor, target: int) -> None:
         with torch.no_grad():
-            rows = self._rows(target, 1)
-            rows[:, 0] = wide(grad.unflatten(0, (-1, self.pairs)).sum(0, dtype=rows.dtype)).flatten(0, 1)
+            summed = wide(grad.unflatten(0, (-1, self.pairs)).sum(0, dtype=self.scores.dtype)).flatten(0, 1)
+            for piece, rows in zip(self._pieces, self._rows(target, 1), strict=True):
+                rows[:, 0] = summed[piece.tokens]
             self._contract_when_complete(target)
 
     def _projection_gradient(self, index: int, projection: Projection) -> Callable[[Tensor], None]:
@@ -233,7 +239,7 @@ class EdgeCollector:
             r, weight = norm.inverse_scale(x), norm.weight  # r: [m B, T, 1]
         numbers = []
         for place, (kind, norm_behind, matrix, bias) in enumerate(_maps(layer, norm, model_width)):
-            mine = rows[:, place * heads : (place + 1) * heads]
+            mine = [piece[:, place * heads : (place + 1) * heads] for piece in rows]
             grads = wide(reads.grads[kind])  # g_h, [m B, T, (H D)]
             y = wide(reads.y[kind])
             through = matrix if weight is None else matrix * weight  # W w, [(H or K) D, M]
@@ -252,7 +258,7 @@ class EdgeCollector:
                 through = through * scaled[:, None]
             per_head = through.unflatten(0, (-1, width))  # [H or K, D, M]
             summed = self._sum_over_points(grads, scale).unflatten(-1, (heads, width))  # A_h, [B T, H, D]
-            _each_head(summed, per_head, mine, self.buffers)
+            _each_head(summed, per_head, mine, self._pieces, self.buffers)
             if along_y is not None:
                 at = first + place * heads
                 self._along.setdefault(block, []).append(_Along(along_y, yhat @ through_all, at))
@@ -273,19 +279,20 @@ class EdgeCollector:
         scale = rearrange(scale, "(k b) t 1 -> (b t) 1 k", b=self.pairs).contiguous()  # else bmm goes token by token
         return torch.bmm(scale, grads)[:, 0]
 
-    def _take_off(self, rows: Tensor, along: list[_Along]) -> None:
-        """Take every point's numbers times its vectors off the rows [B T, R', M].
+    def _take_off(self, rows: list[Tensor], along: list[_Along]) -> None:
+        """Take every point's numbers times its vectors off the rows, pieces of [B T, R', M].
 
         Numbers are padded to all of the rows: of some of them only, baddbmm would go token by token.
         """
         if not along:
             return
-        width = rows.shape[1]
+        width = rows[0].shape[1]
         numbers = torch.cat(
             [self._by_token(F.pad(a.numbers, (a.first, width - a.first - a.numbers.shape[-1]))) for a in along], 1
         )
         vectors = torch.cat([self._by_token(a.vectors) for a in along], 1)
-        rows.baddbmm_(numbers.mT, vectors, alpha=-1)
+        for piece, mine in zip(self._pieces, rows, strict=True):
+            mine.baddbmm_(numbers[piece.tokens].mT, vectors[piece.tokens], alpha=-1)
 
     def _by_token(self, states: Tensor) -> Tensor:
         """[m B, T, W] -> [B T, m, W]."""
@@ -303,17 +310,18 @@ def _maps(layer: Layer, norm: Norm | None, width: int) -> Iterator[tuple[Kind, N
             yield kind, projection.norm, matrix[rows], bias[rows]
 
 
-def _each_head(vectors: Tensor, matrices: Tensor, out: Tensor, buffers: Buffers) -> None:
-    """Every head's vectors [B T, H, D] times its own matrix [H or K, D, M], put into [B T, H, M].
+def _each_head(vectors: Tensor, matrices: Tensor, out: list[Tensor], where: list[Piece], buffers: Buffers) -> None:
+    """Every head's vectors [B T, H, D] times its own matrix [H or K, D, M], put into pieces of [B T, H, M].
 
     One batched product and a copy: products of a head each, written where they belong, took longer on two threads than
     on one (docs/log.md), and there are hundreds of them.
     """
-    heads, (rows, _, width) = vectors.shape[1], out.shape
-    products = buffers.take(out, (heads, rows, width))
+    (rows, heads, _), width = vectors.shape, matrices.shape[-1]
+    products = buffers.take(out[0], (heads, rows, width))
     matrices = matrices.repeat_interleave(heads // len(matrices), 0) if len(matrices) < heads else matrices
     torch.bmm(vectors.transpose(0, 1), matrices, out=products)
-    out.copy_(products.transpose(0, 1))
+    for piece, mine in zip(where, out, strict=True):
+        mine.copy_(products[:, piece.tokens].transpose(0, 1))
     buffers.give(products)
 
 
@@ -327,16 +335,21 @@ def _by_head(grads: Tensor, states: Tensor, heads: int) -> Tensor:
     return (groups * states).sum(-1).flatten(-2)
 
 
-def source_differences(anatomy: Anatomy, ends: Endpoints, buffers: Buffers) -> Tensor:
-    """delta_s of every source, [B T, S, M]: what it adds to the residual stream, corrupted - clean."""
-    batch, length, width = ends.input.shape
-    out = buffers.take(ends.input, (batch * length, len(anatomy.sources), width))
-    out[:, 0] = ends.input.flatten(0, 1)
+def source_differences(anatomy: Anatomy, ends: Endpoints, buffers: Buffers, where: list[Piece]) -> list[Tensor]:
+    """delta_s of every source, pieces of [B T, S, M]: what it adds to the residual stream, corrupted - clean."""
+    shape = (len(anatomy.sources), anatomy.d_model)
+    out = [buffers.take(ends.input, (piece.tokens.stop - piece.tokens.start, *shape)) for piece in where]
+
+    def put(source: int, states: Tensor) -> None:
+        for piece, mine in zip(where, out, strict=True):
+            mine[:, source] = states.flatten(0, 1)[piece.tokens]
+
+    put(0, ends.input)
     for index, layer in enumerate(anatomy.layers):
         matrix, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
         per_head = layer.scaled(matrix.T).unflatten(0, (anatomy.n_heads, -1))  # [H, D, M]
         z = ends.z[index].flatten(0, 1).unflatten(-1, (anatomy.n_heads, -1))  # [B T, H, D]
         first = anatomy.head_source(index).start
-        _each_head(z, per_head, out[:, first : first + anatomy.n_heads], buffers)
-        out[:, anatomy.mlp_source(index)] = ends.mlp[index].flatten(0, 1)
+        _each_head(z, per_head, [piece[:, first : first + anatomy.n_heads] for piece in out], where, buffers)
+        put(anatomy.mlp_source(index), ends.mlp[index])
     return out

@@ -1,6 +1,5 @@
 """What the pass does not do: run anything twice, compute logits that nobody reads, take more memory than it may."""
 
-import mmap
 import sys
 
 import pytest
@@ -9,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import largest_error, random_pairs, tiny_model
 
 from headwatch import Anatomy, UserError, score_edges, score_heads
-from headwatch.attribution.buffers import Buffers
+from headwatch.attribution import buffers as buffers_module
+from headwatch.attribution.buffers import Buffers, pieces
 from headwatch.attribution.memory import batch_sizes, default_budget_gb
 from headwatch.attribution.naive import naive_edges
 
@@ -145,32 +145,25 @@ def test_an_array_is_lent_to_one_at_a_time_and_used_again() -> None:
     assert buffers.take(wide, (2, 3)).dtype == torch.float64
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_large_arrays_hold_what_is_put_there_and_are_used_again(dtype: torch.dtype) -> None:
-    """Those of several MiB, which come from the system by another way."""
-    buffers, like = Buffers(), torch.zeros(1, dtype=dtype)
-    first, second = (buffers.take(like, (1000, 3, 500), most=2_000_000) for _ in range(2))
-    assert (first.dtype, first.shape) == (dtype, (1000, 3, 500))
-    values = torch.randn(2, 1000, 3, 500, dtype=dtype)
-    first[:], second[:] = values
-    assert first.equal(values[0])
-    assert second.equal(values[1])
-    place = first.data_ptr()
-    buffers.give(first)
-    del first
-    again = buffers.take(like, (2_000_000,))
-    assert again.data_ptr() == place
-    again[:] = 1.0
-    assert float(again.sum()) == 2_000_000.0
-    assert second.equal(values[1])
-
-
-@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="Linux alone has huge pages to ask for")
-def test_large_arrays_do_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", -1)  # advice that no kernel knows
-    large = Buffers().take(torch.zeros(1), (1000, 1000))
-    large[:] = 2.0
-    assert float(large.sum()) == 2e6
+@pytest.mark.parametrize("pairs", [1, 3, 8])
+@pytest.mark.parametrize("length", [1, 2, 7, 12, 64])
+@pytest.mark.parametrize("most", [1, 5, 12, 40, 1000])
+def test_pieces_are_all_tokens_in_order_and_small_enough(
+    pairs: int, length: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers_module, "MOST_BYTES", most * 100)
+    cut = pieces(pairs, length, 100, torch.device("cpu"))
+    pair_of = torch.arange(pairs).repeat_interleave(length)
+    found = torch.cat([torch.arange(pairs * length)[piece.tokens] for piece in cut])
+    assert found.tolist() == list(range(pairs * length))
+    for piece in cut:
+        mine = pair_of[piece.tokens]
+        assert 0 < len(mine) <= most
+        assert mine.unique().tolist() == list(range(pairs)[piece.pairs])
+        assert piece.n_pairs == len(mine.unique())
+        assert piece.n_pairs == 1 or len(mine) == piece.n_pairs * length
+    assert len(cut) <= pairs * length / max(1, most / 2) + pairs  # and no more of them than need be
+    assert len(pieces(pairs, length, 100, torch.device("cuda"))) == 1
 
 
 def test_a_path_of_the_clean_run_alone_says_nothing_under_kl() -> None:

@@ -5,6 +5,7 @@ import torch
 from tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_pairs, tiny_model
 
 from headwatch import Anatomy, score_edges, score_heads
+from headwatch.attribution import buffers as buffers_module
 from headwatch.attribution import edges as edges_module
 from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.edges import EdgeCollector
@@ -42,6 +43,17 @@ def test_layers_share_a_product_or_not(architecture: str, at_once: int, monkeypa
     edges = score_edges(model, probes, steps=2)
     assert largest_error(edges.per_pair, naive_edges(model, probes, steps=2)) < 1e-9
     assert edges.per_pair[:, ~edges.is_real].abs().max() == 0
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 14])
+@pytest.mark.parametrize("architecture", ["llama", "neox", "olmo2"])
+def test_in_pieces_or_in_one(architecture: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a token, of a part of a pair, and of several pairs; the tiny models' arrays are otherwise one piece."""
+    model, probes = tiny_model(architecture), random_pairs(5)
+    anatomy = Anatomy.of(model)
+    monkeypatch.setattr(buffers_module, "MOST_BYTES", tokens * 8 * len(anatomy.sources) * anatomy.d_model)
+    edges = score_edges(model, probes, steps=2)
+    assert largest_error(edges.per_pair, naive_edges(model, probes, steps=2)) < 1e-9
 
 
 @pytest.mark.parametrize(("metric", "alphas"), RULES)
