@@ -7,8 +7,9 @@
 The floor is m x (forward + activation-only backward) + 2 forwards of the same pairs on all their tokens, without prefix
 reuse, with logits at the last position alone, on the unmodified model, by autograd, parameters frozen. Everything runs
 in alternation in one process, and what is printed are medians of ratios within a round; seconds are beside them for
-scale, and on the CPU ratios of CPU seconds, which other processes disturb less. Memory is the highest resident set
-during one more run above the one before it (CPU, sampled every 2 ms), or what CUDA allocated at most.
+scale, on the CPU ratios of CPU seconds, which other processes disturb less, and the least seconds of all rounds over
+the floor's least, which a machine that is halted now and then disturbs least. Memory is the highest resident set during
+one more run above the one before it (CPU, sampled every 2 ms), or what CUDA allocated at most.
 """
 
 import argparse
@@ -192,7 +193,7 @@ def main() -> None:
         rounds.append(
             {name: measure(run, device) for name, run in runs.items() if slow or name not in ("naive", "patching")}
         )
-        line = ", ".join(f"{name} {s / rounds[-1]['floor'][0]:.3f}" for name, (s, _) in rounds[-1].items())
+        line = ", ".join(f"{name} {s / rounds[-1]['floor'][0]:.3f} ({s:.1f} s)" for name, (s, _) in rounds[-1].items())
         print(f"round {number + 1}: {line}", flush=True)
 
     peaks = {}
@@ -208,6 +209,7 @@ def main() -> None:
             "seconds": statistics.median(entry[name][0] for entry in found),
             "ratio_to_floor": statistics.median(entry[name][0] / entry["floor"][0] for entry in found),
             "cpu_ratio_to_floor": statistics.median(entry[name][1] / entry["floor"][1] for entry in found),
+            "least_ratio_to_floor": min(e[name][0] for e in found) / min(e["floor"][0] for e in rounds),
             "peak_mib": peaks[name],
             "rounds": len(found),
         }
@@ -231,7 +233,8 @@ def main() -> None:
     print(json.dumps(conditions))
     for name, entry in results.items():
         print(
-            f"{name:>9}: {entry['ratio_to_floor']:8.3f} x floor  ({entry['cpu_ratio_to_floor']:.3f} in CPU seconds)"
+            f"{name:>9}: {entry['ratio_to_floor']:8.3f} x floor  ({entry['cpu_ratio_to_floor']:.3f} in CPU seconds, "
+            f"{entry['least_ratio_to_floor']:.3f} least to least)"
             f"  {entry['seconds']:9.3f} s"
             f"  peak {entry['peak_mib'] or float('nan'):8.0f} MiB  (median of {entry['rounds']})"
         )

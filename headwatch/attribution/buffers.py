@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 MOST_BYTES = 24 * 2**20
-"""Of an array on the CPU. What is larger than 32 MiB glibc asks the system for, and gives back at once; every page of it
-is then touched for the first time, which took a twelfth of a pass (docs/performance.md). Smaller arrays come from what
-the training step has used and freed.
+"""Of an array on the CPU. What is larger than 32 MiB glibc takes fresh from the system, and gives back at once; every
+page of it is then touched for the first time, which took a twelfth of a pass (docs/log.md). Smaller arrays come from
+what the training step has used and freed.
 """
 
 

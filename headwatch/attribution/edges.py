@@ -237,9 +237,8 @@ class EdgeCollector:
             assert reads.x is not None
             x = norm.centre(wide(reads.x))
             r, weight = norm.inverse_scale(x), norm.weight  # r: [m B, T, 1]
-        numbers = []
+        numbers, sums, matrices = [], [], []
         for place, (kind, norm_behind, matrix, bias) in enumerate(_maps(layer, norm, model_width)):
-            mine = [piece[:, place * heads : (place + 1) * heads] for piece in rows]
             grads = wide(reads.grads[kind])  # g_h, [m B, T, (H D)]
             y = wide(reads.y[kind])
             through = matrix if weight is None else matrix * weight  # W w, [(H or K) D, M]
@@ -257,8 +256,8 @@ class EdgeCollector:
                 through_all = through
                 through = through * scaled[:, None]
             per_head = through.unflatten(0, (-1, width))  # [H or K, D, M]
-            summed = self._sum_over_points(grads, scale).unflatten(-1, (heads, width))  # A_h, [B T, H, D]
-            _each_head(summed, per_head, mine, self._pieces, self.buffers)
+            sums.append(self._sum_over_points(grads, scale).unflatten(-1, (heads, width)))  # A_h, [B T, H, D]
+            matrices.append(per_head.repeat_interleave(heads // len(per_head), 0))
             if along_y is not None:
                 at = first + place * heads
                 self._along.setdefault(block, []).append(_Along(along_y, yhat @ through_all, at))
@@ -268,6 +267,7 @@ class EdgeCollector:
                 if along_y is not None:
                     along_x = along_x - along_y * (yhat * off_bias).sum(-1, keepdim=True)
                 numbers.append(along_x / model_width)
+        _each_head(torch.cat(sums, 1), torch.cat(matrices), rows, self._pieces, self.buffers)
         if x is not None and r is not None:
             self._along.setdefault(block, []).append(_Along(torch.cat(numbers, -1), x * r, first))
 
@@ -311,14 +311,13 @@ def _maps(layer: Layer, norm: Norm | None, width: int) -> Iterator[tuple[Kind, N
 
 
 def _each_head(vectors: Tensor, matrices: Tensor, out: list[Tensor], where: list[Piece], buffers: Buffers) -> None:
-    """Every head's vectors [B T, H, D] times its own matrix [H or K, D, M], put into pieces of [B T, H, M].
+    """Every head's vectors [B T, H, D] times its own matrix [H, D, M], put into pieces of [B T, H, M].
 
     One batched product and a copy: products of a head each, written where they belong, took longer on two threads than
     on one (docs/log.md), and there are hundreds of them.
     """
     (rows, heads, _), width = vectors.shape, matrices.shape[-1]
     products = buffers.take(out[0], (heads, rows, width))
-    matrices = matrices.repeat_interleave(heads // len(matrices), 0) if len(matrices) < heads else matrices
     torch.bmm(vectors.transpose(0, 1), matrices, out=products)
     for piece, mine in zip(where, out, strict=True):
         mine.copy_(products[:, piece.tokens].transpose(0, 1))
