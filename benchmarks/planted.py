@@ -437,9 +437,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--n-truth", type=int, default=N_TRUTH)
     parser.add_argument("--only-analyse", action="store_true")
-    parser.add_argument(
-        "--only-defaults", action="store_true", help="no other settings: a minute a base instead of ten"
-    )
+    parser.add_argument("--only-defaults", action="store_true", help="analyse under no other settings")
     options = parser.parse_args()
     logging.getLogger("headwatch").setLevel(logging.ERROR)
     with quiet_libraries(), one_thread():

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from headwatch import HeadHistory
-from headwatch.evidence import EvidenceSettings, at_work, pairs_wanted, resolved, shares
+from headwatch.evidence import EvidenceSettings, at_work, change, pairs_wanted, resolved, shares
 from headwatch.views.words import summary
 
 LAYERS, HEADS, PAIRS = 8, 8, 64
@@ -117,6 +117,18 @@ def test_heads_at_work_are_more_than_the_resolved_ones() -> None:
     assert at_work(now, EvidenceSettings())[6, 0]
     assert not resolved(now, EvidenceSettings())[6, 0]
     assert (at_work(now, EvidenceSettings()) >= resolved(now, EvidenceSettings())).all()
+
+
+def test_size_does_not_put_a_head_at_work() -> None:
+    """A head whose share is thirty times the others' with t = 3: by size it would have most of q, and be at work."""
+    rng = np.random.default_rng(8)
+    scores = 0.03 * rng.normal(size=(PAIRS, LAYERS, HEADS))
+    noise = rng.normal(size=PAIRS)
+    scores[:, 0, 0] = 1.0 + np.sqrt(PAIRS) / 3.0 * (noise - noise.mean()) / noise.std()
+    now = shares(scores, 0 * GAP, GAP)
+    gone = shares(np.zeros_like(scores), 0 * GAP, GAP)
+    assert change(now, gone, EvidenceSettings()).q_value[0, 0] < 0.01
+    assert not at_work(now, EvidenceSettings())[0, 0]
 
 
 def test_a_head_that_joined_by_the_next_probe_can_leave_again() -> None:
