@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.anatomy import Anatomy, Layer, Norm, compute_type
+from headwatch.attribution.arrangement import Arrangement, MaskRecorder, Masks, lie_beside
 from headwatch.attribution.batches import Batch
 from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.edges import EdgeCollector
@@ -73,6 +74,7 @@ class BatchPass:
         self.output = OutputMatrix(anatomy)
         self.recorder = EndRecorder(anatomy)
         self.ends: Endpoints | None = None
+        self.masks: Masks | None = None
         self.edges = None if buffers is None else EdgeCollector(anatomy, batch.size, buffers)
 
     def run(self) -> BatchScores:
@@ -109,10 +111,14 @@ class BatchPass:
     def _ends_alone(self, cache: Cache | None) -> None:
         """The ends that are no point of the path, in one run without gradients."""
         ends = [end for end in ENDS if end != self.path.end]
-        rows = {end: slice(i * self.batch.size, (i + 1) * self.batch.size) for i, end in enumerate(ends)}
-        ids = torch.cat([self._ids(end) for end in ends])
-        with hooked(*self.recorder.hooks(rows)), self.output.whole():
-            self.recorder.take_logits(rows, run(self.call, self.anatomy, self.batch, ids, cache))
+        runs = {end: place for place, end in enumerate(ends)}
+        arrangement = Arrangement(self.batch.size, len(ends))
+        ids = arrangement.join(torch.stack([self._ids(end) for end in ends]))
+        masks = MaskRecorder(self.anatomy, self.batch.size)
+        with hooked(*self.recorder.hooks(arrangement, runs), *masks.hooks()), self.output.whole():
+            logits = run(self.call, self.anatomy, self.batch, ids, cache, arrangement)
+        self.recorder.take_logits(runs, logits.unflatten(0, (len(ends), -1)))
+        self.masks = masks.masks()
         if self.path.end is None:
             self._take_ends()
 
@@ -124,19 +130,21 @@ class BatchPass:
     def _points(self, cache: Cache | None, alphas: list[float]) -> None:
         """Some points of the path: one forward and one backward pass."""
         shared = self.path.end if self.ends is None else None  # this run holds that end: it is its first point
-        rows: dict[End, slice] = {} if shared is None else {shared: slice(0, self.batch.size)}
+        runs: dict[End, int] = {} if shared is None else {shared: 0}
         end = self.path.end or "clean"
+        self.arrangement = self._arrange(len(alphas))
         leaf: list[Tensor] = []
 
         def enter(module: Any, args: Any, output: Tensor) -> Tensor:
-            embeddings = {**self.recorder.embeddings, end: output[: self.batch.size].detach()}
-            leaf.append(interpolated(embeddings["clean"], embeddings["corrupted"], alphas))
+            embeddings = {**self.recorder.embeddings, end: self.arrangement.by_run(output.detach())[0]}
+            points = interpolated(embeddings["clean"], embeddings["corrupted"], alphas)
+            leaf.append(self.arrangement.join(points).detach().requires_grad_())
             return leaf[0]
 
-        handles = self.recorder.hooks(rows) if rows else []
+        handles = self.recorder.hooks(self.arrangement, runs) if runs else []
         handles.append(self.anatomy.embedding.register_forward_hook(enter))
         handles += self._head_hooks()
-        ids = self._ids(end).repeat(len(alphas), 1)
+        ids = self.arrangement.repeat(self._ids(end))
         reads, narrow = self.batch.reads, False
         with hooked(*handles):
             if self.metric is logit_diff and shared is None:
@@ -146,7 +154,7 @@ class BatchPass:
                 with self.output.whole():
                     logits = self._forward(ids, cache)
             if shared is not None:
-                self.recorder.take_logits(rows, logits)
+                self.recorder.take_logits(runs, logits.unflatten(0, (len(alphas), -1)))
                 self._take_ends()
             assert self.ends is not None
             reference = clean_reference(self.ends.clean_logits)
@@ -157,18 +165,24 @@ class BatchPass:
             (gradient,) = torch.autograd.grad(values.sum(), leaf[0])
         if self.edges is not None:
             self.edges.finish()
-        self.input += (wide(gradient).unflatten(0, (len(alphas), -1)) * self.ends.embedding).sum((0, 2, 3))
+        self.input += (wide(self.arrangement.by_run(gradient)) * self.ends.embedding).sum((0, 2, 3))
+
+    def _arrange(self, runs: int) -> Arrangement:
+        prefix, length = self.batch.cut, self.batch.clean.shape[1] - self.batch.cut
+        beside = self.masks is not None and prefix > 0 and lie_beside(prefix, length, runs)
+        return Arrangement(self.batch.size, runs, beside)
 
     def _ids(self, end: End) -> Tensor:
         return (self.batch.clean if end == "clean" else self.batch.corrupted)[:, self.batch.cut :]
 
     def _forward(self, ids: Tensor, cache: Cache | None) -> Tensor:
         """Logits at the read positions, with every target's hooks on."""
+        where = self.call, self.anatomy, self.batch, ids, cache, self.arrangement, self.masks
         if self.edges is None:
-            return run(self.call, self.anatomy, self.batch, ids, cache)
-        with query_head_copies(self.anatomy), hooked(*self.edges.start()):
+            return run(*where)
+        with query_head_copies(self.anatomy), hooked(*self.edges.start(self.arrangement)):
             # The hooks may go once the graph is there: what they asked autograd for stays asked.
-            return run(self.call, self.anatomy, self.batch, ids, cache, heads_per_kv=self.anatomy.heads_per_kv)
+            return run(*where, heads_per_kv=self.anatomy.heads_per_kv)
 
     def _head_hooks(self) -> list[RemovableHandle]:
         handles = []
@@ -186,7 +200,7 @@ class BatchPass:
             assert self.ends is not None
             with torch.no_grad():
                 scores = self.heads[:, index]
-                summed = wide(grad.unflatten(0, (-1, len(scores))).sum(0, dtype=scores.dtype))
+                summed = wide(self.arrangement.by_run(grad).sum(0, dtype=scores.dtype))
                 scores.add_((summed * self.ends.z[index]).unflatten(-1, (scores.shape[1], -1)).sum((1, 3)))
 
         def hook(module: Any, args: tuple[Tensor, ...]) -> None:
@@ -200,7 +214,7 @@ class BatchPass:
 
         def on_gradient(grad: Tensor) -> None:
             with torch.no_grad():
-                summed.add_(grad.unflatten(0, (-1, len(summed))).sum(0, dtype=summed.dtype))
+                summed.add_(self.arrangement.by_run(grad).sum(0, dtype=summed.dtype))
 
         def hook(module: Any, args: Any, output: Tensor) -> None:
             output.register_hook(on_gradient)

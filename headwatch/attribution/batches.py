@@ -21,7 +21,7 @@ class Span:
     pair: int
     start: int
     stop: int
-    first_difference: int
+    first_needed: int
 
     @property
     def length(self) -> int:
@@ -30,8 +30,8 @@ class Span:
 
     @property
     def suffix(self) -> int:
-        """Tokens from the first difference on: before it every run is the same."""
-        return self.stop - self.first_difference
+        """Tokens from the first difference on, or the first read position: what is before is the same in every run."""
+        return self.stop - self.first_needed
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ def spans(probes: ProbeSet) -> list[Span]:
     out = []
     differs = (probes.clean != probes.corrupted) & probes.attention_mask.bool()
     for pair in range(len(probes)):
-        start = int(probes.attention_mask[pair].argmax())
-        out.append(Span(pair, start, int(probes.read_positions[pair].max()) + 1, int(differs[pair].int().argmax())))
+        start, reads = int(probes.attention_mask[pair].argmax()), probes.read_positions[pair]
+        first = min(int(differs[pair].int().argmax()), int(reads[reads >= 0].min()))
+        out.append(Span(pair, start, int(reads.max()) + 1, first))
     return out
 
 

@@ -31,11 +31,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
+from headwatch.attribution.arrangement import Arrangement
 from headwatch.attribution.buffers import Buffers, Piece, pieces
 from headwatch.attribution.ends import Endpoints
 from headwatch.attribution.runs import wide
@@ -43,7 +43,7 @@ from headwatch.attribution.runs import wide
 
 @dataclass
 class _AttentionReads:
-    """One attention layer, between its forward and its backward pass."""
+    """One attention layer, between its forward and its backward pass. Runs may lie beside each other: [B, m T, ...]."""
 
     x: Tensor | None = None  # the residual vector before the norm, [m B, T, M]
     y: dict[Kind, Tensor] = field(default_factory=dict)  # projection outputs, [m B, T, (heads D)]
@@ -85,6 +85,7 @@ class EdgeCollector:
 
     def __init__(self, anatomy: Anatomy, pairs: int, buffers: Buffers) -> None:
         self.anatomy, self.pairs, self.buffers = anatomy, pairs, buffers
+        self._arrangement = Arrangement(pairs, 1)
         self._reads: list[_AttentionReads] = []
         n_layers = anatomy.n_layers
         waves: list[list[int]] = [[] for _ in range(n_layers + 1)]  # the targets of each
@@ -109,8 +110,9 @@ class EdgeCollector:
         self.scores = ends.input.new_zeros(self.pairs, n_sources, len(self.anatomy.targets))
         self._no_edge = ~self.anatomy.is_real().to(self.scores.device)
 
-    def start(self) -> list[RemovableHandle]:
-        """Put the hooks on for one forward pass; call `finish` after its backward pass."""
+    def start(self, arrangement: Arrangement) -> list[RemovableHandle]:
+        """Put the hooks on for one forward pass of runs that lie so; call `finish` after its backward pass."""
+        self._arrangement = arrangement
         self._reads = [_AttentionReads() for _ in self.anatomy.layers]
         handles = [self.anatomy.final_norm.register_forward_pre_hook(self._read_alone(self._logits_gradient))]
         for index, layer in enumerate(self.anatomy.layers):
@@ -207,7 +209,7 @@ class EdgeCollector:
 
     def _residual_gradient(self, grad: Tensor, target: int) -> None:
         with torch.no_grad():
-            summed = wide(grad.unflatten(0, (-1, self.pairs)).sum(0, dtype=self.scores.dtype)).flatten(0, 1)
+            summed = wide(self._arrangement.by_run(grad).sum(0, dtype=self.scores.dtype)).flatten(0, 1)
             for piece, rows in zip(self._pieces, self._rows(target, 1), strict=True):
                 rows[:, 0] = summed[piece.tokens]
             self._contract_when_complete(target)
@@ -273,11 +275,10 @@ class EdgeCollector:
 
     def _sum_over_points(self, grads: Tensor, scale: Tensor | None) -> Tensor:
         """Sum of the points' gradients, each times its own number: [m B, T, W], [m B, T, 1] -> [B T, W]."""
-        grads = rearrange(grads, "(k b) t w -> (b t) k w", b=self.pairs)
+        grads = self._arrangement.by_token(grads)
         if scale is None:
             return grads.sum(1)
-        scale = rearrange(scale, "(k b) t 1 -> (b t) 1 k", b=self.pairs).contiguous()  # else bmm goes token by token
-        return torch.bmm(scale, grads)[:, 0]
+        return torch.bmm(self._arrangement.by_token(scale).mT.contiguous(), grads)[:, 0]  # else it goes token by token
 
     def _take_off(self, rows: list[Tensor], along: list[_Along]) -> None:
         """Take every point's numbers times its vectors off the rows, pieces of [B T, R', M].
@@ -287,16 +288,12 @@ class EdgeCollector:
         if not along:
             return
         width = rows[0].shape[1]
-        numbers = torch.cat(
-            [self._by_token(F.pad(a.numbers, (a.first, width - a.first - a.numbers.shape[-1]))) for a in along], 1
-        )
-        vectors = torch.cat([self._by_token(a.vectors) for a in along], 1)
+        by_token = self._arrangement.by_token
+        widened = [F.pad(a.numbers, (a.first, width - a.first - a.numbers.shape[-1])) for a in along]
+        numbers = torch.cat([by_token(own) for own in widened], 1)
+        vectors = torch.cat([by_token(a.vectors) for a in along], 1)
         for piece, mine in zip(self._pieces, rows, strict=True):
             mine.baddbmm_(numbers[piece.tokens].mT, vectors[piece.tokens], alpha=-1)
-
-    def _by_token(self, states: Tensor) -> Tensor:
-        """[m B, T, W] -> [B T, m, W]."""
-        return rearrange(states, "(k b) t w -> (b t) k w", b=self.pairs)
 
 
 def _maps(layer: Layer, norm: Norm | None, width: int) -> Iterator[tuple[Kind, Norm | None, Tensor, Tensor]]:

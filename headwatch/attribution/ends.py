@@ -1,6 +1,6 @@
 """Both ends of the path: what the clean and the corrupted run leave behind, and the points between them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.anatomy import Anatomy, Norm
+from headwatch.attribution.arrangement import Arrangement
 from headwatch.attribution.path import ENDS, End
 from headwatch.attribution.runs import wide
 
@@ -52,18 +53,20 @@ class EndRecorder:
         self._difference: dict[Any, Tensor] = {}
         self._logits: dict[End, Tensor] = {}
 
-    def hooks(self, rows: Mapping[End, slice]) -> list[RemovableHandle]:
-        """Put hooks on for one run, in which `rows` of every tensor belong to these ends."""
+    def hooks(self, arrangement: Arrangement, runs: Mapping[End, int]) -> list[RemovableHandle]:
+        """Put hooks on for one call, of which these runs are ends."""
+
+        def rows(states: Tensor) -> dict[End, Tensor]:
+            return {end: arrangement.by_run(states.detach())[run] for end, run in runs.items()}
 
         def before(key: Any) -> Any:
-            return lambda module, args: self._take(key, args[0], rows)
+            return lambda module, args: self._take(key, rows(args[0]))
 
         def after(key: Any, scale: float) -> Any:
-            return lambda module, args, output: self._take(key, first_output(output), rows, scale)
+            return lambda module, args, output: self._take(key, rows(first_output(output)), scale)
 
         def keep_embedding(module: Any, args: Any, output: Tensor) -> None:
-            for end, mine in rows.items():
-                self.embeddings[end] = output[mine].detach()
+            self.embeddings.update(rows(output))
 
         handles = [
             self.anatomy.embedding.register_forward_hook(keep_embedding),
@@ -78,10 +81,10 @@ class EndRecorder:
             handles.append(layer.mlp_adds.register_forward_hook(after(("mlp", index), layer.multiplier)))
         return handles
 
-    def take_logits(self, rows: Mapping[End, slice], logits: Tensor) -> None:
-        """Keep a run's logits at the read positions, [rows, P, V]."""
-        for end, mine in rows.items():
-            self._logits[end] = wide(logits[mine].detach())
+    def take_logits(self, runs: Mapping[End, int], logits: Tensor) -> None:
+        """Keep these runs' logits at the read positions, of [n, B, P, V]."""
+        for end, run in runs.items():
+            self._logits[end] = wide(logits[run].detach())
 
     def ends(self) -> Endpoints:
         """Both ends, after the runs that hold them."""
@@ -98,7 +101,7 @@ class EndRecorder:
         )
 
     def _times_r(
-        self, index: int, out: torch.nn.Module, norm: Norm, rows: Mapping[End, slice]
+        self, index: int, out: torch.nn.Module, norm: Norm, rows: Callable[[Tensor], dict[End, Tensor]]
     ) -> list[RemovableHandle]:
         kept: list[Tensor] = []
 
@@ -107,15 +110,15 @@ class EndRecorder:
 
         def multiply(module: Any, args: tuple[Tensor, ...]) -> None:
             r = norm.inverse_scale(wide(args[0].detach()))
-            self._take(("r", index), r, rows)
-            self._take(("z", index), wide(kept.pop()) * r, rows)
+            self._take(("r", index), rows(r))
+            self._take(("z", index), rows(wide(kept.pop()) * r))
 
         return [out.register_forward_pre_hook(keep), norm.module.register_forward_pre_hook(multiply)]
 
-    def _take(self, key: Any, states: Tensor, rows: Mapping[End, slice], scale: float = 1.0) -> None:
-        """Keep a tensor's rows of these ends, or their difference as soon as both ends are there."""
-        for end, mine in rows.items():
-            self._seen[key, end] = wide(states[mine].detach())
+    def _take(self, key: Any, states: Mapping[End, Tensor], scale: float = 1.0) -> None:
+        """Keep what these ends left, [B, T, ...] each, or their difference as soon as both ends are there."""
+        for end, mine in states.items():
+            self._seen[key, end] = wide(mine)
         if all((key, end) in self._seen for end in ENDS):
             difference = self._seen.pop((key, "corrupted")) - self._seen.pop((key, "clean"))
             self._difference[key] = difference if scale == 1.0 else difference * scale
@@ -128,11 +131,10 @@ def first_output(output: Any) -> Tensor:
 
 
 def interpolated(clean: Tensor, corrupted: Tensor, alphas: Sequence[float]) -> Tensor:
-    """x(alpha) = corrupted + alpha (clean - corrupted), one alpha after the other: [m B, T - C, M], a leaf.
+    """x(alpha) = corrupted + alpha (clean - corrupted) for every alpha, [m, B, T - C, M].
 
     At alpha 0 and 1 it is that end to the last bit, so that the run is that end's run.
     """
     exact = {0.0: corrupted, 1.0: clean}
     start, towards = wide(corrupted), wide(clean) - wide(corrupted)
-    points = [exact[alpha] if alpha in exact else (start + alpha * towards).to(clean.dtype) for alpha in alphas]
-    return torch.cat(points).detach().requires_grad_()
+    return torch.stack([exact[a] if a in exact else (start + a * towards).to(clean.dtype) for a in alphas])

@@ -1,5 +1,6 @@
 """How many pairs and points of the path share a run, so that a probe stays within its memory; and what it took."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from headwatch.anatomy import Anatomy
+from headwatch.attribution.arrangement import lie_beside
 from headwatch.attribution.batches import spans
 from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
@@ -43,8 +45,8 @@ def batch_sizes(
 
     The estimate, in floats: for a token after the prefix 12 M + 5 (width of the MLP) a layer that autograd keeps of
     each interpolated run, and S M for the sources' differences, once a pair; for a token of the prefix keys and values
-    of all query heads, and of the key/value heads once more, a layer and run. docs/performance.md holds it against what
-    was measured.
+    of all query heads, and of the key/value heads once more, a layer, and a run where each has its own copy.
+    docs/performance.md holds it against what was measured.
     """
     if batch_size is not None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -57,21 +59,28 @@ def batch_sizes(
             f"memory_budget_gb={memory_budget_gb!r} must be above 0; None (the default) allows what the trainable "
             "parameters' gradients take, and 2 GiB at least"
         )
-    found = spans(probes)
-    tokens = max(span.suffix if reuse_prefix else span.length for span in found)
-    prefix = max(span.length for span in found) - tokens
     like = next(anatomy.model.parameters())
     config: Any = getattr(anatomy.model, "config", None)
+    masked = getattr(config, "_attn_implementation", None) in ("eager", "sdpa")  # else runs cannot lie side by side
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     hidden = getattr(config, "intermediate_size", None) or 4 * anatomy.d_model
     cached = 2 * (anatomy.n_heads + anatomy.n_kv_heads) * anatomy.head_dim
-    run = anatomy.n_layers * like.element_size() * (tokens * (12 * anatomy.d_model + 5 * hidden) + prefix * cached)
-    sources = tokens * len(anatomy.sources) * anatomy.d_model * 4
+
+    def need(prefix: int, tokens: int, points: int) -> int:
+        """Bytes a pair."""
+        copies = 1 if masked and lie_beside(prefix, tokens, points) else points
+        kept = points * tokens * (12 * anatomy.d_model + 5 * hidden) + copies * prefix * cached
+        return anatomy.n_layers * like.element_size() * kept + tokens * len(anatomy.sources) * anatomy.d_model * 4
+
+    shapes = {(s.length - s.suffix, s.suffix) if reuse_prefix else (0, s.length) for s in spans(probes)}
+    tokens = max(tokens for _, tokens in shapes)
+    shapes.add((max(map(sum, shapes)) - tokens, tokens))  # where pairs of all shapes share a batch
     budget = memory_budget_gb * GIB
-    pairs = int(budget // (points * run + sources))
+    pairs = int(budget // max(need(*shape, points) for shape in shapes))
     if pairs >= 1:
-        return min(pairs, len(probes)), points
-    return 1, max(1, min(points, int((budget - sources) // run)))
+        return math.ceil(len(probes) / math.ceil(len(probes) / pairs)), points  # as even as they can be
+    fitting = (n for n in range(points, 1, -1) if max(need(*shape, n) for shape in shapes) <= budget)
+    return 1, next(fitting, 1)
 
 
 class PeakMemory:

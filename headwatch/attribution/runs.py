@@ -1,7 +1,7 @@
 """Running the unmodified model: on the columns after the cut, behind a prefix that ran once."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from headwatch.anatomy import Anatomy
+from headwatch.attribution.arrangement import Arrangement, Masks, apart
 from headwatch.attribution.batches import Batch
 
 Cache = list[tuple[Tensor, Tensor]]
@@ -100,7 +101,7 @@ class OutputMatrix:
 
         def forward(x: Tensor) -> Tensor:
             weight, bias = self._weights
-            x = x.unflatten(0, (-1, len(answers)))  # [n, B, columns, M]
+            x = x.unflatten(0, (-1, len(answers)))  # [rows a pair, B, columns, M]
             logits = x @ weight[answers].mT
             return (logits if bias is None else logits + bias[answers][:, None]).flatten(0, 1)
 
@@ -130,8 +131,8 @@ class OutputMatrix:
 
 
 @contextmanager
-def last_mlp_where_read(anatomy: Anatomy, columns: int) -> Iterator[None]:
-    """Inside, the last layer's MLP runs on the last columns alone, where logits are read, and adds 0 to the others.
+def last_mlp_where_read(anatomy: Anatomy, columns: Tensor) -> Iterator[None]:
+    """Inside, the last layer's MLP runs on these columns alone, where logits are read, and adds 0 to the others.
 
     Nothing reads what it would add there, so no logit, gradient or score depends on it: three quarters of a layer less.
     Left alone are experts whose routers' logits the model collects, to compare them with the padding of all columns.
@@ -142,12 +143,12 @@ def last_mlp_where_read(anatomy: Anatomy, columns: int) -> Iterator[None]:
     def narrow(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         nonlocal length
         length = args[0].shape[1]
-        return (args[0][:, -columns:], *args[1:])
+        return (args[0][:, columns], *args[1:])
 
     def widen(module: Any, args: Any, output: Any) -> Any:
         states = output[0] if isinstance(output, tuple) else output
-        states = F.pad(states, (0, 0, length - states.shape[1], 0))
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        whole = states.new_zeros(states.shape[0], length, states.shape[2]).index_copy(1, columns, states)
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     if not getattr(anatomy.model.config, "output_router_logits", False):
         # After every other hook that looks at what the MLP reads, and before those that look at what it adds.
@@ -157,38 +158,51 @@ def last_mlp_where_read(anatomy: Anatomy, columns: int) -> Iterator[None]:
         yield
 
 
-def run(call: Call, anatomy: Anatomy, batch: Batch, ids: Tensor, cache: Cache | None, heads_per_kv: int = 1) -> Tensor:
-    """Run the model on the columns after the cut, for one or several copies of the batch one after the other.
+def run(
+    call: Call,
+    anatomy: Anatomy,
+    batch: Batch,
+    ids: Tensor,
+    cache: Cache | None,
+    arrangement: Arrangement,
+    masks: Masks | None = None,
+    heads_per_kv: int = 1,
+) -> Tensor:
+    """Run the model on the columns after the cut, for one or several runs of the batch.
 
     Args:
         call: the model's forward pass.
         anatomy: the model.
         batch: the pairs.
-        ids: token ids, [n B, T - C].
+        ids: token ids of all n runs, as they are arranged: [n B, T - C] or [B, n (T - C)].
         cache: keys and values of the prefix, or None when there is none (C = 0).
+        arrangement: how the runs lie.
+        masks: what one run's attention layers see; needed where runs lie beside one another.
         heads_per_kv: repeat each cached key/value head so often (for runs whose query heads have copies of their own).
 
     Returns:
-        Logits at the read positions, [n B, P, V].
+        Logits at the read positions, [n B, P, V]: one run after the other, however they lie.
     """
-    times = len(ids) // batch.size
+    copies = len(ids) // batch.size  # of the prefix
     past = None
     if cache is not None:
         past = DynamicCache()
         for layer, (keys, values) in enumerate(cache):
-            past.update(_copies(keys, times, heads_per_kv), _copies(values, times, heads_per_kv), layer)
+            past.update(_copies(keys, copies, heads_per_kv), _copies(values, copies, heads_per_kv), layer)
     # FlashAttention and the causal kernel of sdpa take no mask; leaving it out where nothing is padded lets them run.
-    padded = bool((batch.mask == 0).any())
-    with last_mlp_where_read(anatomy, batch.keep):
+    padded = bool((batch.mask == 0).any()) and not arrangement.beside
+    columns = arrangement.last_columns(batch.keep, batch.clean.shape[1] - batch.cut, ids.device)
+    masked = apart(anatomy, masks, arrangement.runs) if arrangement.beside and masks is not None else nullcontext()
+    with last_mlp_where_read(anatomy, columns), masked:
         out = call(
             input_ids=ids,
-            attention_mask=batch.mask.repeat(times, 1) if padded else None,
-            position_ids=batch.positions[:, batch.cut :].repeat(times, 1),
+            attention_mask=batch.mask.repeat(copies, 1) if padded else None,
+            position_ids=arrangement.repeat(batch.positions[:, batch.cut :]),
             past_key_values=past,
             use_cache=past is not None,
-            logits_to_keep=batch.keep,
+            logits_to_keep=columns if arrangement.beside else batch.keep,
         )
-    return batch.pick_reads(out.logits[:, -batch.keep :])
+    return batch.pick_reads(arrangement.by_run(out.logits[:, -len(columns) :]).flatten(0, 1))
 
 
 def _copies(states: Tensor, times: int, heads_per_kv: int) -> Tensor:
@@ -202,7 +216,7 @@ def prefix_cache(call: Call, anatomy: Anatomy, batch: Batch) -> Cache | None:
         return None
     cut = slice(0, batch.cut)
     past = DynamicCache()
-    with last_mlp_where_read(anatomy, 1):
+    with last_mlp_where_read(anatomy, torch.tensor([batch.cut - 1], device=batch.clean.device)):
         call(
             input_ids=batch.clean[:, cut],
             attention_mask=batch.mask[:, cut],

@@ -5,10 +5,11 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import largest_error, random_pairs, tiny_model
+from tiny_models import largest_error, random_openers, random_pairs, tiny_model
 
 from headwatch import Anatomy, UserError, score_edges, score_heads
 from headwatch.attribution import buffers as buffers_module
+from headwatch.attribution.arrangement import lie_beside
 from headwatch.attribution.buffers import Buffers, pieces
 from headwatch.attribution.memory import batch_sizes, default_budget_gb
 from headwatch.attribution.naive import naive_edges
@@ -116,6 +117,21 @@ def test_a_larger_budget_takes_more_pairs_at_once() -> None:
     sizes = [batch_sizes(anatomy, probes, 5, None, budget) for budget in (1e-4, 5e-4, 1e-3, None)]
     assert sizes == sorted(sizes)
     assert sizes[0][0] < sizes[2][0] <= sizes[3][0] == len(probes)
+
+
+def test_a_shared_prefix_counts_once_in_the_budget() -> None:
+    model, probes = tiny_model("llama", attention="sdpa"), random_openers(12, prefix=30, suffix=2)
+    assert lie_beside(26, 3, 5)
+    shared, _ = batch_sizes(Anatomy.of(model), probes, 5, None, 1e-3)
+    model.config._attn_implementation = "flash_attention_2"
+    copied, _ = batch_sizes(Anatomy.of(model), probes, 5, None, 1e-3)
+    assert copied < shared < 12
+
+
+def test_batches_are_as_even_as_they_can_be() -> None:
+    anatomy, probes = Anatomy.of(tiny_model("llama")), random_pairs(12, side="none")
+    budget = next(b for b in (k * 1e-5 for k in range(1, 1000)) if batch_sizes(anatomy, probes, 2, None, b)[0] >= 6)
+    assert batch_sizes(anatomy, probes, 2, None, budget * 11 / 6)[0] == 6  # and not 11 and 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from Linux's /proc")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_pairs, tiny_model
+from tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_openers, random_pairs, tiny_model
 
 from headwatch import Anatomy, score_edges, score_heads
 from headwatch.attribution import buffers as buffers_module
@@ -83,6 +83,14 @@ def test_float32_is_as_good_as_float32_can_be(architecture: str, attention: str)
     assert largest_error(narrow.heads.per_pair, wide.heads.per_pair) < 1e-5
 
 
+@pytest.mark.parametrize("metric", ["kl", "nll"])
+def test_reading_before_the_first_difference(metric: str) -> None:
+    """The metric does not differ there, and is a mean over all read positions."""
+    model, probes = tiny_model("qwen2"), random_openers(3, suffix=2, reads=4)
+    expected = naive_edges(model, probes, metric, 2)
+    assert largest_error(score_edges(model, probes, metric, 2).per_pair, expected) < 1e-9
+
+
 @pytest.mark.parametrize("side", ["left", "right", "both"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_padding_on_either_side(side: str, dtype: torch.dtype) -> None:
@@ -103,10 +111,10 @@ def test_splitting_changes_nothing(how: dict[str, float], dtype: torch.dtype) ->
 
 def test_a_point_that_is_an_end_is_that_end_to_the_last_bit() -> None:
     clean, corrupted = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    middle, *ends = interpolated(clean, corrupted, [0.5, 1.0, 0.0]).split(2)
+    middle, *ends = interpolated(clean, corrupted, [0.5, 1.0, 0.0])
     assert torch.equal(torch.stack(ends), torch.stack([clean, corrupted]))
     assert torch.allclose(middle, (clean + corrupted) / 2)
-    third = interpolated(clean, corrupted, [1 / 3])
+    (third,) = interpolated(clean, corrupted, [1 / 3])
     assert torch.allclose(third, clean / 3 + 2 * corrupted / 3, atol=1e-6)
 
 

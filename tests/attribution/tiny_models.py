@@ -133,6 +133,26 @@ def random_pairs(n: int = 5, length: int = 9, side: str = "both", seed: int = 0,
     return ProbeSet.from_token_ids(clean, corrupted, attention_mask=mask, answers=answers, read_positions=positions)
 
 
+def random_openers(n: int = 4, prefix: int = 14, suffix: int = 3, seed: int = 0, reads: int = 1) -> ProbeSet:
+    """Pairs that share a long prefix and differ shortly, both of several lengths, padded on the left."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, masks = [], []
+    length = prefix + suffix
+    for row in range(n):
+        shared, differing = prefix - 2 * (row % 2), max(1, suffix - row % 3)
+        clean = torch.randint(VOCABULARY, (length,), generator=generator)
+        corrupted = clean.clone()
+        corrupted[length - differing :] = (clean[length - differing :] + 1 + row) % VOCABULARY
+        rows.append((clean, corrupted))
+        masks.append(torch.arange(length) >= length - differing - shared)
+    answers = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:2] for _ in range(n)])
+    positions = torch.arange(length - reads, length).repeat(n, 1)
+    clean, corrupted = (torch.stack(side) for side in zip(*rows, strict=True))
+    return ProbeSet.from_token_ids(
+        clean, corrupted, attention_mask=torch.stack(masks).long(), answers=answers, read_positions=positions
+    )
+
+
 def largest_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference, over the largest entry of what was expected."""
     return float((found - expected).abs().max() / expected.abs().max())
