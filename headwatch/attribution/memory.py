@@ -1,6 +1,5 @@
 """How many pairs and points of the path share a run, so that a probe stays within its memory; and what it took."""
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def batch_sizes(
     budget = memory_budget_gb * GIB
     pairs = int(budget // max(need(*shape, points) for shape in shapes))
     if pairs >= 1:
-        return math.ceil(len(probes) / math.ceil(len(probes) / pairs)), points  # as even as they can be
+        return min(pairs, len(probes)), points
     fitting = (n for n in range(points, 1, -1) if max(need(*shape, n) for shape in shapes) <= budget)
     return 1, next(fitting, 1)
 

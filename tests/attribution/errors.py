@@ -1,7 +1,15 @@
 """The errors in docs/architectures.md: python tests/attribution/errors.py (some minutes on one core)."""
 
 import torch
-from tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_pairs, softmax_in_float64, tiny_model
+from tiny_models import (
+    ARCHITECTURES,
+    has_sdpa,
+    largest_error,
+    random_openers,
+    random_pairs,
+    softmax_in_float64,
+    tiny_model,
+)
 from torch.nn import functional
 
 from headwatch import score_edges
@@ -9,14 +17,17 @@ from headwatch.attribution.naive import naive_edges
 
 
 def against_the_reference(architecture: str) -> float:
-    """Float64 against the naive reference: the worse of eager and sdpa, and of prefix reuse on and off."""
-    probes, errors = random_pairs(4), []
+    """Float64 against the naive reference: the worst of eager and sdpa, of prefix reuse on and off, and of pairs with a
+    short and with a long shared prefix, behind which the points lie beside one another.
+    """
+    errors = []
     for attention in ("eager", "sdpa") if has_sdpa(architecture) else ("eager",):
         model = tiny_model(architecture, attention=attention)
-        expected = naive_edges(model, probes, steps=2)
-        for reuse in (True, False):
-            found = score_edges(model, probes, steps=2, reuse_prefix=reuse).per_pair
-            errors.append(largest_error(found, expected))
+        for probes in (random_pairs(4), random_openers(4)):
+            expected = naive_edges(model, probes, steps=2)
+            for reuse in (True, False):
+                found = score_edges(model, probes, steps=2, reuse_prefix=reuse).per_pair
+                errors.append(largest_error(found, expected))
     return max(errors)
 
 

@@ -67,6 +67,22 @@ def test_padded_pairs_of_several_lengths(
     assert largest_error(found.per_pair, expected) < 1e-5
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_under_autocast_and_in_half_precision(
+    attention: str, seen: list[Arrangement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside one another as exact as one after the other: masks are numbers of the model's own dtype under eager."""
+    probes, single = random_openers(8, seed=1), tiny_model("qwen2", torch.float32, attention)
+    expected = score_edges(single, probes, steps=2).per_pair
+    held = tiny_model("qwen2", torch.bfloat16, attention)
+    for how in (True, False):
+        arrange_all(monkeypatch, how)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert largest_error(score_edges(single, probes, steps=2).per_pair, expected) < 0.1
+        assert largest_error(score_edges(held, probes, steps=2).per_pair, expected) < 0.2
+    assert [a.beside for a in seen[1:]] == [True, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("metric", "alphas"),
     [("logit_diff", "right"), ("logit_diff", "clean"), ("kl", "midpoint"), ("kl", "right"), ("nll", "left")],

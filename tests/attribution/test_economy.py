@@ -1,5 +1,7 @@
 """What the pass does not do: run anything twice, compute logits that nobody reads, take more memory than it may."""
 
+import itertools
+import math
 import sys
 
 import pytest
@@ -7,14 +9,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import largest_error, random_openers, random_pairs, tiny_model
 
-from headwatch import Anatomy, UserError, score_edges, score_heads
+from headwatch import Anatomy, ProbeSet, UserError, score_edges, score_heads
 from headwatch.attribution import buffers as buffers_module
 from headwatch.attribution.arrangement import lie_beside
+from headwatch.attribution.batches import Span, batches, together
 from headwatch.attribution.buffers import Buffers, pieces
 from headwatch.attribution.memory import batch_sizes, default_budget_gb
 from headwatch.attribution.naive import naive_edges
 
 M = 3
+CPU = torch.device("cpu")
 ROWS = {  # rows a pair: points with gradient, and ends that are none of them
     ("logit_diff", "midpoint"): M + 2,
     ("logit_diff", "right"): M + 1,
@@ -129,9 +133,51 @@ def test_a_shared_prefix_counts_once_in_the_budget() -> None:
 
 
 def test_batches_are_as_even_as_they_can_be() -> None:
-    anatomy, probes = Anatomy.of(tiny_model("llama")), random_pairs(12, side="none")
-    budget = next(b for b in (k * 1e-5 for k in range(1, 1000)) if batch_sizes(anatomy, probes, 2, None, b)[0] >= 6)
-    assert batch_sizes(anatomy, probes, 2, None, budget * 11 / 6)[0] == 6  # and not 11 and 1
+    probes = random_openers(24, suffix=1).select(list(range(0, 24, 2)))  # twelve of the same shape
+    assert [batch.size for batch in batches(probes, 11, CPU)] == [6, 6]
+    assert [batch.size for batch in batches(probes, 5, CPU)] == [4, 4, 4]
+    assert [batch.size for batch in batches(probes, 12, CPU)] == [12]
+
+
+@pytest.mark.parametrize(("many", "sizes"), [(4, [8]), (34, [68]), (36, [36, 36])])
+def test_pairs_are_padded_where_a_batch_more_would_cost_as_much(many: int, sizes: list[int]) -> None:
+    """Half of them differ in 2 of 4 tokens, half in all: padding costs 2 - 2/12 tokens each, a batch more 64."""
+    clean = torch.ones(2 * many, 4, dtype=torch.long)
+    corrupted = clean.clone()
+    corrupted[:, 2:] = 2
+    corrupted[::2, :2] = 2
+    probes = ProbeSet.from_token_ids(clean, corrupted, answers=torch.tensor([[3, 4]]).repeat(2 * many, 1))
+    found = list(batches(probes, 1000, CPU))
+    assert [batch.size for batch in found] == sizes
+    assert [batch.cut for batch in found] == [2, 0][-len(sizes) :]
+    assert sorted(torch.cat([batch.pairs for batch in found]).tolist()) == list(range(2 * many))
+    assert len(list(batches(probes, 1000, torch.device("meta")))) == 1  # a batch more costs more there
+
+
+def test_groups_are_the_cheapest() -> None:
+    """Against all ways to cut six shapes into groups."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        sizes = [tuple(torch.randint(1, 60, (3,), generator=generator).tolist()) for _ in range(6)]
+        spans = [[Span(0, 0, suffix + prefix, prefix)] * many for suffix, prefix, many in sorted(sizes)]
+
+        def cost(groups: list[list[Span]]) -> float:
+            total = 0.0
+            for group in groups:
+                suffix, length = max(s.suffix for s in group), max(s.length for s in group)
+                total += 64 * math.ceil(len(group) / 40) + len(group) * (suffix + (length - suffix) / 12)
+            return total
+
+        ways = []
+        for cuts in itertools.product([False, True], repeat=5):
+            groups = [list(spans[0])]
+            for cut, same in zip(cuts, spans[1:], strict=True):
+                if cut:
+                    groups.append([])
+                groups[-1] += same
+            ways.append(cost(groups))
+        assert cost(together(spans, 40, CPU)) == pytest.approx(min(ways))
+        assert min(ways) < max(ways)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from Linux's /proc")
