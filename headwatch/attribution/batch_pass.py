@@ -169,7 +169,7 @@ class BatchPass:
 
     def _arrange(self, runs: int) -> Arrangement:
         prefix, length = self.batch.cut, self.batch.clean.shape[1] - self.batch.cut
-        beside = self.masks is not None and prefix > 0 and lie_beside(prefix, length, runs)
+        beside = self.masks is not None and lie_beside(prefix, length, runs)
         return Arrangement(self.batch.size, runs, beside)
 
     def _ids(self, end: End) -> Tensor:

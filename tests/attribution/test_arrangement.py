@@ -6,10 +6,11 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_openers, random_pairs, tiny_model
 
-from headwatch import score_edges, score_heads
+from headwatch import Anatomy, score_edges, score_heads
 from headwatch.attribution import batch_pass
-from headwatch.attribution.arrangement import Arrangement, beside, lie_beside
+from headwatch.attribution.arrangement import Arrangement, MaskRecorder, beside, lie_beside
 from headwatch.attribution.naive import naive_edges
+from headwatch.attribution.runs import hooked
 
 KERNELS = [(name, kind) for name in ARCHITECTURES for kind in ("eager", "sdpa") if kind == "eager" or has_sdpa(name)]
 
@@ -116,6 +117,20 @@ def test_runs_that_no_mask_keeps_apart_are_rows(seen: list[Arrangement]) -> None
         edges = score_edges(model, probes, steps=2)
         assert largest_error(edges.per_pair, naive_edges(model, probes, steps=2)) < 1e-9
     assert [a.beside for a in seen] == [False, True]
+
+
+def test_a_mask_that_says_less_than_everything_keeps_nothing_apart() -> None:
+    """FlashAttention is given which tokens are padding, [B, C + T], and knows by itself that it looks back alone."""
+    model = tiny_model("llama")
+    for mask, enough in ((torch.ones(2, 1, 3, 5), True), (torch.ones(2, 5), False), (None, False)):
+        recorder = MaskRecorder(Anatomy.of(model), 1)
+        with hooked(*recorder.hooks()):
+            for layer in model.model.layers:
+                (hook,) = layer.self_attn._forward_pre_hooks.values()
+                hook(layer.self_attn, (), {"attention_mask": mask})
+        masks = recorder.masks()
+        assert (masks is not None) == enough
+        assert masks is None or [m.shape for m in masks.values()] == [(1, 1, 3, 5)] * 3
 
 
 def test_the_pass_leaves_no_hook_behind() -> None:

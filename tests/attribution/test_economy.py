@@ -132,6 +132,22 @@ def test_a_shared_prefix_counts_once_in_the_budget() -> None:
     assert copied < shared < 12
 
 
+def test_pairs_of_two_shapes_are_counted_as_a_batch_pads_them() -> None:
+    """To the longest suffix of the one and the longest length of the other."""
+    clean = torch.ones(20, 30, dtype=torch.long)
+    corrupted, mask = clean.clone(), torch.ones_like(clean)
+    corrupted[:10, -1] = 2  # 29 shared, one differs
+    corrupted[10:, -10:], mask[10:, :-10] = 2, 0  # none shared, ten differ
+    probes = ProbeSet.from_token_ids(
+        clean, corrupted, attention_mask=mask, answers=torch.tensor([[3, 4]]).repeat(20, 1)
+    )
+    anatomy = Anatomy.of(tiny_model("llama"))
+    long, short = (
+        batch_sizes(anatomy, probes.select(list(rows)), 5, None, 2e-3) for rows in (range(10), range(10, 20))
+    )
+    assert batch_sizes(anatomy, probes, 5, None, 2e-3) < min(long, short)
+
+
 def test_batches_are_as_even_as_they_can_be() -> None:
     probes = random_openers(24, suffix=1).select(list(range(0, 24, 2)))  # twelve of the same shape
     assert [batch.size for batch in batches(probes, 11, CPU)] == [6, 6]
