@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.anatomy import Anatomy
+from headwatch.attribution.hooks import hooked
+
+Masks = dict[int, Tensor]
+"""What each attention layer was given as its mask, [B or 1, heads or 1, T, C + T]: bool, or a number to be added."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,17 @@ class Arrangement:
     Attributes:
         pairs: B.
         runs: n.
-        beside: whether they lie beside one another.
+        masks: what each layer lets one run see, where they lie beside one another; None: one after the other.
     """
 
     pairs: int
     runs: int
-    beside: bool = False
+    masks: Masks | None = None
+
+    @property
+    def beside(self) -> bool:
+        """Whether they lie beside one another."""
+        return self.masks is not None
 
     def join(self, states: Tensor) -> Tensor:
         """[n, B, T, ...] -> [n B, T, ...] or [B, n T, ...]."""
@@ -54,18 +63,37 @@ class Arrangement:
         runs = self.runs if self.beside else 1
         return torch.arange(runs * length, device=device).view(runs, length)[:, -keep:].flatten()
 
+    @contextmanager
+    def apart(self, anatomy: Anatomy) -> Iterator[None]:
+        """Inside, runs that lie beside one another do not see each other: each sees what its mask alone lets it see.
+
+        Whatever a layer's mask means (causal, a sliding window, padding) is kept, because it is the model's own.
+        """
+        made: dict[int, Tensor] = {}  # of each mask once: most models give one and the same to many layers
+
+        def give(mask: Tensor) -> Any:
+            def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+                if id(mask) not in made:
+                    made[id(mask)] = widened(mask, self.runs)
+                return args, {**kwargs, "attention_mask": made[id(mask)]}
+
+            return hook
+
+        masks = self.masks or {}
+        layers = anatomy.layers
+        with hooked(
+            *(layers[i].attention.register_forward_pre_hook(give(mask), with_kwargs=True) for i, mask in masks.items())
+        ):
+            yield
+
 
 def lie_beside(prefix: int, length: int, runs: int) -> bool:
     """Whether runs of `length` tokens each had better lie beside one another behind a prefix of so many.
 
     What each then attends to and does not need, the other runs, is to be less than the prefix, which is copied for each
-    otherwise: measured on the CPU the two take as long at about that length (docs/performance.md).
+    otherwise: measured on the CPU the two take as long at about that length (docs/log.md).
     """
     return prefix > (runs - 1) * length > 0
-
-
-Masks = dict[int, Tensor]
-"""What each attention layer was given as its mask, [B or 1, heads or 1, T, C + T]: bool, or a number to be added."""
 
 
 class MaskRecorder:
@@ -82,7 +110,7 @@ class MaskRecorder:
             def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
                 mask = kwargs.get("attention_mask")
                 if isinstance(mask, Tensor) and mask.dim() == 4:
-                    self._masks[index] = mask[: self._pairs].detach()
+                    self._masks[index] = mask
 
             return hook
 
@@ -93,38 +121,13 @@ class MaskRecorder:
 
     def masks(self) -> Masks | None:
         """The masks of all layers; None where one has none that says everything, as under FlashAttention."""
-        return self._masks if len(self._masks) == self._anatomy.n_layers else None
+        if len(self._masks) < self._anatomy.n_layers:
+            return None
+        first = {id(mask): mask[: self._pairs] for mask in self._masks.values()}  # one for all layers that share one
+        return {index: first[id(mask)] for index, mask in self._masks.items()}
 
 
-@contextmanager
-def apart(anatomy: Anatomy, masks: Masks, runs: int) -> Iterator[None]:
-    """Inside, runs that lie beside one another do not see each other: each sees what its mask alone lets it see.
-
-    Whatever a layer's mask means (causal, a sliding window, padding) is kept, because it is the model's own.
-    """
-    made: dict[int, Tensor] = {}  # most models give one and the same mask to many layers
-
-    def give(index: int) -> Any:
-        def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            mask = masks[index]
-            if id(mask) not in made:
-                made[id(mask)] = beside(mask, runs)
-            return args, {**kwargs, "attention_mask": made[id(mask)]}
-
-        return hook
-
-    handles = [
-        layer.attention.register_forward_pre_hook(give(index), with_kwargs=True)
-        for index, layer in enumerate(anatomy.layers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def beside(mask: Tensor, runs: int) -> Tensor:
+def widened(mask: Tensor, runs: int) -> Tensor:
     """One run's mask [B, h, T, C + T] for several runs beside one another: [B, h, n T, C + n T]."""
     length = mask.shape[-2]
     prefix, own = mask.split([mask.shape[-1] - length, length], -1)

@@ -13,13 +13,13 @@ from headwatch.attribution.batches import Batch
 from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.edges import EdgeCollector
 from headwatch.attribution.ends import Endpoints, EndRecorder, interpolated
+from headwatch.attribution.hooks import hooked
 from headwatch.attribution.metrics import Metric, Reads, clean_reference, logit_diff
 from headwatch.attribution.path import ENDS, End, Path
 from headwatch.attribution.runs import (
     Cache,
     Call,
     OutputMatrix,
-    hooked,
     prefix_cache,
     query_head_copies,
     run,
@@ -117,7 +117,7 @@ class BatchPass:
         masks = MaskRecorder(self.anatomy, self.batch.size)
         with hooked(*self.recorder.hooks(arrangement, runs), *masks.hooks()), self.output.whole():
             logits = run(self.call, self.anatomy, self.batch, ids, cache, arrangement)
-        self.recorder.take_logits(runs, logits.unflatten(0, (len(ends), -1)))
+        self.recorder.take_logits(runs, logits)
         self.masks = masks.masks()
         if self.path.end is None:
             self._take_ends()
@@ -154,14 +154,16 @@ class BatchPass:
                 with self.output.whole():
                     logits = self._forward(ids, cache)
             if shared is not None:
-                self.recorder.take_logits(runs, logits.unflatten(0, (len(alphas), -1)))
+                self.recorder.take_logits(runs, logits)
                 self._take_ends()
             assert self.ends is not None
             reference = clean_reference(self.ends.clean_logits)
             if narrow:
                 places = torch.tensor([0, 1], device=ids.device).expand_as(reads.answers)
                 reads, reference = Reads(places, reads.targets, reads.present), reference[..., :2]
-            values = self.metric(wide(logits), reference.repeat(len(alphas), 1, 1), reads.repeat(len(alphas)))
+            values = self.metric(
+                wide(logits.flatten(0, 1)), reference.repeat(len(alphas), 1, 1), reads.repeat(len(alphas))
+            )
             (gradient,) = torch.autograd.grad(values.sum(), leaf[0])
         if self.edges is not None:
             self.edges.finish()
@@ -169,15 +171,14 @@ class BatchPass:
 
     def _arrange(self, runs: int) -> Arrangement:
         prefix, length = self.batch.cut, self.batch.clean.shape[1] - self.batch.cut
-        beside = self.masks is not None and lie_beside(prefix, length, runs)
-        return Arrangement(self.batch.size, runs, beside)
+        return Arrangement(self.batch.size, runs, self.masks if lie_beside(prefix, length, runs) else None)
 
     def _ids(self, end: End) -> Tensor:
         return (self.batch.clean if end == "clean" else self.batch.corrupted)[:, self.batch.cut :]
 
     def _forward(self, ids: Tensor, cache: Cache | None) -> Tensor:
-        """Logits at the read positions, with every target's hooks on."""
-        where = self.call, self.anatomy, self.batch, ids, cache, self.arrangement, self.masks
+        """Every point's logits at the read positions, with every target's hooks on."""
+        where = self.call, self.anatomy, self.batch, ids, cache, self.arrangement
         if self.edges is None:
             return run(*where)
         with query_head_copies(self.anatomy), hooked(*self.edges.start(self.arrangement)):

@@ -66,9 +66,8 @@ class Batch:
         return len(self.pairs)
 
     def pick_reads(self, logits: Tensor) -> Tensor:
-        """Logits of the last `keep` columns, for runs of the whole batch one after the other -> [rows, P, V]."""
-        columns = self.read_columns.repeat(len(logits) // self.size, 1)
-        return logits[torch.arange(len(logits), device=logits.device)[:, None], columns]
+        """Logits at the read positions, of n runs' last `keep` columns: [n, B, keep, V] -> [n, B, P, V]."""
+        return logits[:, torch.arange(self.size, device=logits.device)[:, None], self.read_columns]
 
 
 def spans(probes: ProbeSet) -> list[Span]:
@@ -110,7 +109,7 @@ def together(shapes: list[list[Span]], size: int, device: torch.device) -> list[
     """Which pairs of one shape after the other (by suffix, then length) had better share batches: the cheapest way.
 
     Sharing pads all to the longest suffix and the longest prefix; every batch more has its own price. A token of the
-    prefix is counted as a twelfth: it runs forward once, others forward and backward for some points.
+    prefix is counted as a twelfth: it runs forward once; others for two ends, and forward and backward for five points.
     """
     price = TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH_ELSEWHERE
 
@@ -120,9 +119,8 @@ def together(shapes: list[list[Span]], size: int, device: torch.device) -> list[
         prefix = max(same[0].length for same in shapes[first:stop]) - suffix
         return math.ceil(pairs / size) * price + pairs * (suffix + prefix / 12)
 
-    best: list[tuple[float, int]] = [
-        (0.0, 0)
-    ]  # of the shapes before this one: what they cost, where the last group begins
+    # Of the first so many shapes: their cost, and where the last group begins.
+    best: list[tuple[float, int]] = [(0.0, 0)]
     for stop in range(1, len(shapes) + 1):
         best.append(min((best[first][0] + cost(first, stop), first) for first in range(stop)))
     groups: list[list[Span]] = []

@@ -1,34 +1,24 @@
 """Running the unmodified model: on the columns after the cut, behind a prefix that ran once."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from headwatch.anatomy import Anatomy
-from headwatch.attribution.arrangement import Arrangement, Masks, apart
+from headwatch.attribution.arrangement import Arrangement
 from headwatch.attribution.batches import Batch
+from headwatch.attribution.hooks import hooked
 
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values of the prefix for every layer, each [B, K, C, D]."""
 
 Call = Callable[..., Any]
 """The model's forward pass, under the caller's own autocast setting: see `callers_autocast`."""
-
-
-@contextmanager
-def hooked(*handles: RemovableHandle) -> Iterator[None]:
-    """Take the hooks off on leaving."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -165,7 +155,6 @@ def run(
     ids: Tensor,
     cache: Cache | None,
     arrangement: Arrangement,
-    masks: Masks | None = None,
     heads_per_kv: int = 1,
 ) -> Tensor:
     """Run the model on the columns after the cut, for one or several runs of the batch.
@@ -177,11 +166,10 @@ def run(
         ids: token ids of all n runs, as they are arranged: [n B, T - C] or [B, n (T - C)].
         cache: keys and values of the prefix, or None when there is none (C = 0).
         arrangement: how the runs lie.
-        masks: what one run's attention layers see; needed where runs lie beside one another.
         heads_per_kv: repeat each cached key/value head so often (for runs whose query heads have copies of their own).
 
     Returns:
-        Logits at the read positions, [n B, P, V]: one run after the other, however they lie.
+        Logits at the read positions, [n, B, P, V], however the runs lie.
     """
     copies = len(ids) // batch.size  # of the prefix
     past = None
@@ -192,8 +180,7 @@ def run(
     # FlashAttention and the causal kernel of sdpa take no mask; leaving it out where nothing is padded lets them run.
     padded = bool((batch.mask == 0).any()) and not arrangement.beside
     columns = arrangement.last_columns(batch.keep, batch.clean.shape[1] - batch.cut, ids.device)
-    masked = apart(anatomy, masks, arrangement.runs) if arrangement.beside and masks is not None else nullcontext()
-    with last_mlp_where_read(anatomy, columns), masked:
+    with last_mlp_where_read(anatomy, columns), arrangement.apart(anatomy):
         out = call(
             input_ids=ids,
             attention_mask=batch.mask.repeat(copies, 1) if padded else None,
@@ -202,7 +189,7 @@ def run(
             use_cache=past is not None,
             logits_to_keep=columns if arrangement.beside else batch.keep,
         )
-    return batch.pick_reads(arrangement.by_run(out.logits[:, -len(columns) :]).flatten(0, 1))
+    return batch.pick_reads(arrangement.by_run(out.logits[:, -len(columns) :]))
 
 
 def _copies(states: Tensor, times: int, heads_per_kv: int) -> Tensor:

@@ -8,9 +8,9 @@ from tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_openers, 
 
 from headwatch import Anatomy, score_edges, score_heads
 from headwatch.attribution import batch_pass
-from headwatch.attribution.arrangement import Arrangement, MaskRecorder, beside, lie_beside
+from headwatch.attribution.arrangement import Arrangement, MaskRecorder, lie_beside, widened
+from headwatch.attribution.hooks import hooked
 from headwatch.attribution.naive import naive_edges
-from headwatch.attribution.runs import hooked
 
 KERNELS = [(name, kind) for name in ARCHITECTURES for kind in ("eager", "sdpa") if kind == "eager" or has_sdpa(name)]
 
@@ -119,6 +119,17 @@ def test_runs_that_no_mask_keeps_apart_are_rows(seen: list[Arrangement]) -> None
     assert [a.beside for a in seen] == [False, True]
 
 
+@pytest.mark.parametrize(("architecture", "kinds"), [("llama", 1), ("gemma3", 2)])
+def test_layers_that_share_a_mask_share_the_widened_one(
+    architecture: str, kinds: int, seen: list[Arrangement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.Tensor] = []
+    monkeypatch.setattr("headwatch.attribution.arrangement.widened", lambda *a: made.append(widened(*a)) or made[-1])
+    score_heads(tiny_model(architecture), random_openers(prefix=30).select([0]), steps=5)
+    assert [a.beside for a in seen] == [True]
+    assert len(made) == kinds  # of three layers
+
+
 def test_a_mask_that_says_less_than_everything_keeps_nothing_apart() -> None:
     """FlashAttention is given which tokens are padding, [B, C + T], and knows by itself that it looks back alone."""
     model = tiny_model("llama")
@@ -144,7 +155,7 @@ def test_the_pass_leaves_no_hook_behind() -> None:
 def test_a_mask_for_several_runs(dtype: torch.dtype) -> None:
     seen = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 1]]).bool()  # two columns of prefix, two of each run
     mask = seen if dtype == torch.bool else torch.where(seen, 0.0, torch.finfo(dtype).min)
-    (made,) = beside(mask[None, None], 3)[0]
+    (made,) = widened(mask[None, None], 3)[0]
     expected = [
         [1, 0, 1, 0, 0, 0, 0, 0],
         [0, 1, 1, 1, 0, 0, 0, 0],
@@ -159,7 +170,7 @@ def test_a_mask_for_several_runs(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("side", [False, True])
 def test_arranging_and_back(side: bool) -> None:
-    arrangement = Arrangement(2, 3, side)
+    arrangement = Arrangement(2, 3, {} if side else None)
     states = torch.arange(3 * 2 * 4 * 5).view(3, 2, 4, 5)  # [n, B, T, W]
     joined = arrangement.join(states)
     assert joined.shape == ((2, 12, 5) if side else (6, 4, 5))
