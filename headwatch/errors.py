@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class UnsupportedModelError(UserError):
     """The model's residual stream could not be taken apart; the message names what was looked for."""
+
+
+class NonFiniteError(RuntimeError):
+    """NaN or infinity where a score needs a number: the training has diverged, and no option mends it."""

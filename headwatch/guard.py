@@ -91,6 +91,7 @@ def read_only_pass(model: nn.Module, optimizer: object | None = None) -> Iterato
     own.on_exit(_random_state())
     own.on_exit(_flags(model))
     own.on_exit(_rotary_state(model))
+    own.on_exit(_four_bit_state(model))
     body_failed: BaseException | None = None
     try:
         with torch.inference_mode(False), torch.enable_grad():
@@ -176,38 +177,67 @@ def _rotary_state(model: nn.Module) -> Undo:
     return restore
 
 
+def _four_bit_state(model: nn.Module) -> Undo:
+    """Keep bitsandbytes' 4-bit layers from rewriting themselves in forward, and save what forward sets for good.
+
+    On CPUs with avx512_bf16 an evaluation forward of `Linear4bit` repacks its weight for inference, after which no
+    gradient passes the layer; and the first forward of any mode fixes the dtype that the layer computes in.
+    """
+    names = ("support_avx512bf16_for_cpu", "compute_dtype", "compute_type_is_set")
+    layers = [module for module in model.modules() if hasattr(module, names[0])]
+    saved = [(layer, {name: getattr(layer, name) for name in names if hasattr(layer, name)}) for layer in layers]
+    for layer in layers:
+        setattr(layer, names[0], False)
+
+    def restore() -> None:
+        for layer, values in saved:
+            for name, value in values.items():
+                setattr(layer, name, value)
+
+    return restore
+
+
 def _parameter_check(model: nn.Module) -> Callable[[], list[str]]:
-    """Remember every parameter's value and gradient by identity and version counter; the check names what changed."""
+    """Remember what a forward pass reads of every parameter, and its gradient; the check names what changed."""
     before = [
-        (name, parameter, _version(parameter), parameter.grad, _version(parameter.grad))
+        (name, parameter, _content(parameter), parameter.grad, _content(parameter.grad))
         for name, parameter in model.named_parameters()
     ]
 
     def check() -> list[str]:
         problems = []
-        for name, parameter, version, grad, grad_version in before:
+        for name, parameter, content, grad, grad_content in before:
             if parameter.grad is not grad:
                 parameter.grad = grad
                 problems.append(f"{name}.grad was set inside (put back now; use torch.autograd.grad, not .backward())")
-            elif _version(grad) != grad_version:
+            elif not _same(_content(grad), grad_content):
                 problems.append(f"{name}.grad was changed in place inside")
-            if _version(parameter) != version:
+            if not _same(_content(parameter), content):
                 problems.append(f"{name} was changed in place inside")
         return problems if len(problems) <= 3 else [*problems[:3], f"and {len(problems) - 3} more like it"]
 
     return check
 
 
-def _version(tensor: Tensor | None) -> int:
-    """How often a tensor was written in place. Sharded parameters are rewritten by their gathering: not counted."""
-    if (
-        tensor is None
-        or tensor.is_inference()
-        or type(tensor) not in (nn.Parameter, Tensor)
-        or hasattr(tensor, "ds_id")
-    ):
-        return 0
-    return tensor._version
+def _content(tensor: Tensor | None) -> tuple[object, ...]:
+    """What decides a tensor's values, without reading them: where they lie, in which shape and type, how often they
+    were written in place, and how they are to be unpacked (bitsandbytes).
+
+    Sharded parameters (DTensor, ZeRO-3) are rewritten by their gathering: nothing is compared.
+    """
+    if tensor is None or hasattr(tensor, "ds_id") or hasattr(tensor, "device_mesh"):
+        return ()
+    try:
+        storage = tensor.data_ptr()
+    except RuntimeError:  # a tensor subclass without storage of its own
+        storage = 0
+    version = -1 if tensor.is_inference() else tensor._version
+    return storage, tuple(tensor.shape), tensor.dtype, version, getattr(tensor, "quant_state", None)
+
+
+def _same(content: tuple[object, ...], before: tuple[object, ...]) -> bool:
+    """Whether nothing changed; a quant_state is compared by identity."""
+    return not before or (content[:-1] == before[:-1] and content[-1] is before[-1])
 
 
 def _reshard_fsdp2(model: nn.Module, *, failed: bool) -> None:

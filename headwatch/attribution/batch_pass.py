@@ -57,6 +57,7 @@ class BatchPass:
         path: the points whose gradients are wanted.
         points_at_once: how many of them share a forward and a backward pass.
         buffers: where the arrays of edges come from; None scores heads alone.
+        measure_rounding: see `EndRecorder`.
     """
 
     def __init__(
@@ -68,11 +69,12 @@ class BatchPass:
         path: Path,
         points_at_once: int,
         buffers: Buffers | None,
+        measure_rounding: bool = False,
     ) -> None:
         self.anatomy, self.call, self.batch = anatomy, call, batch
         self.metric, self.path, self.points_at_once = metric, path, points_at_once
         self.output = OutputMatrix(anatomy)
-        self.recorder = EndRecorder(anatomy)
+        self.recorder = EndRecorder(anatomy, measure_rounding)
         self.ends: Endpoints | None = None
         self.masks: Masks | None = None
         self.edges = None if buffers is None else EdgeCollector(anatomy, batch.size, buffers)

@@ -26,6 +26,8 @@ class Endpoints:
         r: difference of that r, one a layer, [B, T - C, 1], or None where there is no such norm.
         mlp: difference of what the MLP adds to the residual stream, one a layer, [B, T - C, M].
         stream: difference of the final residual vector, [B, T - C, M].
+        rounding: how far rounding may move `stream` away from the sum of the sources, one standard deviation for each
+            entry, [B, T - C, M]; None where it was not measured.
         clean_logits, corrupted_logits: logits at the read positions, [B, P, V].
     """
 
@@ -37,6 +39,7 @@ class Endpoints:
     stream: Tensor
     clean_logits: Tensor
     corrupted_logits: Tensor
+    rounding: Tensor | None = None
 
 
 class EndRecorder:
@@ -44,10 +47,12 @@ class EndRecorder:
 
     Args:
         anatomy: the model.
+        measure_rounding: also measure what rounding does to the residual stream (`Endpoints.rounding`).
     """
 
-    def __init__(self, anatomy: Anatomy) -> None:
+    def __init__(self, anatomy: Anatomy, measure_rounding: bool = False) -> None:
         self.anatomy = anatomy
+        self._rounding: dict[str, Tensor] | None = {} if measure_rounding else None
         self.embeddings: dict[End, Tensor] = {}
         self._seen: dict[tuple[Any, End], Tensor] = {}
         self._difference: dict[Any, Tensor] = {}
@@ -79,6 +84,31 @@ class EndRecorder:
             else:
                 handles += self._times_r(index, layer.out, layer.attn_post_norm, rows)
             handles.append(layer.mlp_adds.register_forward_hook(after(("mlp", index), layer.multiplier)))
+        return handles + (self._rounding_hooks(rows) if self._rounding is not None else [])
+
+    def _rounding_hooks(self, rows: Callable[[Tensor], dict[End, Tensor]]) -> list[RemovableHandle]:
+        """Add up the variance of rounding: of every sum in the residual stream, and of what is added to it."""
+        added = self._rounding
+        assert added is not None
+
+        def add(states: Tensor, times: float) -> None:
+            unit = torch.finfo(states.dtype).eps / 2
+            for mine in rows(states).values():
+                variance = (wide(mine) * unit).square() * times
+                added["variance"] = added["variance"] + variance if "variance" in added else variance
+
+        def of_input(module: Any, args: tuple[Tensor, ...]) -> None:
+            add(args[0], 2.0)  # attention and MLP are added one after the other
+
+        def of_output(multiplier: float) -> Any:
+            return lambda module, args, output: add(first_output(output), multiplier**2)
+
+        handles = [self.anatomy.final_norm.register_forward_pre_hook(of_input)]
+        for decoder_layer, layer in zip(self.anatomy.decoder_layers, self.anatomy.layers, strict=True):
+            attention_adds = layer.out if layer.attn_post_norm is None else layer.attn_post_norm.module
+            handles.append(decoder_layer.register_forward_pre_hook(of_input))
+            handles.append(attention_adds.register_forward_hook(of_output(layer.multiplier)))
+            handles.append(layer.mlp_adds.register_forward_hook(of_output(layer.multiplier)))
         return handles
 
     def take_logits(self, runs: Mapping[End, int], logits: Tensor) -> None:
@@ -98,6 +128,7 @@ class EndRecorder:
             stream=self._difference["stream"],
             clean_logits=self._logits["clean"],
             corrupted_logits=self._logits["corrupted"],
+            rounding=None if self._rounding is None else self._rounding["variance"].sqrt(),
         )
 
     def _times_r(

@@ -1,5 +1,6 @@
 """score_heads and score_edges: one fused EAP-IG pass over all pairs, on the unmodified model."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,17 +19,19 @@ from headwatch.attribution.metrics import Metric, Reads, accuracy, mean_relative
 from headwatch.attribution.path import Path
 from headwatch.attribution.runs import callers_autocast, wide
 from headwatch.attribution.scores import Checks, EdgeScores, HeadScores, Readings
-from headwatch.errors import UnsupportedModelError, UserError
+from headwatch.errors import NonFiniteError, UnsupportedModelError, UserError
 from headwatch.guard import read_only_pass
 from headwatch.probes import ProbeSet
 
 Observer = Callable[[Tensor, Tensor, Reads], None]
 """observe(pairs [B], clean logits [B, P, V], reads): sees what the model says at the read positions of a clean run."""
 
-# How far the sources may be from adding up to the residual stream, as a share of the largest of them: rounding stays
-# far below (float64 models compute their norms in float32), and a part left out is far above. Quantised layers may
-# round what they are given as well (LLM.int8), whatever the dtype of the rest.
-_STREAM_LIMIT = defaultdict(lambda: 0.2, {torch.float64: 1e-4, torch.float32: 0.02})
+# How far the sources may be from adding up to the residual stream, as a share of the largest of them, beyond what the
+# stream's own additions round: a part left out is far above (float64 models compute their norms in float32). Quantised
+# layers may round what they are given as well (LLM.int8).
+_STREAM_LIMIT = defaultdict(lambda: 0.02, {torch.float64: 1e-4, torch.int8: 0.2})
+# In standard deviations of `Endpoints.rounding`; real models stay below 2 in bfloat16 and float16.
+_ROUNDING_LIMIT = 4.0
 
 
 def score_heads(
@@ -199,8 +202,11 @@ def _run_all(
     peak = PeakMemory(like.device)
     with peak, read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call:
         for number, batch in enumerate(batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64)):
-            found = BatchPass(anatomy, call, batch, settings.metric, settings.path, points_at_once, buffers).run()
-            if not number:  # it costs as much as o_proj, and what it looks for is there in every batch
+            check = not number  # it costs as much as o_proj, and what it looks for is there in every batch
+            found = BatchPass(
+                anatomy, call, batch, settings.metric, settings.path, points_at_once, buffers, check
+            ).run()
+            if check:
                 _refuse_other_streams(parts, found.ends)
             _store(parts, batch, settings, found)
     parts.peak_memory_mb = peak.mib
@@ -213,13 +219,19 @@ def _refuse_other_streams(parts: _Parts, ends: Endpoints) -> None:
 
     Raises:
         UnsupportedModelError: they are off by far more than rounding.
+        NonFiniteError: NaN or infinity in the residual stream.
     """
     with torch.no_grad():
         error, of_largest_part = _stream_error(parts.anatomy, ends)
     parts.stream_error = max(parts.stream_error, error)
+    if math.isnan(of_largest_part):
+        raise NonFiniteError(
+            "model: NaN or infinite values in the residual stream of a probe prompt, so that no score is defined; the "
+            "weights have diverged, or the dtype overflows"
+        )
     packed = any(not p.is_floating_point() for p in parts.anatomy.layers[0].out.parameters())
     limit = _STREAM_LIMIT[torch.int8 if packed else next(parts.anatomy.model.parameters()).dtype]
-    if not of_largest_part <= limit:
+    if of_largest_part > limit:
         raise UnsupportedModelError(
             "model: the outputs of its attention heads and MLPs do not add up to its residual stream (off by "
             f"{of_largest_part:.0%} of the largest of them), so that scores of them would mean nothing: it is of a "
@@ -245,7 +257,8 @@ def _stream_error(anatomy: Anatomy, ends: Endpoints) -> tuple[float, float]:
     """Whether the differences of all sources add up to the difference of the final residual vector.
 
     Returns:
-        The largest error, over the largest entry of that difference, and over the largest entry of any source.
+        The largest error over the largest entry of that difference; and the largest error beyond rounding, over the
+        largest entry of any source. NaN where a value is not finite.
     """
     total = ends.input.clone()
     largest = total.abs().max()
@@ -257,5 +270,10 @@ def _stream_error(anatomy: Anatomy, ends: Endpoints) -> tuple[float, float]:
         out = layer.scaled(out)
         total += out + mlp
         largest = torch.stack([largest, out.abs().max(), mlp.abs().max()]).max()
-    of_stream, error = float(ends.stream.abs().max()), float((total - ends.stream).abs().max())
-    return (error / of_stream if of_stream else error), error / max(of_stream, float(largest), 1e-30)
+    errors = (total - ends.stream).abs()
+    of_stream, error = float(ends.stream.abs().max()), float(errors.max())
+    rounding = 0.0 if ends.rounding is None else _ROUNDING_LIMIT * ends.rounding
+    beyond = float((errors - rounding).max()) / max(of_stream, float(largest), 1e-30)
+    if not math.isfinite(error) or not math.isfinite(of_stream):
+        beyond = math.nan
+    return (error / of_stream if of_stream else error), beyond

@@ -1,0 +1,63 @@
+"""bfloat16 and float16: rounding is not taken for a changed model, and a changed model not for rounding."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import random_pairs, tiny_model
+
+from headwatch import UnsupportedModelError, score_edges, score_heads
+from headwatch.errors import NonFiniteError
+
+ARCHITECTURES = ["llama", "gemma3", "gpt2", "granite", "olmo2"]
+
+
+def half(architecture: str, how: str) -> tuple[Any, AbstractContextManager[Any]]:
+    """A model under autocast, or with weights of 16 bits; its stream is a hundred times larger than what changes it."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(how, torch.float32)
+    model = tiny_model(architecture, torch.float32)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, :2] = 100.0
+    return model.to(dtype), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast")
+
+
+@pytest.mark.parametrize("how", ["autocast", "bf16", "fp16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rounding_of_a_large_stream_is_accepted(architecture: str, how: str) -> None:
+    model, autocast = half(architecture, how)
+    with autocast:
+        heads = score_heads(model, random_pairs(4), steps=2)
+    assert torch.isfinite(heads.per_pair).all()
+
+
+@pytest.mark.parametrize("how", ["autocast", "bf16", "fp16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_layer_that_adds_something_of_its_own_is_refused(architecture: str, how: str) -> None:
+    model, autocast = half(architecture, how)
+    layers = model.transformer.h if architecture == "gpt2" else model.model.layers
+
+    def add(module: Any, args: Any, output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        changed = states + 1.0 * args[0].roll(1, -1)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    layers[0].register_forward_hook(add)
+    with pytest.raises(UnsupportedModelError, match="do not add up"), autocast:
+        score_heads(model, random_pairs(4), steps=2)
+
+
+def test_row_sums_of_edges_are_head_scores_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        edges = score_edges(tiny_model("llama", torch.float32), random_pairs(6), steps=2)
+    assert edges.checks.row_sums is not None
+    assert edges.checks.row_sums < 0.01
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named_as_such(value: float) -> None:
+    model = tiny_model("llama", torch.float32)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = value
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        score_heads(model, random_pairs(3), steps=2)
