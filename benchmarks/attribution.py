@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from headwatch import Anatomy, ProbeSet, score_edges, score_heads
 from headwatch.attribution.naive import naive_edges
-from headwatch.versions import versions
+from headwatch.version import versions
 
 
 def random_pairs(vocabulary: int, pairs: int, prefix: int, suffix: int, seed: int) -> ProbeSet:

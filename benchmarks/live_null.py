@@ -9,8 +9,8 @@ import argparse
 
 import numpy as np
 
-from headwatch.alerts import reward_up_probes_down
-from headwatch.coupling import lagged_correlation
+from headwatch.monitor.alerts import reward_up_probes_down
+from headwatch.lives.reward_coupling import lagged_correlation
 
 LEVELS = (0.01, 0.05, 0.1, 0.5)
 

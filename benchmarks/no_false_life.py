@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, score_heads
-from headwatch.evidence import EvidenceSettings, Shares, change, membership, proven, shares
+from headwatch.stats import EvidenceSettings, Shares, change, membership, proven, shares
 
 Floats = NDArray[np.float64]
 
@@ -175,7 +175,7 @@ def fresh(model_folder: str, n_probes: int, sizes: list[int], families: list[str
 
 def frozen(model_folder: str, steps: int, n_pairs: int, families: list[str]) -> dict[str, Any]:
     """Events of a real SFT run at a learning rate of 0."""
-    from headwatch.training.post_training import SftStage, train_sft
+    from headwatch.demo.post_training import SftStage, train_sft
 
     with tempfile.TemporaryDirectory() as out:
         watch = HeadWatchCallback(families, every=2, n_pairs=n_pairs, edges=False, wandb="off", strict=True)

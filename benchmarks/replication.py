@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwatch import HeadHistory, RunFolder
-from headwatch.circuit import Graph, circuit_heads
-from headwatch.events import PENDING
-from headwatch.evidence import EvidenceSettings, Shares, benjamini_hochberg, change, membership, shares
+from headwatch.circuits.circuit import Graph, circuit_heads
+from headwatch.lives.events import PENDING
+from headwatch.stats import EvidenceSettings, Shares, benjamini_hochberg, change, membership, shares
 
 HALVES = "halves"
 CONFIRM_LEVEL = 0.05

@@ -3,7 +3,7 @@
     python benchmarks/results.py outputs/sft-42 outputs/sft-43 outputs/grpo-42 ... [--json FILE]
 
 Runs of one trainer are taken as seeds of one another; numbers over seeds are the mean with a 95 % interval by Student's
-t. Everything is read from the record alone (docs/results.md was written from this).
+t. Everything is read from the record alone (docs/evidence/results.md was written from this).
 """
 
 import argparse

@@ -20,7 +20,7 @@ from attribution import floor, measure, random_pairs
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headwatch import score_edges, score_heads
-from headwatch.versions import versions
+from headwatch.version import versions
 
 VOCABULARY = 2048  # the output matrix is read at one position: it should not decide
 

@@ -9,33 +9,34 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from headwatch.version import __version__
 
 if TYPE_CHECKING:
-    from headwatch.anatomy import Anatomy
+    from headwatch.model.anatomy import Anatomy
     from headwatch.attribution import EdgeScores, HeadScores, score_edges, score_heads
     from headwatch.callback import HeadWatchCallback
-    from headwatch.circuit import Circuit
+    from headwatch.circuits.circuit import Circuit
     from headwatch.errors import UnsupportedModelError, UserError
-    from headwatch.evidence import EvidenceSettings
-    from headwatch.guard import read_only_pass
-    from headwatch.history import HeadHistory, effect
+    from headwatch.stats import EvidenceSettings
+    from headwatch.model.read_only import read_only_pass
+    from headwatch.lives.history import HeadHistory, effect
     from headwatch.probes import Openers, ProbeSet
-    from headwatch.run_folder import RunFolder
+    from headwatch.record.run_folder import RunFolder
 
 # Where each public name lives. It is imported on first use: reading a record needs neither torch nor transformers,
 # which take seconds to load.
 _HOMES = {
-    "anatomy": ("Anatomy",),
     "attribution": ("EdgeScores", "HeadScores", "score_edges", "score_heads"),
     "callback": ("HeadWatchCallback",),
-    "circuit": ("Circuit",),
+    "circuits.circuit": ("Circuit",),
     "errors": ("UnsupportedModelError", "UserError"),
-    "evidence": ("EvidenceSettings",),
-    "guard": ("read_only_pass",),
-    "history": ("HeadHistory", "effect"),
+    "lives.history": ("HeadHistory",),
+    "model.anatomy": ("Anatomy",),
+    "model.read_only": ("read_only_pass",),
     "probes": ("Openers", "ProbeSet"),
-    "run_folder": ("RunFolder",),
+    "record.run_folder": ("RunFolder",),
+    "stats.importance": ("effect",),
+    "stats.settings": ("EvidenceSettings",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -12,26 +12,26 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from headwatch import __version__
-from headwatch.alerts import AlertSettings
-from headwatch.anatomy import Anatomy
+from headwatch.version import __version__
+from headwatch.monitor.alerts import AlertSettings
+from headwatch.model.anatomy import Anatomy
 from headwatch.attribution import EdgeScores, HeadScores, Metric, score_edges, score_heads
-from headwatch.attribution.by_metric import Metrics, described, score_by_metric
+from headwatch.attribution.per_family import Metrics, described, score_by_metric
 from headwatch.attribution.metrics import path_points, resolve_metric
-from headwatch.base_answers import AnswerObserver, BaseAnswers
-from headwatch.circuit import TOP_N, validate_rule
+from headwatch.attribution.base_kl import AnswerObserver, BaseAnswers
+from headwatch.circuits.circuit import TOP_N, validate_rule
 from headwatch.errors import UserError
-from headwatch.evidence import EvidenceSettings
-from headwatch.freezing import Wanted, metrics_of
-from headwatch.guard import left_trace
-from headwatch.history import HeadHistory
+from headwatch.stats import EvidenceSettings
+from headwatch.monitor.probe_setup import Wanted, metrics_of
+from headwatch.model.read_only import left_trace
+from headwatch.lives.history import HeadHistory
 from headwatch.probes import Openers, ProbeSet
-from headwatch.processes import FAILED, FINE, REFUSED, Share, agree, from_main, is_sharded, on_main, world
-from headwatch.recorder import Recorder
-from headwatch.resuming import cut_to, find_record, refuse_another_run, write_sidecar
-from headwatch.run_folder import RunFolder, describe_probes
+from headwatch.monitor.distributed import FAILED, FINE, REFUSED, Share, agree, from_main, is_sharded, on_main, world
+from headwatch.monitor.recorder import Recorder
+from headwatch.monitor.resume import cut_to, find_record, refuse_another_run, write_sidecar
+from headwatch.record.run_folder import RunFolder, describe_probes
 from headwatch.sinks import Sink, check_report_to, make_sinks
-from headwatch.versions import versions
+from headwatch.version import versions
 
 logger = logging.getLogger(__name__)
 

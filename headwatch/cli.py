@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headwatch import __version__
+from headwatch.version import __version__
 from headwatch.errors import UserError
 
 
@@ -122,7 +122,7 @@ def _command(commands: Any, name: str, run: Any, summary: str, example: str, **o
 
 def _demo(arguments: argparse.Namespace) -> int:
     _needs("trl", "the demo trains by TRL", "pip install 'headwatch[train,wandb]'")
-    from headwatch.training.demo import run_demo
+    from headwatch.demo.run import run_demo
 
     result = run_demo(Path(arguments.out), seed=arguments.seed, quick=arguments.quick)
     print(json.dumps({"report": str(result)}) if arguments.json else f"\nOpen the report: {result}")
@@ -138,12 +138,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from headwatch.views.report import write_report
+    from headwatch.report.html import write_report
 
     path = write_report(arguments.runs, arguments.out)
     written: dict[str, Any] = {"report": str(path)}
     if arguments.figures is not None:
-        from headwatch.views.paper_figures import write_figures
+        from headwatch.report.svg import write_figures
 
         written["figures"] = [str(figure) for figure in write_figures(arguments.runs, arguments.figures)]
     print(json.dumps(written) if arguments.json else "\n".join([str(path), *written.get("figures", [])]))
@@ -171,7 +171,7 @@ def _workspace(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     # Imported here: `headwatch report` and `--help` need no torch, which takes seconds to load.
     from headwatch.attribution import score_heads
-    from headwatch.evidence import INSUFFICIENT, EvidenceSettings, carrying_set, shares, signal
+    from headwatch.stats import INSUFFICIENT, EvidenceSettings, carrying_set, shares, signal
     from headwatch.probes import ProbeSet
 
     if arguments.top < 1:

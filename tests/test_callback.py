@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny_model, sft_trainer
+from helpers.tiny_trainers import save_tiny_model, sft_trainer
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, UserError, score_edges
 from headwatch.attribution import EdgeScores
-from headwatch.circuit import CircuitHeads, Graph, circuit_heads
-from headwatch.history import RULES
-from headwatch.views.report import run_data
+from headwatch.circuits.circuit import CircuitHeads, Graph, circuit_heads
+from headwatch.lives.history import RULES
+from headwatch.report.html import run_data
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic import write_synthetic_run
-from tiny import save_tiny_model
+from helpers.synthetic_runs import write_synthetic_run
+from helpers.tiny_trainers import save_tiny_model
 from transformers import AutoTokenizer
 
 from headwatch import ProbeSet

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from headwatch.anatomy import Anatomy, Layer, Norm, compute_type
-from headwatch.attribution.arrangement import Arrangement, MaskRecorder, Masks, lie_beside
-from headwatch.attribution.batches import Batch
+from headwatch.model.anatomy import Anatomy, Layer, Norm, compute_type
+from headwatch.attribution.run_layout import Arrangement, MaskRecorder, Masks, lie_beside
+from headwatch.attribution.batching import Batch
 from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.edges import EdgeCollector
-from headwatch.attribution.ends import Endpoints, EndRecorder, interpolated
-from headwatch.attribution.hooks import hooked
+from headwatch.attribution.endpoints import Endpoints, EndRecorder, interpolated
+from headwatch.model.hooks import hooked
 from headwatch.attribution.metrics import Metric, Reads, clean_reference, logit_diff
 from headwatch.attribution.path import ENDS, End, Path
-from headwatch.attribution.runs import (
+from headwatch.attribution.model_runs import (
     Cache,
     Call,
     OutputMatrix,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 MOST_BYTES = 24 * 2**20
 """Of an array on the CPU. What is larger than 32 MiB glibc takes fresh from the system, and gives back at once; every
-page of it is then touched for the first time, which took a twelfth of a pass (docs/log.md). Smaller arrays come from
+page of it is then touched for the first time, which took a twelfth of a pass (dev/log.md). Smaller arrays come from
 what the training step has used and freed.
 """
 

@@ -34,11 +34,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from headwatch.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
-from headwatch.attribution.arrangement import Arrangement
+from headwatch.model.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
+from headwatch.attribution.run_layout import Arrangement
 from headwatch.attribution.buffers import Buffers, Piece, pieces
-from headwatch.attribution.ends import Endpoints
-from headwatch.attribution.runs import wide
+from headwatch.attribution.endpoints import Endpoints
+from headwatch.attribution.model_runs import wide
 
 
 @dataclass
@@ -66,7 +66,7 @@ class _Along:
 
 
 # About how many targets are multiplied with the sources at once. Fewer are bound by reading the sources: of
-# SmolLM2-135M's layers, of 28 targets each, one at a time was multiplied at 40 GFLOP/s and four at 70 (docs/log.md).
+# SmolLM2-135M's layers, of 28 targets each, one at a time was multiplied at 40 GFLOP/s and four at 70 (dev/log.md).
 TARGETS_AT_ONCE = 100
 
 
@@ -311,7 +311,7 @@ def _each_head(vectors: Tensor, matrices: Tensor, out: list[Tensor], where: list
     """Every head's vectors [B T, H, D] times its own matrix [H, D, M], put into pieces of [B T, H, M].
 
     One batched product and a copy: products of a head each, written where they belong, took longer on two threads than
-    on one (docs/log.md), and there are hundreds of them.
+    on one (dev/log.md), and there are hundreds of them.
     """
     (rows, heads, _), width = vectors.shape, matrices.shape[-1]
     products = buffers.take(out[0], (heads, rows, width))

@@ -2,6 +2,6 @@
 
 from headwatch.probes.families import FAMILIES
 from headwatch.probes.openers import Openers
-from headwatch.probes.probe_set import ProbeSet
+from headwatch.probes.pair_set import ProbeSet
 
 __all__ = ["FAMILIES", "Openers", "ProbeSet"]

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from headwatch.errors import UserError
 from headwatch.probes.families import OPENERS as NAME
-from headwatch.probes.pair_tokenizer import MisalignedError, PairTokenizer, commonest, shorten
+from headwatch.probes.tokenization import MisalignedError, PairTokenizer, commonest, shorten
 from headwatch.probes.questions import DEFAULT_QUESTIONS, load_questions
-from headwatch.system_prompts import OPEN_R1_PROMPT
+from headwatch.probes.system_prompts import OPEN_R1_PROMPT
 
 if TYPE_CHECKING:
-    from headwatch.probes.probe_set import ProbeSet
+    from headwatch.probes.pair_set import ProbeSet
 
 SOURCES = ("sampled", "fixed")
 READ = {"kl": 1, "nll": 16}  # clean tokens behind the openers that the metric reads: the next one, or the next 16
@@ -46,7 +46,7 @@ DIRECT = (
 )
 
 Sample = Callable[[Sequence[list[int]], Sequence[str], int], list[list[int]]]
-"""sample(prompts, seeds, n) -> up to n token ids that go on from each prompt; see headwatch.opener_sampling."""
+"""sample(prompts, seeds, n) -> up to n token ids that go on from each prompt; see headwatch.probes.opener_sampling."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ class _Maker:
     # --- the set ----------------------------------------------------------------------------------------------------
 
     def _set(self, pairs: Sequence[_Pair], rejected: Sequence[str]) -> "ProbeSet":
-        from headwatch.probes.probe_set import ProbeSet
+        from headwatch.probes.pair_set import ProbeSet
 
         width = max(len(pair.clean) for pair in pairs)
         padding = [(width - len(pair.clean)) for pair in pairs]

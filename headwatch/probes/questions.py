@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.errors import UserError
-from headwatch.probes.pair_tokenizer import shorten
+from headwatch.probes.tokenization import shorten
 
 # The paper's AIME'24 (30 questions) and AMC (83): as many questions as the default number of pairs.
 DEFAULT_QUESTIONS = ("HuggingFaceH4/aime_2024", "AI-MO/aimo-validation-amc")

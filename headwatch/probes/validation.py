@@ -9,7 +9,7 @@ from torch import Tensor
 from headwatch.errors import UserError
 
 if TYPE_CHECKING:
-    from headwatch.probes.probe_set import ProbeSet
+    from headwatch.probes.pair_set import ProbeSet
 
 
 def as_integers(name: str, value: Any) -> Tensor:

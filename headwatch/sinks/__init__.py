@@ -1,10 +1,10 @@
 """Where a run is shown while it trains: one small class a service, behind the interface `Sink`."""
 
 from headwatch.sinks.base import Figure, Figures, Row, Scalars, Sink, Texts
-from headwatch.sinks.choose import check_report_to, make_sinks
-from headwatch.sinks.tensorboard_sink import TensorBoardSink
-from headwatch.sinks.trackio_sink import TrackioSink
-from headwatch.sinks.wandb_sink import WandbSink
+from headwatch.sinks.factory import check_report_to, make_sinks
+from headwatch.sinks.tensorboard import TensorBoardSink
+from headwatch.sinks.trackio import TrackioSink
+from headwatch.sinks.wandb import WandbSink
 
 __all__ = [
     "Figure",

@@ -1,1 +1,1 @@
-"""."""
+"""`headwatch train`: the launcher behind the recipes."""

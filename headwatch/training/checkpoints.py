@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from headwatch.errors import UserError
-from headwatch.resuming import read_sidecar
+from headwatch.monitor.resume import read_sidecar
 
 STATE = "trainer_state.json"  # the last of a checkpoint's files that the Trainer writes
 OPTIMIZER = ("optimizer.pt", "optimizer.bin")  # Trainer, FSDP with a full state

@@ -18,7 +18,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
 from headwatch.errors import UserError
-from headwatch.system_prompts import SYSTEM_PROMPTS
+from headwatch.probes.system_prompts import SYSTEM_PROMPTS
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 SHAPES = {("question",): "answer", ("problem",): "answer", ("input",): "target", ("Body", "Question"): "Answer"}

@@ -16,15 +16,15 @@ from trl import GRPOTrainer, SFTTrainer, get_peft_config, get_quantization_confi
 
 from headwatch.callback import HeadWatchCallback
 from headwatch.errors import UserError
-from headwatch.training.arguments import Options, Recipe, WatchArguments, in_options, parse
+from headwatch.training.options import Options, Recipe, WatchArguments, in_options, parse
 from headwatch.training.checkpoints import KeepOptimizers, keep_order, resumed_from, wandb_variables
 from headwatch.training.data import Prepared, load_rows, prepare
 from headwatch.training.plan import make_plan
-from headwatch.training.quiet import environment
+from headwatch.demo.quiet import environment
 from headwatch.training.rewards import resolve
-from headwatch.training.skeleton import one_line, skeleton
+from headwatch.training.meta_model import one_line, skeleton
 from headwatch.training.smoke import Substitution, make_small, without_gpu, write_stand_ins
-from headwatch.training.tiny import CHAT_TEMPLATE
+from headwatch.demo.tiny_model import CHAT_TEMPLATE
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""A child process that grades one completion a line by math-verify. Started by headwatch.training.grading; see there.
+"""A child process that grades one completion a line by math-verify. Started by headwatch.training.math_grader; see there.
 
 Reads {"gold": [texts], "text": completion, "answer": its answer or ""} as JSON on standard input and answers 1.0, 0.0,
 or null where no gold text can be parsed. It imports nothing of headwatch: it starts fast and is run by its path.

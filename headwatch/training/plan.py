@@ -11,15 +11,15 @@ from typing import Any
 from datasets import Dataset, load_dataset, load_dataset_builder
 from torch import nn
 
-from headwatch.attribution.memory import GIB, budget_gb
+from headwatch.attribution.batch_size import GIB, budget_gb
 from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
 from headwatch.probes.families import OPENERS
-from headwatch.probes.probe_set import names_openers
+from headwatch.probes.pair_set import names_openers
 from headwatch.probes.questions import load_questions
-from headwatch.training.arguments import Recipe
+from headwatch.training.options import Recipe
 from headwatch.training.data import DataArguments, load_rows, prepare
-from headwatch.training.skeleton import skeleton
+from headwatch.training.meta_model import skeleton
 
 LOOKED_AT = 64  # rows
 

@@ -21,7 +21,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from headwatch.errors import UserError
-from headwatch.training.grading import MathGrader
+from headwatch.training.math_grader import MathGrader
 
 Completion = str | Sequence[Mapping[str, str]]  # plain text, or TRL's list of one assistant message
 Reward = Callable[..., "list[float] | list[float | None]"]

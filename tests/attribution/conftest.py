@@ -1,5 +1,5 @@
 import pytest
-from tiny_models import softmax_in_float64
+from helpers.tiny_models import softmax_in_float64
 from torch.nn import functional
 
 

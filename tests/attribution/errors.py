@@ -1,7 +1,7 @@
-"""The errors in docs/architectures.md: python tests/attribution/errors.py (some minutes on one core)."""
+"""The errors in docs/reference/models.md: python tests/attribution/errors.py (some minutes on one core)."""
 
 import torch
-from tiny_models import (
+from helpers.tiny_models import (
     ARCHITECTURES,
     has_sdpa,
     largest_error,

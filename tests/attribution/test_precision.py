@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import random_pairs, tiny_model
+from helpers.tiny_models import random_pairs, tiny_model
 
 from headwatch import UnsupportedModelError, score_edges, score_heads
 from headwatch.errors import NonFiniteError

@@ -1,7 +1,7 @@
 """The tokenizers of made_tokenizers.py as fixtures, each made once."""
 
 import pytest
-from made_tokenizers import MAKERS
+from helpers.tiny_tokenizers import MAKERS
 from transformers import PreTrainedTokenizerFast
 
 

@@ -1,4 +1,4 @@
-"""What docs/probes.md shows is what the code gives."""
+"""What docs/reference/probes.md shows is what the code gives."""
 
 import re
 from pathlib import Path

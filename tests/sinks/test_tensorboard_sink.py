@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import save_tiny_model, sft_trainer
+from helpers.tiny_trainers import save_tiny_model, sft_trainer
 
 from headwatch import HeadWatchCallback, RunFolder
 from headwatch.sinks import TensorBoardSink
-from headwatch.sinks.tensorboard_sink import trainers_folder
+from headwatch.sinks.tensorboard import trainers_folder
 
 
 def read(folder: Path) -> EventAccumulator:

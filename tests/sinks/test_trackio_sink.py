@@ -77,7 +77,7 @@ sink.finish()
 def test_a_trainer_that_reports_there_has_one_run_with_both(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from tiny import save_tiny_model, sft_trainer
+from helpers.tiny_trainers import save_tiny_model, sft_trainer
 from headwatch import HeadWatchCallback
 folder = Path({str(tmp_path)!r})
 model = save_tiny_model(folder / "model")

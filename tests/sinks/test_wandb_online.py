@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wandb_reader import read_run
-from wandb_server import WandbServer
+from helpers.wandb_files import read_run
+from helpers.wandb_server import WandbServer
 
 SCRIPT = """
 import logging, sys

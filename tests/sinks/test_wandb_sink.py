@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import wandb
-from wandb_reader import WandbRun, offline_runs
+from helpers.wandb_files import WandbRun, offline_runs
 
 from headwatch.errors import UserError
 from headwatch.sinks import WandbSink

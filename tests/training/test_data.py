@@ -11,7 +11,7 @@ pytest.importorskip("datasets")
 from datasets import Dataset, DatasetDict
 
 from headwatch.errors import UserError
-from headwatch.system_prompts import OPEN_R1_PROMPT
+from headwatch.probes.system_prompts import OPEN_R1_PROMPT
 from headwatch.training.data import (
     KEPT,
     LONG_PROMPT,
@@ -22,8 +22,8 @@ from headwatch.training.data import (
     prepare,
     problem_of,
 )
-from headwatch.training.stand_in import write_rows
-from headwatch.training.tiny import build_tokenizer
+from headwatch.demo.toy_rows import write_rows
+from headwatch.demo.tiny_model import build_tokenizer
 
 GSM8K = Path(__file__).parents[2].joinpath("../shared/data/gsm8k_train.jsonl").resolve()
 

@@ -18,15 +18,15 @@ from transformers import AutoModelForCausalLM, BertConfig, MambaConfig
 from trl import ModelConfig
 
 from headwatch import HeadWatchCallback, RunFolder
-from headwatch.alerts import AlertSettings
+from headwatch.monitor.alerts import AlertSettings
 from headwatch.cli import main as command_line
 from headwatch.errors import UserError
-from headwatch.evidence import EvidenceSettings
-from headwatch.training.arguments import CONFIGS, LaunchArguments, WatchArguments, parse, read_recipe
+from headwatch.stats import EvidenceSettings
+from headwatch.training.options import CONFIGS, LaunchArguments, WatchArguments, parse, read_recipe
 from headwatch.training.data import DataArguments
 from headwatch.training.launch import load_rows, load_tokenizer, main, make_plan, make_trainer, prepare, run
 from headwatch.training.smoke import write_stand_ins
-from headwatch.training.tiny import build_tokenizer
+from headwatch.demo.tiny_model import build_tokenizer
 
 SFT = {
     "method": "sft",

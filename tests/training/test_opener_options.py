@@ -10,8 +10,8 @@ pytest.importorskip("trl")
 pytest.importorskip("math_verify")
 
 from headwatch.cli import main as command_line
-from headwatch.system_prompts import OPEN_R1_PROMPT
-from headwatch.training.arguments import parse
+from headwatch.probes.system_prompts import OPEN_R1_PROMPT
+from headwatch.training.options import parse
 from headwatch.training.smoke import make_small, write_stand_ins
 
 RECIPES = Path(__file__).parents[2] / "recipes"

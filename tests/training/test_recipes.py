@@ -13,7 +13,7 @@ pytest.importorskip("trl")
 pytest.importorskip("math_verify")
 
 from headwatch import RunFolder
-from headwatch.training.arguments import parse, read_recipe
+from headwatch.training.options import parse, read_recipe
 from headwatch.training.launch import main, run
 from headwatch.training.smoke import write_stand_ins
 

@@ -8,7 +8,7 @@ pytest.importorskip("math_verify")
 
 from headwatch.errors import UserError
 from headwatch.training import rewards
-from headwatch.training.grading import MathGrader
+from headwatch.training.math_grader import MathGrader
 
 WORKED = "<think>\nHalf of 48 is 24, and 48 + 24 = 72.\n</think>\n<answer>\n{}\n</answer>"
 

@@ -1,0 +1,130 @@
+"""What the base model answered: its distribution at the read positions, kept to measure how far training has moved.
+
+KL(model now || base) at every read position of the clean prompts, mean over a pair's positions, in nats. It needs no
+second model in memory, and means the same for a full and a LoRA training: the base is what the run began with.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from headwatch.attribution.metrics import Reads
+from headwatch.errors import UserError
+from headwatch.record.run_folder import write_whole
+
+WHOLE_VOCABULARY = 4096  # a vocabulary up to this size is kept whole
+TOP_K = 1024  # else the base's most likely tokens are, and everything else as one bucket
+FILE_NAME = "base_answers.safetensors"
+
+
+@dataclass(frozen=True)
+class BaseAnswers:
+    """The base model's log-probabilities at the read positions of N pairs, P positions each.
+
+    Attributes:
+        log_probs: float32 [N, P, K], or [N, P, K + 1] with the bucket of all other tokens at the end.
+        tokens: int32 [N, P, K], which tokens they are of, the base's K most likely; None where the vocabulary is whole.
+
+    Lumping tokens into a bucket can only lower a KL divergence (data-processing inequality): with `tokens` the result
+    is a lower bound of the KL over the whole vocabulary.
+    """
+
+    log_probs: Tensor
+    tokens: Tensor | None = None
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write into a run folder, through a temporary name."""
+        arrays = {"log_probs": self.log_probs.contiguous()}
+        if self.tokens is not None:
+            arrays["tokens"] = self.tokens.contiguous()
+        write_whole(Path(folder) / FILE_NAME, to_bytes(arrays))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "BaseAnswers | None":
+        """Those of a run folder; None where it has none. UserError where they cannot be read."""
+        path = Path(folder) / FILE_NAME
+        if not path.is_file():
+            return None
+        try:
+            arrays = load_file(path)
+            return cls(arrays["log_probs"], arrays.get("tokens"))
+        except Exception as error:  # safetensors raises its own type
+            raise UserError(f"{path} cannot be read ({error}): move it away to go on without the KL") from error
+
+
+class AnswerObserver:
+    """Hand this to `score_heads(observe=...)`: at the base it keeps the answers, later it measures their KL.
+
+    Args:
+        base: the answers to compare with, or None at the base itself.
+        n_pairs, n_positions: N and P of the probe set.
+
+    .kl: [N], float32, in nats, once the pass is over; zeros at the base. NaN for pairs that were not observed.
+    """
+
+    def __init__(self, base: BaseAnswers | None, n_pairs: int, n_positions: int) -> None:
+        self._base, self._shape = base, (n_pairs, n_positions)
+        self.kl = torch.full((n_pairs,), float("nan"))
+        self._log_probs: Tensor | None = None
+        self._tokens: Tensor | None = None
+
+    def __call__(self, pairs: Tensor, logits: Tensor, reads: Reads) -> None:
+        """One batch: pairs [B], clean logits [B, P, V]."""
+        rows = pairs.cpu()
+        positions = logits.shape[1]
+        if self._base is None:
+            self._keep(rows, logits)
+            self.kl[rows] = 0.0
+            return
+        tokens = None if self._base.tokens is None else self._base.tokens[rows, :positions].to(logits.device)
+        base = self._base.log_probs[rows, :positions].to(logits.device)
+        # Rounded as the base was: a model that has not changed is at exactly 0.
+        now = lumped(logits, None if tokens is None else tokens.long()).float()
+        kl = (now.exp() * (now - base)).sum(-1)
+        present = reads.present.to(logits.device)
+        self.kl[rows] = ((kl * present).sum(-1) / present.sum(-1)).clamp(min=0.0).float().cpu()
+
+    def answers(self) -> BaseAnswers | None:
+        """What was kept of the base; None where nothing was observed."""
+        return None if self._log_probs is None else BaseAnswers(self._log_probs, self._tokens)
+
+    def _keep(self, rows: Tensor, logits: Tensor) -> None:
+        vocabulary, positions = logits.shape[-1], logits.shape[1]
+        tokens = logits.topk(TOP_K, -1).indices if vocabulary > WHOLE_VOCABULARY else None
+        log_probs = lumped(logits, tokens)
+        if self._log_probs is None:
+            self._log_probs = torch.zeros(*self._shape, log_probs.shape[-1])
+            if tokens is not None:
+                self._tokens = torch.zeros(*self._shape, TOP_K, dtype=torch.int32)
+        self._log_probs[rows, :positions] = log_probs.float().cpu()
+        if tokens is not None and self._tokens is not None:
+            self._tokens[rows, :positions] = tokens.int().cpu()
+
+
+def lumped(logits: Tensor, tokens: Tensor | None) -> Tensor:
+    """Log-probabilities [..., V], or those of `tokens` [..., K] and of everything else together [..., K + 1].
+
+    In float64, which MPS does not have, and one position after the other, because float64 logits of a whole batch may
+    not fit beside a large model.
+    """
+    if logits.ndim > 1:
+        parts = [lumped(row, None if tokens is None else tokens[i]) for i, row in enumerate(logits)]
+        return torch.stack(parts)
+    log_probs = (logits.float() if logits.device.type == "mps" else logits.double()).log_softmax(-1)
+    if tokens is None:
+        return log_probs
+    rest = log_probs.scatter(-1, tokens, float("-inf")).logsumexp(-1, keepdim=True)
+    return torch.cat([log_probs.gather(-1, tokens), rest], -1)
+
+
+def mean_by_family(kl: Tensor, families: Sequence[str]) -> dict[str, float]:
+    """Mean over each family's pairs."""
+    return {
+        name: float(kl[[i for i, f in enumerate(families) if f == name]].mean()) for name in dict.fromkeys(families)
+    }

@@ -1,0 +1,1 @@
+"""Circuits: edges selected from edge scores, and the heads they keep."""

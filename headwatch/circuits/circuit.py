@@ -1,0 +1,290 @@
+"""The paper's circuit rule: keep the top-n edges, prune what hangs loose, read off the heads; and its stability."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from headwatch.errors import UserError
+from headwatch.stats import NullBand
+from headwatch.stats.importance import quantile_of
+
+if TYPE_CHECKING:  # circuits are plain numpy: comparing two of them needs no torch
+    from headwatch.attribution.scores import EdgeScores
+
+TOP_N = 0.027  # the paper's 5000 edges of Qwen2.5-Math-1.5B's 183,555
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The names of sources and targets, and which edges exist (attribution.md, "Definitions").
+
+    Attributes:
+        sources: S names, input first, in the order in which the model computes them.
+        targets: R names.
+        is_real: bool [S, R].
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    is_real: NDArray[np.bool_]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(L, H)."""
+        layers = sum(name.startswith("m") for name in self.sources)
+        return layers, (len(self.sources) - 1) // layers - 1
+
+    def target_nodes(self) -> NDArray[np.int64]:
+        """Which node each target belongs to, [R]: a head's q, k and v are one node; logits are node S."""
+        place = {name: index for index, name in enumerate(self.sources)}
+        nodes = [place.get(name.rsplit(".", 1)[0] if name[0] == "a" else name, len(place)) for name in self.targets]
+        return np.array(nodes)
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """The edges kept by the circuit rule, and the attention heads on them.
+
+    Attributes:
+        edges: (source, target) names, the strongest first.
+        scores: mean |edge score| of each.
+        importance: [L, H], I(l, h) = sum of |score| over kept edges out of the head, normalised to sum 1 (paper).
+        top_n, tau: the rule that kept them.
+    """
+
+    edges: tuple[tuple[str, str], ...]
+    scores: tuple[float, ...]
+    importance: NDArray[np.float64]
+    top_n: float
+    tau: float | None
+
+    @property
+    def heads(self) -> frozenset[tuple[int, int]]:
+        """(layer, head) of every attention head that is a node of the circuit."""
+        names = {source for source, _ in self.edges if source[0] == "a"}
+        return frozenset((int(layer), int(head)) for layer, head in (name[1:].split(".h") for name in names))
+
+    @classmethod
+    def select(cls, edges: "EdgeScores", top_n: float = TOP_N, tau: float | None = None) -> "Circuit":
+        """Keep the top-n edges by mean |score| over the pairs, then prune nodes without a path from input to logits.
+
+        Args:
+            edges: scored edges.
+            top_n: a number of edges (5000), or a share of the real ones when below 1 (0.027).
+            tau: drop kept edges below this share of the largest score (or pass a negative number, -tau, for an
+                absolute threshold); None drops none. The paper's "tau = 0.1" does not say of what.
+
+        Raises:
+            UserError: top_n or tau makes no sense.
+        """
+        graph = Graph(edges.sources, edges.targets, edges.is_real.numpy())
+        return cls.of_matrix(edges.mean_abs().numpy().astype(np.float64), graph, top_n, tau)
+
+    @classmethod
+    def of_matrix(
+        cls, strength: NDArray[np.float64], graph: Graph, top_n: float = TOP_N, tau: float | None = None
+    ) -> "Circuit":
+        """The same from a matrix of mean |edge score|, [S, R]."""
+        kept = _kept(strength, graph, top_n, tau)
+        places = np.argwhere(kept)
+        places = places[np.argsort(-strength[kept], kind="stable")]
+        return cls(
+            edges=tuple((graph.sources[s], graph.targets[r]) for s, r in places),
+            scores=tuple(float(strength[s, r]) for s, r in places),
+            importance=_importance(strength, kept, graph),
+            top_n=top_n,
+            tau=tau,
+        )
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the circuit to a file."""
+        record: dict[str, Any] = {
+            "edges": [[source, target, score] for (source, target), score in zip(self.edges, self.scores, strict=True)],
+            "importance": self.importance.tolist(),
+            "top_n": self.top_n,
+            "tau": self.tau,
+        }
+        Path(path).write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> "Circuit":
+        """Read a circuit back.
+
+        Raises:
+            UserError: the file is not one.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(
+                edges=tuple((source, target) for source, target, _ in record["edges"]),
+                scores=tuple(float(score) for _, _, score in record["edges"]),
+                importance=np.array(record["importance"], np.float64),
+                top_n=record["top_n"],
+                tau=record["tau"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a circuit written by Circuit.to_json ({error})") from error
+
+
+@dataclass(frozen=True)
+class CircuitHeads:
+    """What the circuit rule says of every head, and how much of it hangs on the sample of pairs; arrays are [L, H].
+
+    Attributes:
+        active: whether the head is in the circuit.
+        stability: share of bootstrap resamples of the pairs whose circuit keeps it.
+        importance: the paper's I(l, h).
+        n_edges: edges left after pruning.
+        importance_draws: float32 [resamples, L, H], I(l, h) of every resample. One seed draws the same resamples of N
+            pairs at every probe, so a draw of one probe belongs to the same draw of another: their difference or effect
+            is a paired bootstrap.
+        half_changes: for each split of the pairs into two disjoint halves, how many heads the rule would call emerged
+            or dropped between the halves, [splits]: the null band of a count of membership changes.
+        half_agreement: Jaccard similarity of the two halves' heads, mean over the splits; NaN without splits.
+    """
+
+    active: NDArray[np.bool_]
+    stability: NDArray[np.float64]
+    importance: NDArray[np.float64]
+    n_edges: int
+    importance_draws: NDArray[np.float32]
+    half_changes: NDArray[np.int64]
+    half_agreement: float = float("nan")
+
+    @property
+    def importance_low(self) -> NDArray[np.float64]:
+        """2.5 % quantile of I(l, h) over the resamples; NaN without any."""
+        return quantile_of(self.importance_draws, 0.025)
+
+    @property
+    def importance_high(self) -> NDArray[np.float64]:
+        """97.5 % quantile of I(l, h) over the resamples; NaN without any."""
+        return quantile_of(self.importance_draws, 0.975)
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers that a log shows beside the circuit's lives."""
+        found: dict[str, float] = {"edges": self.n_edges, "half_agreement": self.half_agreement}
+        if self.active.any():
+            found["stability"] = float(self.stability[self.active].mean())
+        if len(self.half_changes):
+            band = NullBand(self.half_changes)
+            found["membership_changes_by_chance"] = band.median
+            found |= {"membership_changes_by_chance_low": band.low, "membership_changes_by_chance_high": band.high}
+        return found
+
+
+def circuit_heads(
+    strength: ArrayLike,
+    graph: Graph,
+    top_n: float = TOP_N,
+    tau: float | None = None,
+    resamples: int = 50,
+    seed: int = 0,
+    splits: int = 10,
+) -> CircuitHeads:
+    """The circuit rule with its stability.
+
+    Args:
+        strength: |edge score| of every pair, [N, S, R].
+        graph: what the rows and columns are.
+        top_n, tau: see `Circuit.select`.
+        resamples: bootstrap samples of the pairs.
+        seed: of the samples and splits; the global random state is not touched.
+        splits: random splits of the pairs into two halves; none with fewer than 4 pairs.
+    """
+    per_pair = np.asarray(strength, np.float32)
+    n = len(per_pair)
+    mean = per_pair.mean(0, dtype=np.float64)
+    kept = _kept(mean, graph, top_n, tau)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32) / n
+    real = np.flatnonzero(graph.is_real)
+    flat = per_pair.reshape(n, -1)[:, real]
+
+    def of(weight: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Heads and importance of the circuit of weighted pairs."""
+        weighted = np.zeros(graph.is_real.size)
+        weighted[real] = weight @ flat
+        matrix = weighted.reshape(graph.is_real.shape)
+        keeps = _kept(matrix, graph, top_n, tau)
+        return _heads_of(keeps, graph), _importance(matrix, keeps, graph)
+
+    times_kept, importance = np.zeros(graph.shape), np.zeros((resamples, *graph.shape), np.float32)
+    for index, weight in enumerate(weights):  # one at a time: a large model's would not all fit beside training
+        active, importance[index] = of(weight)
+        times_kept += active
+    changes, overlaps = [], []
+    for _ in range(splits if n >= 4 else 0):
+        half = np.zeros(n, np.float32)
+        half[rng.permutation(n)[: n // 2]] = 1.0
+        one, other = (of(part / part.sum())[0] for part in (half, 1.0 - half))
+        changes.append(int((one ^ other).sum()))
+        overlaps.append(float((one & other).sum() / max((one | other).sum(), 1)))
+    return CircuitHeads(
+        active=_heads_of(kept, graph),
+        stability=times_kept / max(resamples, 1),
+        importance=_importance(mean, kept, graph),
+        n_edges=int(kept.sum()),
+        importance_draws=importance,
+        half_changes=np.array(changes, np.int64),
+        half_agreement=float(np.mean(overlaps)) if overlaps else float("nan"),
+    )
+
+
+def validate_rule(top_n: float, tau: float | None) -> None:
+    """Refuse a rule that makes no sense, in one line."""
+    whole = isinstance(top_n, int) or float(top_n).is_integer()
+    if isinstance(top_n, bool) or top_n <= 0 or (top_n >= 1 and not whole):
+        raise UserError(f"top_n={top_n!r} must be a number of edges (5000) or a share of them below 1 (0.027)")
+    if tau is not None and tau >= 1:
+        raise UserError(f"tau={tau!r} must be a share of the largest score below 1, or negative for an absolute value")
+
+
+def _kept(strength: NDArray[np.float64], graph: Graph, top_n: float, tau: float | None) -> NDArray[np.bool_]:
+    """Edges that the rule keeps, bool [S, R]."""
+    validate_rule(top_n, tau)
+    scores = np.where(graph.is_real, strength, -np.inf)
+    n_real = int(graph.is_real.sum())
+    n = min(n_real, int(top_n) if top_n >= 1 else max(1, round(top_n * n_real)))
+    threshold = np.partition(scores, -n, axis=None)[-n]
+    kept = (scores >= threshold) & (scores > 0)
+    if tau is not None:
+        kept &= scores >= (tau * scores.max() if tau >= 0 else -tau)
+    return _prune(kept, graph)
+
+
+def _prune(kept: NDArray[np.bool_], graph: Graph) -> NDArray[np.bool_]:
+    """Drop edges of nodes that lack a path from the input or to the logits."""
+    n_sources = len(graph.sources)
+    nodes = graph.target_nodes()
+    between = np.zeros((n_sources, n_sources + 1), np.bool_)  # node to node
+    sources, targets = np.nonzero(kept)
+    between[sources, nodes[targets]] = True
+    from_input = np.zeros(n_sources + 1, np.bool_)
+    from_input[0] = True
+    for node in range(n_sources):  # sources come in the order of computation, so one sweep is enough
+        if from_input[node]:
+            from_input |= between[node]
+    to_logits = np.zeros(n_sources + 1, np.bool_)
+    to_logits[-1] = True
+    for node in reversed(range(n_sources)):
+        to_logits[node] = bool((between[node] & to_logits).any())
+    alive = from_input & to_logits
+    return kept & alive[:n_sources, None] & alive[nodes][None, :]
+
+
+def _heads_of(kept: NDArray[np.bool_], graph: Graph) -> NDArray[np.bool_]:
+    layers, heads = graph.shape
+    return np.asarray(kept.any(axis=1))[1:].reshape(layers, heads + 1)[:, :heads]
+
+
+def _importance(strength: NDArray[np.float64], kept: NDArray[np.bool_], graph: Graph) -> NDArray[np.float64]:
+    layers, heads = graph.shape
+    rows = np.where(kept, np.abs(strength), 0).sum(1)[1:].reshape(layers, heads + 1)[:, :heads]
+    total = rows.sum()
+    return rows / total if total > 0 else rows

@@ -1,0 +1,127 @@
+"""`headwatch demo`: a small model learns arithmetic, is post-trained by SFT and by GRPO, and is watched doing so."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from headwatch.callback import HeadWatchCallback
+from headwatch.errors import UserError
+from headwatch.demo.sums import Reward, closed_box, exact_answer
+from headwatch.demo.pretraining import BaseStage, teach_base
+from headwatch.demo.post_training import GrpoStage, SftStage, train_grpo, train_sft
+from headwatch.demo.quiet import StageBar, environment, fresh_wandb, one_thread, quiet_libraries, stage_bar
+from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
+from headwatch.report.html import write_report
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """How much of everything. The defaults were chosen by measurement (dev/log.md)."""
+
+    size: ModelSize = field(default_factory=ModelSize)
+    base: BaseStage = field(default_factory=BaseStage)
+    sft: SftStage = field(default_factory=SftStage)
+    grpo: GrpoStage = field(default_factory=GrpoStage)
+    rewards: tuple[Reward, ...] = (exact_answer,)
+    families: tuple[str, ...] = ("carry", "addition")
+    n_pairs: int = 64
+    probes_a_run: int = 10
+    path_steps: int = 4
+
+
+QUICK = DemoPlan(
+    size=ModelSize(n_layers=2, n_heads=4, d_model=32, d_mlp=64),
+    base=BaseStage(steps=60, learning_rate=1e-2, warmup_steps=10),
+    sft=SftStage(steps=6, batch_size=8),
+    grpo=GrpoStage(steps=6, prompts_per_step=2, num_generations=4),
+    rewards=(exact_answer, closed_box),  # no sum is right so early, and equal rewards would teach nothing
+    n_pairs=16,
+    probes_a_run=3,
+    path_steps=2,
+)
+
+
+def run_demo(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    quick: bool = False,
+    plan: DemoPlan | None = None,
+    wandb: bool | None = None,
+) -> Path:
+    """Teach a base model, post-train it by SFT and by GRPO with the callback, and write one report of both runs.
+
+    folder: receives base/, sft/, grpo/ (each run's record in its headwatch/), wandb/ and report.html.
+    seed: the same seed gives the same weights, rewards and scores on the same machine. quick: seconds, shows little.
+    plan: what to do, instead of the two built-in plans. wandb: log to W&B, offline; None does so where it is installed.
+    Returns the report's path. Nothing is downloaded and nothing is sent. UserError when folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"folder={str(folder)!r} cannot be made ({error.strerror}): give another one") from error
+    plan = plan or (QUICK if quick else DemoPlan())
+    wandb = importlib.util.find_spec("wandb") is not None if wandb is None else wandb
+    with ExitStack() as stack:
+        stack.enter_context(quiet_libraries())
+        stack.enter_context(one_thread())
+        if wandb:
+            stack.enter_context(
+                environment(
+                    WANDB_MODE="offline",
+                    WANDB_DIR=str(folder.resolve()),
+                    WANDB_PROJECT="headwatch-demo",
+                    WANDB_SILENT="true",
+                )
+            )
+            stack.enter_context(fresh_wandb())
+        base = teach(folder / "base", plan, seed)
+        for method in ("sft", "grpo"):
+            post_train(method, base, folder / method, plan, seed, wandb)
+    return write_report([folder / "sft", folder / "grpo"], folder / "report.html")
+
+
+def teach(folder: Path, plan: DemoPlan, seed: int) -> Path:
+    """The base model: untrained, then taught some arithmetic, then saved with its tokenizer. Returns the folder."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, plan.size, seed=seed)
+    with stage_bar("1/3 base: careless sums", plan.base.steps) as bar:
+
+        def on_step(step: int, loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update(1)
+
+        teach_base(model, tokenizer, replace(plan.base, seed=seed), on_step)
+    return save(model, tokenizer, folder)
+
+
+def post_train(method: str, base: Path, output_dir: Path, plan: DemoPlan, seed: int, wandb: bool) -> None:
+    """One post-training ("sft" or "grpo") of the base model, watched by the callback; the record is in output_dir."""
+    stage = plan.sft if method == "sft" else plan.grpo
+    watch = HeadWatchCallback(
+        probes=plan.families,
+        every=max(1, stage.steps // plan.probes_a_run),
+        n_pairs=plan.n_pairs,
+        seed=seed,
+        steps=plan.path_steps,
+        strict=True,
+    )
+    common: dict[str, Any] = {
+        "report_to": ["wandb"] if wandb else "none",
+        "seed": seed,
+        "run_name": f"demo-{method}",
+    }
+    if isinstance(stage, SftStage):
+        bar = StageBar("2/3 SFT: worked solutions", "loss")
+        train_sft(base, output_dir, stage, callbacks=[bar, watch], **common)
+    else:
+        bar = StageBar("3/3 GRPO: exact answers", "reward")
+        train_grpo(base, output_dir, stage, rewards=plan.rewards, callbacks=[bar, watch], **common)
+    if wandb and "wandb" in sys.modules:  # each run is a W&B run of its own: Transformers leaves this one open
+        sys.modules["wandb"].finish()

@@ -1,0 +1,57 @@
+"""What --smoke trains and probes on where the recipe's data is on the Hub: rows with the same columns, made here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headwatch.demo.sums import sample_sums
+
+
+def write_rows(path: Path, like: str, n: int = 64, seed: int = 0) -> Path:
+    """A .jsonl of n additions told as word problems, in GSM8K's columns or else in OpenR1-Math-220k's.
+
+    like: the data set's name. Every eighth row is one that a filter must find: without an answer, or far too long.
+    """
+    make = _gsm8k if "gsm8k" in like.lower() else _openr1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in make(n, seed)), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def write_questions(path: Path, n: int = 16, seed: int = 1) -> Path:
+    """A .jsonl of n questions for the family openers, one `problem` a line."""
+    lines = (f"Add {problem.a} pens and {problem.b} pens." for problem in sample_sums(np.random.default_rng(seed), n))
+    path.write_text("".join(json.dumps({"problem": line}) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def _gsm8k(n: int, seed: int) -> Iterator[dict[str, Any]]:
+    for index, (question, steps, answer) in enumerate(_problems(n, seed)):
+        yield {"question": question, "answer": f"{steps}\n#### {'' if index % 16 == 7 else answer}"}
+
+
+def _openr1(n: int, seed: int) -> Iterator[dict[str, Any]]:
+    for index, (question, steps, answer) in enumerate(_problems(n, seed)):
+        thought = f"<think>\n{steps}\n</think>\n\nThe total is \\boxed{{{answer}}}."
+        yield {
+            "problem": question,
+            "solution": f"{steps} The total is \\boxed{{{answer}}}.",
+            "answer": "" if index % 16 == 7 else answer,
+            "source": "stand-in",
+            "generations": [thought],
+            "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": thought}],
+        }
+
+
+def _problems(n: int, seed: int) -> Iterator[tuple[str, str, str]]:
+    for index, problem in enumerate(sample_sums(np.random.default_rng(seed), n)):
+        story = "The shop opened in the morning. " * (200 if index % 16 == 15 else 1)
+        question = f"{story}It sold {problem.a} pens, and {problem.b} more later. How many were sold?"
+        yield question, problem.worked.split(".", 1)[0].strip() + ".", problem.answer

@@ -1,0 +1,1 @@
+"""States and events of every attention head over the probes of a run."""

@@ -1,0 +1,374 @@
+"""Where layers, heads, norms and projections are, in any supported architecture, wrapped by PEFT or not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from headwatch.errors import UnsupportedModelError
+from headwatch.model.layouts import LAYOUTS, REFUSED, Fused, Layout, NormKind
+
+Kind = Literal["q", "k", "v"]
+KINDS: tuple[Kind, ...] = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm y = w * xhat + b, where xhat = x r, r = 1 / sqrt(mean(x^2) + eps); a LayerNorm centres x first."""
+
+    module: nn.Module
+    eps: float
+    kind: NormKind = "rms"
+
+    @property
+    def weight(self) -> Tensor:
+        """w, [M], float32 or wider."""
+        weight = _wide(self.module.get_parameter("weight").detach())
+        return 1 + weight if self.kind == "rms+1" else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b, [M], float32 or wider; None where there is none."""
+        bias = getattr(self.module, "bias", None)
+        return None if bias is None else _wide(bias.detach())
+
+    def centre(self, x: Tensor) -> Tensor:
+        """x - mean(x) for a LayerNorm, x as it is for the others, [..., M]."""
+        return x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+
+    def inverse_scale(self, centred: Tensor) -> Tensor:
+        """r of what `centre` returned: [..., M] -> [..., 1]."""
+        return torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map from what attention reads to queries, keys or values of all heads, or to all three at once.
+
+    Attributes:
+        module: the linear map.
+        kinds: what comes out of it.
+        fused: how its rows are laid out where it makes all three (see `Layout`).
+        norm: a norm over its full width behind it, before heads are told apart (OLMo 2).
+        n_heads, n_kv_heads, head_dim: H, K, D.
+    """
+
+    module: nn.Module
+    kinds: tuple[Kind, ...]
+    fused: Fused | None
+    norm: Norm | None
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+
+    @property
+    def last(self) -> nn.Module:
+        """The module whose output the heads are cut from: the norm behind the projection, or the projection."""
+        return self.module if self.norm is None else self.norm.module
+
+    def rows(self, kind: Kind, copied: bool = False) -> slice | Tensor:
+        """Which of `last`'s outputs are one kind's, head by head; of the copies that `copy_heads` made, if `copied`."""
+        if self.fused is None:
+            return slice(None)
+        if self.fused == "interleaved":
+            places = torch.arange(3 * self.n_heads * self.head_dim).unflatten(0, (self.n_heads, 3, self.head_dim))
+            return places[:, KINDS.index(kind)].flatten()
+        queries = self.n_heads * self.head_dim
+        keys = queries if copied else self.n_kv_heads * self.head_dim
+        first = {"q": 0, "k": queries, "v": queries + keys}[kind]
+        return slice(first, first + (queries if kind == "q" else keys))
+
+    def copy_heads(self, output: Tensor) -> Tensor:
+        """Give every query head its own copy of the key and value head that it reads: [..., out] -> [..., out']."""
+        if self.kinds == ("q",) or self.n_heads == self.n_kv_heads:
+            return output
+        if self.fused is None:
+            return self._repeat(output)
+        q, k, v = (output[..., self.rows(kind)] for kind in KINDS)
+        return torch.cat([q, self._repeat(k), self._repeat(v)], -1)
+
+    def join(self, states: dict[Kind, Tensor]) -> Tensor:
+        """One state for each query head, [..., H, D] a kind, laid out as `copy_heads` does."""
+        if self.fused == "interleaved":
+            return torch.stack([states[kind] for kind in KINDS], -2).flatten(-3)
+        return torch.cat([states[kind].flatten(-2) for kind in self.kinds], -1)
+
+    def _repeat(self, states: Tensor) -> Tensor:
+        by_head = states.unflatten(-1, (self.n_kv_heads, 1, self.head_dim))
+        return by_head.expand(*by_head.shape[:-2], self.n_heads // self.n_kv_heads, self.head_dim).flatten(-3)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The parts of one decoder layer that the attribution pass touches.
+
+    Attributes:
+        attention: the attention module.
+        attn_norm: the norm in front of it; None where it reads the residual vector as it is.
+        projections: what makes queries, keys and values: three, or one.
+        out: o_proj; its input is all heads' z, side by side, [..., H * D].
+        attn_post_norm: the norm behind o_proj, if any.
+        mlp_reads: its input is the residual vector that the MLP reads: the norm in front of the MLP, or the MLP.
+        mlp: the MLP, or the expert block.
+        mlp_adds: its output, times `multiplier`, is what the MLP adds to the residual stream.
+        multiplier: scales what attention and MLP add to the stream.
+        parallel: whether the MLP reads what attention reads, and not attention's output.
+    """
+
+    attention: nn.Module
+    attn_norm: Norm | None
+    projections: tuple[Projection, ...]
+    out: nn.Module
+    attn_post_norm: Norm | None
+    mlp_reads: nn.Module
+    mlp: nn.Module
+    mlp_adds: nn.Module
+    multiplier: float = 1.0
+    parallel: bool = False
+
+    def scaled(self, out: Tensor) -> Tensor:
+        """What becomes of o_proj's output on its way into the stream, [..., M], but for the post-norm's own 1 / rms,
+        which differs from token to token.
+        """
+        if self.attn_post_norm is not None:
+            out = out * self.attn_post_norm.weight
+        return out if self.multiplier == 1.0 else out * self.multiplier
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A causal language model taken apart into the sources and targets of attribution.md.
+
+    Attributes:
+        model: the model as given (a PEFT wrapper stays on: its adapters are part of what is scored).
+        layers: one `Layer` for each decoder layer.
+        embedding: the token embedding module; its output is what integrated gradients interpolates.
+        final_norm: its input is the residual vector that the logits read.
+        n_layers, n_heads, n_kv_heads, head_dim, d_model: L, H, K, D, M.
+    """
+
+    model: nn.Module
+    layers: tuple[Layer, ...]
+    decoder_layers: tuple[nn.Module, ...]
+    embedding: nn.Module
+    final_norm: nn.Module
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_model: int
+
+    @property
+    def heads_per_kv(self) -> int:
+        """How many query heads read one key/value head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the S = 1 + L(H + 1) sources: input, then each layer's heads and its MLP."""
+        names = ["input"]
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{head}" for head in range(self.n_heads)] + [f"m{layer}"]
+        return tuple(names)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the R = L(3H + 1) + 1 targets: each layer's q, k, v by head and its MLP, then the logits."""
+        names = []
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{head}.{kind}" for head in range(self.n_heads) for kind in KINDS] + [f"m{layer}"]
+        return (*names, "logits")
+
+    def head_source(self, layer: int) -> slice:
+        """Rows of one layer's heads among the sources."""
+        first = 1 + layer * (self.n_heads + 1)
+        return slice(first, first + self.n_heads)
+
+    def mlp_source(self, layer: int) -> int:
+        """Row of one layer's MLP among the sources."""
+        return (layer + 1) * (self.n_heads + 1)
+
+    def attention_targets(self, layer: int) -> slice:
+        """Columns of one layer's q, k, v among the targets: head by head, q, k, v within a head."""
+        first = layer * (3 * self.n_heads + 1)
+        return slice(first, first + 3 * self.n_heads)
+
+    def mlp_target(self, layer: int) -> int:
+        """Column of one layer's MLP among the targets."""
+        return (layer + 1) * (3 * self.n_heads + 1) - 1
+
+    def is_real(self) -> Tensor:
+        """Which edges exist, bool [S, R]: attention reads earlier layers; an MLP its own layer's heads as well, unless
+        the two are parallel.
+        """
+        real = torch.zeros(len(self.sources), len(self.targets), dtype=torch.bool)
+        for index, layer in enumerate(self.layers):
+            heads = self.head_source(index)
+            real[: heads.start, self.attention_targets(index)] = True
+            real[: heads.start if layer.parallel else heads.stop, self.mlp_target(index)] = True
+        real[:, -1] = True
+        return real
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Anatomy":
+        """Find the parts of a Hugging Face causal language model: plain, compiled, or wrapped by PEFT.
+
+        Raises:
+            UnsupportedModelError: the architecture is unknown or cannot be taken apart, or a part that it should have
+                is not where it should be.
+        """
+        model = _bare(model)
+        _refuse_added_tokens(model)
+        wrapper: Any = model
+        inner: Any = _bare(wrapper.get_base_model()) if hasattr(wrapper, "get_base_model") else model
+        config = getattr(inner, "config", None)
+        model_type = getattr(config, "model_type", None)
+        if model_type not in LAYOUTS or config is None:
+            reason = REFUSED.get(str(model_type), "headwatch does not know where its parts are")
+            if getattr(config, "is_encoder_decoder", False):
+                reason = "it is an encoder-decoder, and headwatch scores decoder-only models"
+            raise UnsupportedModelError(
+                f"model: {type(inner).__name__} (config.model_type {model_type!r}) cannot be taken apart: {reason}; "
+                f"supported: {', '.join(sorted(LAYOUTS))}"
+            )
+        layout = LAYOUTS[model_type]
+        config = config.get_text_config()
+        for option, values, reason in (
+            ("use_bidirectional_attention", (True, "all"), "attends in both directions"),
+            ("clip_qkv", (), "clips its queries, keys and values in place"),
+        ):
+            value = getattr(config, option, None)
+            if value in values or (not values and value is not None):
+                raise UnsupportedModelError(
+                    f"model: {type(inner).__name__} {reason} (config.{option}={value!r}), which headwatch cannot follow"
+                )
+        n_heads = config.num_attention_heads
+        n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+        decoder_layers = tuple(_find(inner, layout.layers, model_type))
+        layers = tuple(
+            _layer(_Finder(layer, layout, model_type, f"{layout.layers}.{index}."), (n_heads, n_kv_heads, head_dim))
+            for index, layer in enumerate(decoder_layers)
+        )
+        return cls(
+            model=model,
+            layers=layers,
+            decoder_layers=decoder_layers,
+            embedding=inner.get_input_embeddings(),
+            final_norm=_find(inner, layout.final_norm, model_type),
+            n_layers=len(layers),
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            d_model=config.hidden_size,
+        )
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """Looks up one decoder layer's parts by the names of its layout."""
+
+    module: nn.Module
+    layout: Layout
+    model_type: str
+    prefix: str
+
+    def part(self, path: str) -> Any:
+        return _find(self.module, path, self.model_type, self.prefix)
+
+    def norm(self, path: str | None, kind: NormKind | None = None) -> Norm | None:
+        if path is None:
+            return None
+        module = self.part(path)
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        if eps is None:
+            raise UnsupportedModelError(
+                f"model: {type(module).__name__} at {self.prefix}{path} has no epsilon "
+                "(looked for variance_epsilon and eps), so its exact gradient is unknown"
+            )
+        return Norm(module, eps, kind or self.layout.norm)
+
+
+def _layer(find: _Finder, shape: tuple[int, int, int]) -> Layer:
+    layout = find.layout
+    widths: Sequence[str | None] = (*(layout.width_norms or (None, None)), None)
+    kinds: list[tuple[Kind, ...]] = [KINDS] if layout.fused else [("q",), ("k",), ("v",)]
+    projections = []
+    for path, made, width in zip(layout.qkv, kinds, widths, strict=False):
+        norm = find.norm(None if width is None else f"{layout.attention}.{width}")
+        projections.append(Projection(find.part(f"{layout.attention}.{path}"), made, layout.fused, norm, *shape))
+    mlp = find.part(layout.mlp)
+    mlp_post_norm = find.norm(layout.mlp_post_norm)
+    return Layer(
+        attention=find.part(layout.attention),
+        attn_norm=find.norm(layout.attn_norm),
+        projections=tuple(projections),
+        out=find.part(f"{layout.attention}.{layout.out}"),
+        attn_post_norm=find.norm(layout.attn_post_norm),
+        mlp_reads=mlp if layout.mlp_norm is None else find.part(layout.mlp_norm),
+        mlp=mlp,
+        mlp_adds=mlp if mlp_post_norm is None else mlp_post_norm.module,
+        multiplier=1.0 if layout.multiplier is None else float(find.part(layout.multiplier)),
+        parallel=layout.parallel is not None and bool(find.part(layout.parallel)),
+    )
+
+
+def _find(root: nn.Module, path: str, model_type: str, prefix: str = "") -> Any:
+    found: Any = root
+    for name in path.split("."):
+        found = _bare(getattr(found, name, None))
+        if found is None:
+            raise UnsupportedModelError(
+                f"model: a {model_type} model should have {prefix}{path}, but {type(root).__name__} has none"
+            )
+    return found
+
+
+def _bare(module: Any) -> Any:
+    """The module inside torch.compile's wrapper, or the module itself."""
+    return module._modules["_orig_mod"] if "_orig_mod" in getattr(module, "_modules", ()) else module
+
+
+def _refuse_added_tokens(model: nn.Module) -> None:
+    """Refuse PEFT's prompt learning, whose tokens stand in front of (or inside) every layer of both prompts."""
+    config = getattr(model, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False) or getattr(config, "is_adaption_prompt", False):
+        kind = getattr(getattr(config, "peft_type", None), "value", None)
+        raise UnsupportedModelError(
+            f"model: the active adapter ({kind}) adds tokens of its own to every prompt, so the probe pairs' positions "
+            "are not the model's; score model.get_base_model(), or train LoRA, DoRA or IA3 instead"
+        )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least float32: scores are accumulated there whatever the model's dtype."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+@torch.no_grad()
+def linear_map(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
+    """The effective weight [out, in] and bias [out] of a module that acts as one linear map, in float32 or wider.
+
+    A plain nn.Linear or Conv1D gives its own; anything else (LoRA, a quantised layer) is asked for its image of the
+    identity, so that base weight and adapters come out as one, exactly as the forward pass uses them.
+    """
+    if type(module) in (nn.Linear, Conv1D):
+        own: Any = module
+        weight = _wide(own.weight.detach() if type(module) is nn.Linear else own.weight.detach().T)
+        return weight, weight.new_zeros(len(weight)) if own.bias is None else _wide(own.bias.detach())
+    dtype, device = compute_type(module)
+    basis = torch.eye(d_in, dtype=dtype, device=device)
+    bias = module.forward(torch.zeros_like(basis[:1]))[0]  # .forward: hooks on the module are for the pass alone
+    return _wide(module.forward(basis) - bias).T.contiguous(), _wide(bias)
+
+
+def compute_type(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """The dtype and device of a module's inputs; float32 where all its parameters are packed integers (4 bit)."""
+    parameters = list(module.parameters())
+    for parameter in parameters:
+        if parameter.is_floating_point():
+            return parameter.dtype, parameter.device
+    return torch.float32, parameters[0].device if parameters else torch.device("cpu")

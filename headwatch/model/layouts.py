@@ -1,0 +1,122 @@
+"""What the parts of each supported architecture are called, and how they differ from Llama's: one entry each."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+NormKind = Literal["rms", "rms+1", "layer"]
+Fused = Literal["stacked", "interleaved"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of one architecture, by their paths relative to a decoder layer. The defaults are Llama's.
+
+    To add an architecture, add an entry to `LAYOUTS` under its `config.model_type` that names what differs; the tests
+    in tests/attribution/ then check it against the naive reference (docs/reference/models.md).
+
+    Attributes:
+        layers, final_norm: paths from the model.
+        norm: what the norms named here compute. "rms": w x / rms(x); "rms+1": (1 + w) x / rms(x); "layer": LayerNorm.
+        attn_norm, mlp_norm: the norms in front of attention and MLP; None where they read the residual vector itself.
+        attention, out, mlp: the attention module, its output projection, the MLP (an expert block is one MLP).
+        qkv: the projections of queries, keys and values; a single one where they are fused.
+        fused: how a single projection's rows are laid out. "stacked": all queries, all keys, all values;
+            "interleaved": query, key, value of the first head, then of the second, and so on.
+        width_norms: norms over all query heads and over all key heads at once, behind the projections. Norms that act
+            on one head at a time need no entry.
+        attn_post_norm, mlp_post_norm: norms on the way from attention and MLP back into the residual stream.
+        multiplier: the attribute of a decoder layer that scales what attention and MLP add to the stream.
+        parallel: the attribute of a decoder layer that says whether its MLP reads what its attention reads.
+    """
+
+    layers: str = "model.layers"
+    final_norm: str = "model.norm"
+    norm: NormKind = "rms"
+    attn_norm: str | None = "input_layernorm"
+    attention: str = "self_attn"
+    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    fused: Fused | None = None
+    width_norms: tuple[str, str] | None = None
+    out: str = "o_proj"
+    attn_post_norm: str | None = None
+    mlp_norm: str | None = "post_attention_layernorm"
+    mlp: str = "mlp"
+    mlp_post_norm: str | None = None
+    multiplier: str | None = None
+    parallel: str | None = None
+
+
+_LLAMA = Layout()
+_GEMMA = replace(
+    _LLAMA,
+    norm="rms+1",
+    attn_post_norm="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    mlp_post_norm="post_feedforward_layernorm",
+)
+_OLMO2 = replace(
+    _LLAMA,
+    attn_norm=None,
+    width_norms=("q_norm", "k_norm"),
+    attn_post_norm="post_attention_layernorm",
+    mlp_norm=None,
+    mlp_post_norm="post_feedforward_layernorm",
+)
+
+LAYOUTS: dict[str, Layout] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "smollm3": _LLAMA,
+    "mixtral": _LLAMA,
+    "qwen2_moe": _LLAMA,
+    "qwen3_moe": _LLAMA,
+    "starcoder2": replace(_LLAMA, norm="layer"),
+    "granite": replace(_LLAMA, multiplier="residual_multiplier"),
+    "granitemoe": replace(_LLAMA, mlp="block_sparse_moe", multiplier="residual_multiplier"),
+    "phi3": replace(_LLAMA, qkv=("qkv_proj",), fused="stacked"),
+    "gemma": replace(_LLAMA, norm="rms+1"),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "gemma3": replace(_GEMMA, layers="model.language_model.layers", final_norm="model.language_model.norm"),
+    "olmo2": _OLMO2,
+    "olmo3": _OLMO2,
+    "olmoe": replace(_LLAMA, width_norms=("q_norm", "k_norm")),
+    "gpt2": Layout(
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        norm="layer",
+        attn_norm="ln_1",
+        attention="attn",
+        qkv=("c_attn",),
+        fused="stacked",
+        out="c_proj",
+        mlp_norm="ln_2",
+    ),
+    "gpt_neox": Layout(
+        layers="gpt_neox.layers",
+        final_norm="gpt_neox.final_layer_norm",
+        norm="layer",
+        attention="attention",
+        qkv=("query_key_value",),
+        fused="interleaved",
+        out="dense",
+        parallel="use_parallel_residual",
+    ),
+}
+
+_NOT_ATTENTION = "some or all of its layers are recurrent or convolutional and have no attention heads to score"
+_LATENT = "its heads read keys and values from a shared compressed vector, behind a norm of its own"
+_POST_LN = "it normalises the residual stream itself after every block, so that the stream is not a sum of outputs"
+_SEVERAL = "it mixes several residual streams, so that none of them is a sum of the heads' and MLPs' outputs"
+
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(["mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "bamba"], _NOT_ATTENTION),
+    **dict.fromkeys(["zamba", "zamba2", "nemotron_h", "falcon_h1", "lfm2", "granitemoehybrid"], _NOT_ATTENTION),
+    **dict.fromkeys(["qwen3_next", "qwen3_5", "qwen3_5_text", "olmo_hybrid"], _NOT_ATTENTION),
+    **dict.fromkeys(["deepseek_v2", "deepseek_v3"], _LATENT),
+    **dict.fromkeys(["openai-gpt", "bert", "roberta"], _POST_LN),
+    **dict.fromkeys(["gemma3n", "gemma3n_text"], _SEVERAL),
+}
+"""Why an architecture cannot be taken apart, for the message that refuses it."""

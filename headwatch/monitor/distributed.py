@@ -1,0 +1,172 @@
+"""Several training processes: what all of them must agree on, and how they share the work of a probe.
+
+One process needs none of this, and every function here then does nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from headwatch.attribution import EdgeScores, HeadScores
+from headwatch.attribution.per_family import Metrics, completeness
+from headwatch.attribution.scores import Checks, Readings
+from headwatch.errors import UserError
+from headwatch.probes import ProbeSet
+
+Scores = TypeVar("Scores", HeadScores, EdgeScores)
+
+FINE, FAILED, REFUSED = 0, 1, 2  # what a process has to say of an attempt: higher wins
+
+
+def world() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    d = torch.distributed
+    return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
+
+
+def agree(outcome: int) -> int:
+    """The worst outcome of all processes, known to all of them."""
+    if world()[1] == 1:
+        return outcome
+    worst = torch.tensor([outcome], device=_device())
+    torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+    return int(worst)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a forward pass of this model is a collective of all processes (FSDP2, ZeRO-3).
+
+    There every process must run the same passes, and one that fails alone leaves the others waiting.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return True
+    try:
+        from torch.distributed.fsdp import FSDPModule
+    except ImportError:  # a torch built without distributed
+        return False
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def from_main(value: Any) -> Any:
+    """What the main process has, on every process; pickled, so not for large things every probe."""
+    if world()[1] == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_main(action: Callable[[], Any]) -> Any:
+    """What `action` returns on the main process, on every process; every process must come here.
+
+    Where it raises, it raises there, and an error of the same kind (the user's mistake or not) everywhere else.
+    """
+    error: Exception | None = None
+    outcome: tuple[int, Any] = (FINE, None)
+    if world()[0] == 0:
+        try:
+            outcome = (FINE, action())
+        except Exception as caught:
+            error = caught
+            outcome = (REFUSED if isinstance(caught, UserError) else FAILED, None)
+    kind, value = from_main(outcome)
+    if error is not None:
+        raise error
+    if kind != FINE:
+        other = "the main process could not go on: its message says why"
+        raise UserError(other) if kind == REFUSED else RuntimeError(other)
+    return value
+
+
+@dataclass(frozen=True)
+class Share:
+    """The pairs this process scores: r, r + W, ... of W processes; all, where the model is sharded or pairs are few.
+
+    Where a forward pass is no collective (DDP), processes may well run different numbers of batches.
+
+    Attributes:
+        rows: which of the n pairs.
+        split: whether other processes score the others.
+    """
+
+    rows: tuple[int, ...]
+    n: int
+    split: bool
+
+    @classmethod
+    def of(cls, n_pairs: int, model: nn.Module) -> "Share":
+        """This process's share."""
+        rank, size = world()
+        split = 1 < size <= n_pairs and not is_sharded(model)
+        return cls(tuple(range(rank, n_pairs, size) if split else range(n_pairs)), n_pairs, split)
+
+    def score(self, score: Callable[..., Scores], model: nn.Module, probes: ProbeSet, **options: Any) -> Scores:
+        """`score(model, probes, ...)` of these pairs. `observe` is told them by their numbers in the whole set."""
+        if not self.split:
+            return score(model, probes, **options)
+        observe = options.pop("observe", None)
+        rows = torch.tensor(self.rows, dtype=torch.long)
+
+        def renumbered(pairs: Tensor, logits: Tensor, reads: Any) -> None:
+            if observe is not None:
+                observe(rows[pairs.cpu()], logits, reads)
+
+        return score(model, probes.select(rows), observe=renumbered, **options)
+
+    def whole(self, values: Tensor) -> Tensor:
+        """Every process's rows [len(rows), ...] put into one [n, ...]; on the CPU, in the type they have."""
+        if not self.split:
+            return values
+        filled = torch.zeros(
+            self.n, *values.shape[1:], dtype=torch.uint8 if values.dtype == torch.bool else values.dtype
+        )
+        filled[list(self.rows)] = values.to(filled)
+        return _reduced(filled, "SUM").to(values.dtype)
+
+    def gather(self, part: Scores, probes: ProbeSet, metrics: Metrics) -> Scores:
+        """The scores of all pairs out of every process's part. Every process must come here.
+
+        metrics: family -> the metric that its pairs were read by.
+        """
+        if not self.split:
+            return part
+        heads = part.heads if isinstance(part, EdgeScores) else part
+        found, checks = heads.readings, heads.checks
+        readings = Readings(*(self.whole(x) for x in (found.metric_clean, found.metric_corrupted, found.correct)))
+        at_input = self.whole(heads.input)
+        worst = [checks.row_sums or 0.0, checks.stream, heads.seconds, heads.peak_memory_mb or 0.0]
+        row_sums, stream, seconds, memory = _reduced(torch.tensor(worst), "MAX").tolist()
+        whole = replace(
+            heads,
+            per_pair=self.whole(heads.per_pair),
+            input=at_input,
+            readings=readings,
+            families=probes.families,
+            checks=Checks(
+                completeness=completeness(at_input, readings, probes.families, metrics),
+                row_sums=None if checks.row_sums is None else row_sums,
+                stream=stream,
+            ),
+            seconds=seconds,
+            peak_memory_mb=None if heads.peak_memory_mb is None else memory,
+        )
+        if isinstance(part, EdgeScores):
+            return replace(part, per_pair=self.whole(part.per_pair), heads=whole)
+        return whole
+
+
+def _reduced(values: Tensor, how: str) -> Tensor:
+    if world()[1] == 1:
+        return values
+    moved = values.to(_device())
+    torch.distributed.all_reduce(moved, op=getattr(torch.distributed.ReduceOp, how))
+    return moved.cpu()
+
+
+def _device() -> torch.device:
+    """Where the processes' backend can add up a tensor."""
+    on_gpu = "nccl" in torch.distributed.get_backend()
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

@@ -1,0 +1,80 @@
+"""The probe set of a run: made once, the same on every process, and after that read back and never made again."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from headwatch.attribution.per_family import Metrics
+from headwatch.attribution.metrics import Metric
+from headwatch.probes.opener_sampling import sample_continuations
+from headwatch.probes import Openers, ProbeSet
+from headwatch.probes.families import OPENERS
+from headwatch.probes.file_format import check_tokenizer
+from headwatch.probes.openers import LONGEST_PAIR
+from headwatch.probes.pair_set import names_openers
+from headwatch.monitor.distributed import is_sharded, on_main
+from headwatch.record.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run's probe set is to be: HeadWatchCallback's arguments of the same names."""
+
+    probes: Any
+    n_pairs: int
+    seed: int
+    openers: Openers
+
+    @property
+    def with_openers(self) -> bool:
+        """Whether the opener family is named."""
+        return names_openers(self.probes)
+
+    def freeze(self, tokenizer: Any, model: nn.Module, optimizer: Any, resumed: RunFolder | None) -> ProbeSet:
+        """The set. Every process must come here; all get the same one.
+
+        resumed: the record of the run so far, on the main process: it has the openers already.
+        Raises UserError for what cannot be made.
+        """
+        openers = self._openers(tokenizer, model, optimizer, resumed) if self.with_openers else None
+        return ProbeSet.resolve(self.probes, tokenizer, self.n_pairs, self.seed, openers)
+
+    def _openers(self, tokenizer: Any, model: nn.Module, optimizer: Any, resumed: RunFolder | None) -> ProbeSet:
+        frozen = on_main(lambda: _frozen(resumed))
+        if frozen is not None:
+            check_tokenizer(frozen, tokenizer)
+            return frozen
+        sample = partial(
+            sample_continuations,
+            model,
+            temperature=self.openers.temperature,
+            top_p=self.openers.top_p,
+            optimizer=optimizer,
+        )
+        config = getattr(model, "config", None)
+        longest = min(LONGEST_PAIR, getattr(config, "max_position_embeddings", None) or LONGEST_PAIR)
+
+        def make() -> ProbeSet:
+            return self.openers.make(tokenizer, self.n_pairs, self.seed, sample, longest)
+
+        # A forward pass of a sharded model is a collective: there all processes sample, and the main one's is kept.
+        if self.openers.source == "sampled" and is_sharded(model):
+            made = make()
+            return on_main(lambda: made)
+        return on_main(make)
+
+
+def _frozen(resumed: RunFolder | None) -> ProbeSet | None:
+    """The openers of a record; None where it has none."""
+    path = None if resumed is None else resumed.path / "probes.safetensors"
+    if path is None or not path.is_file():
+        return None
+    probes = ProbeSet.load(path)
+    return probes.select(OPENERS) if OPENERS in probes.families else None
+
+
+def metrics_of(probes: ProbeSet, metric: str | Metric, openers: Openers) -> Metrics:
+    """Family -> the metric it is read by: the openers have no answers, so they have one of their own."""
+    return {family: openers.metric if family == OPENERS else metric for family in probes.family_names}

@@ -1,0 +1,1 @@
+"""The run folder on disk: the record that every view reads."""

@@ -1,0 +1,1 @@
+"""The report page, the figures of papers, and the sentences of both."""

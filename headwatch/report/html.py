@@ -1,0 +1,249 @@
+"""The report: one self-contained HTML file of one or several runs, with its data, its drawing and its style inside."""
+
+import base64
+import hashlib
+import html
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headwatch.version import __version__
+from headwatch.errors import UserError
+from headwatch.stats import EvidenceSettings
+from headwatch.lives.history import RULES, HeadHistory
+from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.report import figures, head_pages, words
+
+SCRIPTS = (
+    *("marks.js", "lives.js", "course.js", "maps.js", "raster.js", "compare.js", "signals.js", "events.js"),
+    *("head.js", "summary.js", "page.js"),
+)
+FILE_NAME = "report.html"
+
+PathLike = str | os.PathLike[str]
+
+
+def write_report(
+    run_folders: Sequence[PathLike | RunFolder] | PathLike | RunFolder, out: PathLike | None = None
+) -> Path:
+    """Write the report of one run, or of several side by side, and return its path.
+
+    run_folders: run folders, or trainers' output directories that hold one. out: the file (or folder) to write to, by
+    default report.html in the first run folder. Works while a run is going on; UserError for what is not a run folder.
+    """
+    given = [run_folders] if isinstance(run_folders, (str, os.PathLike, RunFolder)) else list(run_folders)
+    if not given:
+        raise UserError("run_folders is empty: give at least one run folder")
+    runs = [run if isinstance(run, RunFolder) else RunFolder.open(run) for run in given]
+    target = Path(out) if out is not None else runs[0].path / FILE_NAME
+    if target.is_dir():
+        target = target / FILE_NAME
+    page = render([run_data(run) for run in runs])
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"out={str(target)!r} cannot be written ({error.strerror}): give a path that can be") from error
+    return target
+
+
+def render(runs: Sequence[dict[str, Any]]) -> str:
+    """The page of some runs' data (`run_data`) as one string of HTML."""
+    families = list(dict.fromkeys(family for run in runs for family in run["families"]))
+    rules = [rule for rule in RULES if any(rule in f["rules"] for run in runs for f in run["families"].values())]
+    data = {
+        "headwatch_version": __version__,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "families": families,
+        "rules": rules or ["evidence"],
+        "runs": list(runs),
+    }
+    first = [next((r["headline"] for f in run["families"].values() for r in f["rules"].values()), "") for run in runs]
+    script = "\n".join(_part(f"page/{name}") for name in SCRIPTS)
+    # The policy lets nothing in from outside, and no script run but this one, whatever a string in the data says.
+    digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
+    parts = {
+        "POLICY": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'",
+        "VERSION": __version__,
+        "TITLE": html.escape("headwatch: " + ", ".join(str(run["name"]) for run in runs)),
+        "HEADLINE": html.escape(" ".join(first)),
+        "STYLE": _part("page/style.css"),
+        "DATA": json_for_html(data),
+        "SCRIPT": f"\n{script}\n",
+    }
+    # One pass over the template's own text, so that a marker inside a model's name stays what it is.
+    pieces = _part("report.html").split("@@")
+    return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+
+
+def run_data(run: RunFolder) -> dict[str, Any]:
+    """What the page needs of one run, as plain JSON-able data. See page/page.js for who reads what."""
+    run = _ReadOnce(run.path)
+    manifest, training, scalars = run.manifest, run.training(), run.scalars()
+    probes = manifest.get("probes") or {}
+    wandb = manifest.get("wandb") or {}
+    costs = [row["seconds"] for row in scalars if isinstance(row.get("seconds"), (int, float))]
+    memory = [row["peak_memory_mb"] for row in scalars if isinstance(row.get("peak_memory_mb"), (int, float))]
+    families = {family: _family_data(run, family, training) for family in run.families} if run.steps else {}
+    return {
+        "name": str(manifest.get("name") or run.path.parent.name),
+        "status": str(manifest.get("status") or "unknown"),
+        "trainer": manifest.get("trainer"),
+        "created": manifest.get("created"),
+        "headwatch_version": manifest.get("headwatch_version"),
+        "versions": manifest.get("versions") or {},
+        "settings": manifest.get("settings") or {},
+        "evidence": asdict(EvidenceSettings.from_dict((manifest.get("settings") or {}).get("evidence") or {})),
+        "wandb": wandb.get("url") or wandb.get("id"),
+        "model": {key: value for key, value in manifest["model"].items() if key != "sources"},
+        "probes": {
+            "fingerprint": probes.get("fingerprint"),
+            "n_pairs": probes.get("n_pairs"),
+            "families": list(run.families),
+            "tokenizer": probes.get("tokenizer"),
+        },
+        "steps": run.steps,
+        "cost": {
+            "seconds": figures.significant(float(np.median(costs)), 3) if costs else None,
+            "peak_memory_mb": figures.significant(float(max(memory)), 4) if memory else None,
+            "completeness_error": scalars[-1].get("completeness_error") if scalars else None,
+        },
+        "training": figures.training_curves(training),
+        "examples": _examples(run),
+        "alerts": words.alerts(run),
+        "families": families,
+    }
+
+
+def view_data(
+    history: HeadHistory, training: figures.Rows, heads: Sequence[tuple[int, int]] = (), pairs: int = 0
+) -> dict[str, Any]:
+    """The figures of one family by one rule; `heads` in the order in which they get a page of their own."""
+    lives = figures.life_raster(history)
+    by_circuit = history.rule == "circuit"
+    return {
+        "headline": words.headline(history),
+        "cohorts": figures.cohort_chart(history),
+        "effect": figures.effect_map(history),
+        "lives": {key: lives[key] for key in ("heads", "group", "lives")},
+        "shares": head_pages.share_paths(history, heads, pairs),
+        "importance": head_pages.importance_paths(history, heads) if by_circuit else None,
+        "since_base": head_pages.change_table(history, heads),
+        "noise": figures.noise(history),
+        "turnover": figures.turnover(history),
+        "concentration": figures.concentration(history),
+        "survival": figures.survival(history),
+        "events": figures.event_list(history),
+        "changes": figures.changes(history),
+        "stability": figures.stability(history),
+        "coupling": figures.coupling(history, training),
+    }
+
+
+def json_for_html(data: Any) -> str:
+    """JSON that may stand in a script element: no "<" or ">" or "&" in it ends the element or begins a comment."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _family_data(run: "_ReadOnce", family: str, training: figures.Rows) -> dict[str, Any]:
+    pairs, scores = run.pairs_of(family), [run.read_scores(step) for step in run.steps]
+    histories = {"evidence": HeadHistory.from_run(run, family=family)}
+    if all(at.circuit_active is not None and at.importance is not None for at in scores):
+        histories["circuit"] = HeadHistory.from_run(run, family=family, rule="circuit")
+    by_evidence = histories["evidence"]
+    heads, told = head_pages.ranked_heads(histories.values())
+    accuracy = [None if at.correct is None else float(at.correct[pairs].mean()) for at in scores]
+    drift = [np.nan if at.kl_from_base is None else float(at.kl_from_base[pairs].mean()) for at in scores]
+    settings = run.manifest.get("settings") or {}
+    metric = settings.get("metric")  # by family, where they are read by different ones
+    index = run.families.index(family)
+    rules = {rule: view_data(history, training, heads, len(pairs)) for rule, history in histories.items()}
+    low, high = (_logged(run, f"{family}/circuit/membership_changes_by_chance_{end}") for end in ("low", "high"))
+    chance = None
+    if "circuit" in rules:
+        rules["circuit"]["noise"] |= {"low": low, "high": high}
+        chance = (low[-1], high[-1]) if low[-1] is not None and high[-1] is not None else None
+    return {
+        "pairs": len(pairs),
+        "summary": words.summary(by_evidence, histories.get("circuit"), accuracy, chance),
+        "probe": {
+            **figures.probe_curves(by_evidence, accuracy),
+            "kl": [figures.significant(value, 3) for value in drift],
+            "unit": str((metric.get(family) if isinstance(metric, dict) else metric) or ""),
+        },
+        "rules": rules,
+        "edges": head_pages.strongest_edges(
+            [place for place, step in enumerate(run.steps) if step in run.with_edges],
+            lambda place: run.edges(run.steps[place], index),
+            (by_evidence.n_layers, by_evidence.n_heads),
+            heads,
+            told,
+        ),
+    }
+
+
+def _logged(run: RunFolder, name: str) -> list[float | None]:
+    """A scalar at every probe of the run, None where it was not logged or not finite."""
+    values = {row["step"]: row.get(name) for row in run.scalars()}
+    return [values.get(step) for step in run.steps]
+
+
+def _examples(run: RunFolder) -> list[dict[str, str]]:
+    """The first pair of each family in words, where the run kept its probe set and the set has words."""
+    path = run.path / "probes.safetensors"
+    if not path.is_file():
+        return []
+    from headwatch.probes import ProbeSet  # torch, which a report without a probe set does not need
+
+    try:
+        probes = ProbeSet.load(path)
+    except (UserError, OSError) as error:
+        warnings.warn(f"{path} cannot be read ({error}); the report shows no example pairs", stacklevel=2)
+        return []
+    first = dict(reversed(list(zip(probes.families, probes.texts, strict=True))))
+    return [
+        {"family": f, "clean": first[f][0], "corrupted": first[f][1]} for f in run.families if any(first.get(f, ()))
+    ]
+
+
+class _ReadOnce(RunFolder):
+    """A run folder that reads each probe's scores once, without the edges, and sees the probes of one moment."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._steps = super().steps
+        self._scores: dict[int, ProbeScores] = {}
+        self.with_edges: set[int] = set()
+
+    @property
+    def steps(self) -> list[int]:
+        return self._steps
+
+    def read_scores(self, step: int) -> ProbeScores:
+        if step not in self._scores:
+            scores = super().read_scores(step)
+            if scores.edges_mean_abs is not None:
+                self.with_edges.add(step)
+            self._scores[step] = replace(scores, edges_mean_abs=None)
+        return self._scores[step]
+
+    def edges(self, step: int, family: int) -> np.ndarray[Any, Any] | None:
+        """Mean |edge score| [S, R] of a family at a step: large, and so read when asked for."""
+        edges = super().read_scores(step).edges_mean_abs
+        return None if edges is None or edges.ndim != 3 or family >= len(edges) else edges[family]
+
+
+def _part(name: str) -> str:
+    text = resources.files("headwatch.report").joinpath(name).read_text(encoding="utf-8")
+    return "\n".join(line.strip() for line in text.splitlines())  # indentation is a tenth of the page

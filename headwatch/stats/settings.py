@@ -1,0 +1,77 @@
+"""The numbers of the evidence rule."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from headwatch.errors import UserError
+
+TESTS = ("t", "sign-flip", "welch")
+WEIGHTS = ("size", "equal")
+CONFIRMATIONS = ("either", "level", "next", "none")
+
+
+@dataclass(frozen=True)
+class EvidenceSettings:
+    """The numbers of the evidence rule; every default was chosen by measurement (docs/evidence/validity.md).
+
+    carry: a head enters the active set inside the smallest set of heads that carries this part of the total |share|.
+    keep: a head that was in the set leaves it only outside the smallest set that carries this part (hysteresis). Where
+      no true share changes (270 heads, about 42 in the set, 32 pairs), 1.9 heads cross the edge a probe without a band
+      (keep = carry), 0.30 with 0.85 and 0.27 with 0.90 or 0.95; with 0.90 more planted lives are found in time.
+    q: Benjamini-Hochberg level over the heads of one family; how it is spent over probes is `confirm`.
+    weights: how q is divided among the heads under "sign-flip": by "size", how far each head's pairs have moved on
+      average, up or down (`paired_change` says why that is no peeking), or "equal". Other tests take all as equal.
+    material: the smallest change that counts, as a part of the base's total |share|.
+    at_work: an event needs that the head is known to be at work where it is active, by a share that is significantly
+      other than 0 (`evidence.at_work`): one that joins, now; one that leaves, when it was last active.
+    min_pairs: a family with fewer pairs says nothing.
+    min_gap_t: a probe whose mean metric gap has a smaller |t| over pairs says nothing: a ratio needs a denominator. 4
+      bounds the relative error of the gap by 25 %, and a true gap of zero passes 1 time in 2,700 (32 normal pairs).
+    test: of a paired change: "t", "sign-flip" (a permutation test), or "welch", which takes the pairs of two probes as
+      different ones and is for probe sets that are drawn afresh.
+    confirm: how events answer for being looked for at many probes. "level": the k-th probe after the base tests at
+      q / (k (k + 1)), which sums to q over any number of probes. "next": at q, and the next probe must find the same
+      event again; until it does the event is pending. "either": at once where that stricter level is reached, else by
+      the next probe. "none": at q at every probe.
+    """
+
+    carry: float = 0.80
+    keep: float = 0.90
+    q: float = 0.01
+    material: float = 0.005
+    min_pairs: int = 8
+    min_gap_t: float = 4.0
+    test: str = "sign-flip"
+    confirm: str = "either"
+    weights: str = "size"
+    at_work: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.carry <= self.keep <= 1.0:
+            raise UserError(
+                f"carry={self.carry}, keep={self.keep}: give 0 < carry <= keep <= 1, for example 0.8 and 0.9"
+            )
+        if not 0.0 < self.q < 1.0:
+            raise UserError(f"q={self.q}: give a false-discovery level between 0 and 1, for example 0.01")
+        if self.material < 0.0 or self.min_gap_t < 0.0:
+            raise UserError(f"material={self.material}, min_gap_t={self.min_gap_t}: neither can be negative")
+        if self.min_pairs < 2:
+            raise UserError(f"min_pairs={self.min_pairs}: a paired test needs 2 pairs at the least")
+        for name, known in (("test", TESTS), ("confirm", CONFIRMATIONS), ("weights", WEIGHTS)):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"{name}={value!r}: give one of {', '.join(map(repr, known))}")
+
+    def levels(self, probe: int) -> tuple[float, float]:
+        """At the probe-th probe after the base (1, 2, ...): the level that makes an event at once, and one that waits.
+
+        An event that reaches neither is none; a level of 0 is never reached.
+        """
+        strict = self.q / (probe * (probe + 1))
+        at_once = {"either": strict, "level": strict, "next": 0.0, "none": self.q}[self.confirm]
+        return at_once, self.q if self.confirm in ("either", "next") else 0.0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EvidenceSettings":
+        """Settings from a manifest; keys that this version does not know are left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})

@@ -1,0 +1,42 @@
+"""The model of a recipe without its weights: what can be known of it before they are loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from headwatch.model.anatomy import Anatomy
+from headwatch.errors import UserError
+
+
+def skeleton(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The model that TRL would train, on the meta device: with shapes, without values.
+
+    Raises:
+        UserError: the model has no configuration, or its heads cannot be told apart; in one line.
+    """
+    option = f"--model_name_or_path {name}"
+    try:
+        config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        named = getattr(transformers, (config.architectures or [""])[0], None)  # as TRL chooses the class
+        with torch.device("meta"):
+            if named is not None:
+                model = named(config)
+            else:
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{option}: its configuration could not be read: {one_line(error)}") from error
+    try:
+        Anatomy.of(model)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
+    return model
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error says, on one line of at most so many characters; its kind where it says nothing."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= most else said[:most] + " ..."

@@ -1,0 +1,149 @@
+"""The circuit rule against a reference that enumerates paths, and the stability of its heads."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers.tiny_graph import random_strength, tiny_graph
+
+from headwatch import UserError
+from headwatch.circuits.circuit import Circuit, Graph, circuit_heads
+
+
+def on_a_path(kept: np.ndarray, graph: Graph) -> np.ndarray:
+    """Edges that lie on some path from the input to the logits, found by walking every path."""
+    nodes = graph.target_nodes()
+    out = np.zeros_like(kept)
+
+    def walk(node: int, path: list[tuple[int, int]]) -> None:
+        if node == len(graph.sources):
+            for edge in path:
+                out[edge] = True
+            return
+        for target in np.flatnonzero(kept[node]):
+            walk(int(nodes[target]), [*path, (node, int(target))])
+
+    walk(0, [])
+    return out
+
+
+def as_matrix(circuit: Circuit, graph: Graph) -> np.ndarray:
+    out = np.zeros(graph.is_real.shape, bool)
+    for source, target in circuit.edges:
+        out[graph.sources.index(source), graph.targets.index(target)] = True
+    return out
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pruning_keeps_what_lies_on_a_path(seed: int) -> None:
+    graph, n = tiny_graph(), 9
+    strength = random_strength(graph, 1, seed)[0]
+    strongest = np.argsort(np.where(graph.is_real, -strength, 0), axis=None, kind="stable")[:n]
+    kept = np.zeros(graph.is_real.size, bool)
+    kept[strongest] = True
+    expected = on_a_path(kept.reshape(graph.is_real.shape), graph)
+    circuit = Circuit.of_matrix(strength, graph, top_n=n)
+    assert np.array_equal(as_matrix(circuit, graph), expected)
+    assert list(circuit.scores) == sorted(circuit.scores, reverse=True)
+
+
+def test_a_share_of_the_edges_and_tau() -> None:
+    graph = tiny_graph()
+    strength = random_strength(graph, 1)[0]
+    n_real = int(graph.is_real.sum())
+    whole = Circuit.of_matrix(strength, graph, top_n=n_real)
+    assert len(whole.edges) == n_real
+    assert (
+        Circuit.of_matrix(strength, graph, top_n=0.5).edges
+        == Circuit.of_matrix(strength, graph, top_n=round(0.5 * n_real)).edges
+    )
+    for tau in (0.3, -0.4):
+        threshold = tau * strength[graph.is_real].max() if tau > 0 else -tau
+        cut = Circuit.of_matrix(strength, graph, top_n=n_real, tau=tau)
+        assert cut.edges
+        assert min(cut.scores) >= threshold
+        assert len(cut.edges) < n_real
+
+
+def test_heads_and_importance() -> None:
+    graph = tiny_graph()
+    strength = np.zeros(graph.is_real.shape)
+    for source, target, value in [
+        ("input", "a0.h1.v", 3.0),
+        ("a0.h1", "m1", 2.0),
+        ("a0.h1", "logits", 1.0),
+        ("m1", "logits", 4.0),
+        ("a1.h0", "logits", 1.0),  # no path from the input reaches it
+        ("input", "a1.h1.q", 1.0),  # leads nowhere
+    ]:
+        strength[graph.sources.index(source), graph.targets.index(target)] = value
+    circuit = Circuit.of_matrix(strength, graph, top_n=6)
+    assert circuit.heads == {(0, 1)}
+    assert len(circuit.edges) == 4
+    assert circuit.importance[0, 1] == 1.0
+    assert circuit.importance.sum() == 1.0
+
+
+def test_json_round_trip(tmp_path) -> None:
+    graph = tiny_graph()
+    circuit = Circuit.of_matrix(random_strength(graph, 1)[0], graph, top_n=0.3, tau=0.05)
+    circuit.to_json(tmp_path / "circuit.json")
+    again = Circuit.from_json(tmp_path / "circuit.json")
+    assert again.edges == circuit.edges
+    assert again.heads == circuit.heads
+    assert np.array_equal(again.importance, circuit.importance)
+    (tmp_path / "bad.json").write_text(json.dumps({"edges": []}))
+    for name in ("bad.json", "missing.json"):
+        with pytest.raises(UserError, match=r"to_json"):
+            Circuit.from_json(tmp_path / name)
+
+
+def test_stability_counts_resamples_that_keep_a_head() -> None:
+    graph = tiny_graph()
+    strength = random_strength(graph, 20)
+    same = circuit_heads(np.repeat(strength[:1], 20, 0), graph, top_n=0.2)
+    assert np.array_equal(same.stability, same.active.astype(float))  # nothing to resample
+    found = circuit_heads(strength, graph, top_n=0.2, seed=3)
+    by_hand = np.zeros(graph.shape)
+    draws = np.random.default_rng(3).multinomial(20, np.full(20, 1 / 20), size=50)
+    for draw in draws:
+        resample = np.repeat(strength, draw, axis=0).mean(0)
+        for head in Circuit.of_matrix(resample, graph, top_n=0.2).heads:
+            by_hand[head] += 1 / 50
+    assert np.allclose(found.stability, by_hand)
+    assert ((found.stability > 0) & (found.stability < 1)).any()
+
+
+def test_bad_rules_are_refused() -> None:
+    graph = tiny_graph()
+    strength = random_strength(graph, 1)[0]
+    for rule in ({"top_n": 0}, {"top_n": -3}, {"top_n": 1.5}, {"tau": 1.0}):
+        with pytest.raises(UserError, match=next(iter(rule))):
+            Circuit.of_matrix(strength, graph, **rule)
+
+
+def test_resamples_and_halves_are_those_of_the_rule_itself() -> None:
+    """The interval of I(l, h) and the null band, from circuits selected one by one."""
+    graph = tiny_graph(layers=3)
+    strength = random_strength(graph, 9, seed=11)
+    found = circuit_heads(strength, graph, top_n=12, resamples=20, seed=3, splits=4)
+    rng = np.random.default_rng(3)
+    weights = rng.multinomial(9, np.full(9, 1 / 9), size=20)
+    importance = [Circuit.of_matrix(np.tensordot(w, strength, 1) / 9, graph, top_n=12).importance for w in weights]
+    low, high = np.quantile(importance, (0.025, 0.975), axis=0)
+    np.testing.assert_allclose(found.importance_low, low, atol=1e-6)
+    np.testing.assert_allclose(found.importance_high, high, atol=1e-6)
+    changes, overlaps = [], []
+    for _ in range(4):
+        order = rng.permutation(9)
+        one, other = (
+            Circuit.of_matrix(strength[rows].mean(axis=0), graph, top_n=12).heads for rows in (order[:4], order[4:])
+        )
+        changes.append(len(one ^ other))
+        overlaps.append(len(one & other) / max(len(one | other), 1))
+    assert found.half_changes.tolist() == changes
+    assert found.half_agreement == pytest.approx(np.mean(overlaps))
+    assert found.scalars()["membership_changes_by_chance"] == np.median(changes)
+    alone = circuit_heads(strength[:3], graph, top_n=12, resamples=0)
+    assert len(alone.half_changes) == 0
+    assert np.isnan(alone.half_agreement)

@@ -1,0 +1,141 @@
+"""SIGKILL at any moment leaves a record that can be reported and resumed as if nothing had happened."""
+
+import random
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.killable_training import Trainings, trainings
+from helpers.tiny_trainers import save_tiny_model
+
+from headwatch import HeadHistory, RunFolder
+from headwatch.cli import main
+from headwatch.lives.history import RULES
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def fork() -> Iterator[Trainings]:
+    with trainings() as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def whole(fork: Trainings, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, int]:
+    """The run that is never stopped, and how many dangerous moments it has."""
+    output = tmp_path_factory.mktemp("whole")
+    ended = fork.train(model, output)
+    assert not ended["killed"]
+    assert not ended["failed"]
+    return RunFolder.open(output), ended["moments"]
+
+
+def same_history(one: RunFolder, other: RunFolder) -> None:
+    """Scores bit for bit, lives, events and what the trainer logged."""
+    assert one.steps == other.steps
+    for step in one.steps:
+        mine, yours = one.read_scores(step).arrays(), other.read_scores(step).arrays()
+        assert mine.keys() == yours.keys()
+        for name, array in mine.items():
+            assert np.array_equal(array, yours[name]), (step, name)
+    assert one.events() == other.events()
+    assert one.alerts() == other.alerts()
+    for family in one.families:
+        for rule in RULES:
+            mine, yours = (HeadHistory.from_run(run, family, rule=rule) for run in (one, other))
+            assert np.array_equal(mine.state, yours.state)
+    clock = (
+        "seconds",
+        "pass_seconds",
+        "peak_memory_mb",
+        "train_runtime",
+        "train_steps_per_second",
+        "train_samples_per_second",
+    )
+    for rows in ("scalars", "training"):
+        told = [[{k: v for k, v in r.items() if k not in clock} for r in getattr(run, rows)()] for run in (one, other)]
+        if rows == "training":  # the summary at the end of a resumed training is about its own steps
+            told = [[{k: r.get(k) for k in ("step", "loss", "grad_norm")} for r in side] for side in told]
+        assert told[0] == told[1]
+
+
+def check_and_resume(output: Path, ended: dict, whole: RunFolder, fork: Trainings, model: Path) -> str:
+    """What must hold of a killed training; returns what it was resumed from."""
+    assert not ended["failed"]
+    if not (output / "headwatch" / "manifest.json").is_file():
+        assert ended["probed"] is None  # killed before there was a record
+        return "nothing"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a torn last line
+        assert main(["report", str(output), "--out", str(output / "report.html")]) == 0
+        run = RunFolder.open(output)
+        finished = [step for step in whole.steps if ended["probed"] is not None and step <= ended["probed"]]
+        assert run.steps[: len(finished)] == finished
+        assert len(run.steps) <= len(finished) + 1  # the probe that was going on may have got so far
+        for step in run.steps:
+            assert np.array_equal(run.read_scores(step).head_scores, whole.read_scores(step).head_scores)
+        rows = [row["step"] for row in run.scalars()]
+        assert rows in (run.steps, run.steps[:-1])
+        # Not the last one, checkpoint-7: a trainer that resumes where training ended takes another step.
+        checkpoints = [output / f"checkpoint-{step}" for step in (3, 6)]
+        checkpoints = [path for path in checkpoints if (path / "trainer_state.json").is_file()]
+        last = max(checkpoints, key=lambda path: int(path.name.split("-")[1]), default=None)
+        if last is None:
+            return "the beginning"
+        again = fork.train(model, output, resume=str(last))
+    assert not again["killed"]
+    assert not again["failed"]
+    same_history(RunFolder.open(output), whole)
+    return last.name
+
+
+def moments_in(phase: tuple[float, float], total: int, n: int, seed: int) -> list[int]:
+    """Some of the moments in a part of the run."""
+    low, high = (max(1, round(edge * total)) for edge in phase)
+    return sorted(random.Random(seed).sample(range(low, high + 1), n))
+
+
+def test_killed_at_any_moment(
+    whole: tuple[RunFolder, int], fork: Trainings, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected, total = whole
+    resumed_from = []
+    for moment in [*moments_in((0.0, 0.55), total, 3, seed=0), *moments_in((0.6, 1.0), total, 6, seed=1)]:
+        output = tmp_path / str(moment)
+        ended = fork.train(model, output, kill_at=moment)
+        assert ended["killed"]
+        resumed_from.append(check_and_resume(output, ended, expected, fork, model))
+    assert {"checkpoint-3", "checkpoint-6"} <= set(resumed_from)  # else the moments were badly chosen
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_every_moment(whole: tuple[RunFolder, int], fork: Trainings, model: Path, tmp_path: Path) -> None:
+    expected, total = whole
+    resumed_from = set()
+    for moment in range(1, total + 1):
+        output = tmp_path / str(moment)
+        ended = fork.train(model, output, kill_at=moment)
+        assert ended["killed"]
+        resumed_from.add(check_and_resume(output, ended, expected, fork, model))
+    assert resumed_from >= {"nothing", "the beginning", "checkpoint-3", "checkpoint-6"}
+
+
+def test_killed_twice(whole: tuple[RunFolder, int], fork: Trainings, model: Path, tmp_path: Path) -> None:
+    """The second time while it takes back what the first has left, or soon after."""
+    expected, total = whole
+    assert fork.train(model, tmp_path, kill_at=round(0.95 * total))["killed"]
+    for moment in (3, 7, 12):
+        checkpoint = str(tmp_path / "checkpoint-3")
+        assert fork.train(model, tmp_path, kill_at=moment, resume=checkpoint)["killed"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert main(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+    fork.train(model, tmp_path, resume=str(tmp_path / "checkpoint-3"))
+    same_history(RunFolder.open(tmp_path), expected)

@@ -1,0 +1,105 @@
+"""The guard under real FSDP2, two processes on gloo: training goes on as without it, also after a pass that fails."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from headwatch.model.read_only import PassScope, left_trace, read_only_pass
+
+TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+
+Probe = Callable[[nn.Module, int], None]
+
+
+def attribution(model: nn.Module, step: int) -> None:
+    with read_only_pass(model):
+        embeddings = torch.zeros(2, 6, 32, requires_grad=True)
+        logits = model(inputs_embeds=embeddings, use_cache=False).logits
+        (gradient,) = torch.autograd.grad(logits[:, -1, 3].sum(), embeddings)
+        assert gradient.abs().sum() > 0
+
+
+def forward_only(model: nn.Module, step: int) -> None:
+    with read_only_pass(model), torch.no_grad():
+        model(input_ids=TOKENS, use_cache=False)
+    assert all(type(p).__name__ == "DTensor" for p in model.parameters())  # gathered parameters were given back
+
+
+def failing(model: nn.Module, step: int) -> None:
+    """Fails before the first forward, in the middle of a forward, between forward and backward, and in a backward."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("mine")
+
+    def body(scope: PassScope) -> None:
+        if step == 0:
+            fail()
+        if step == 1:
+            scope.keep(model.model.layers[1].mlp.register_forward_pre_hook(fail))
+        embeddings = torch.zeros(2, 6, 32, requires_grad=True)
+        logits = model(inputs_embeds=embeddings, use_cache=False).logits
+        if step == 2:
+            fail()
+        embeddings.register_hook(fail)
+        torch.autograd.grad(logits.sum(), embeddings)
+
+    with pytest.raises(ValueError, match="mine") as caught, read_only_pass(model) as scope:
+        body(scope)
+    assert not left_trace(caught.value), caught.value.__notes__
+
+
+PROBES: dict[str, Probe | None] = {
+    "none": None,
+    "attribution": attribution,
+    "forward_only": forward_only,
+    "failing": failing,
+}
+
+
+def train(probe: Probe | None) -> list[Tensor]:
+    from torch.distributed.fsdp import fully_shard
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=48, num_key_value_heads=2, attention_dropout=0.3, **sizes)).train()
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(4):
+        if probe is not None:
+            probe(model, step)  # at step 0 before the first forward, as at on_train_begin
+        model(input_ids=TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.full_tensor().detach() for p in model.parameters()]
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.distributed.init_process_group("gloo")
+    results = {name: train(probe) for name, probe in PROBES.items()}
+    if rank == 0:
+        torch.save(results, Path(folder) / "weights.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Tensor]]:
+    folder = tmp_path_factory.mktemp("fsdp2")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (port, str(folder)), nprocs=2)
+    return torch.load(folder / "weights.pt")
+
+
+@pytest.mark.parametrize("probe", [name for name, probe in PROBES.items() if probe is not None])
+def test_sharded_training_continues_as_without_the_pass(probe: str, weights: dict[str, list[Tensor]]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(weights["none"], weights[probe], strict=True))

@@ -1,0 +1,105 @@
+"""What processes agree on and how they share pairs, in two real gloo processes; trainings: test_several_processes."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule  # noqa: F401  (what is loaded here, the forked processes need not load)
+
+from headwatch.attribution import HeadScores
+from headwatch.attribution.scores import Checks, Readings
+from headwatch.probes import ProbeSet
+from headwatch.monitor.distributed import FAILED, FINE, REFUSED, Share, agree, from_main, world
+
+N = 5
+
+
+def in_two_processes(what: Callable[[int], Any], folder: Path) -> list[Any]:
+    """What `what(rank)` returns in each of two processes. Forked: importing torch twice would take longer than all."""
+    context = torch.multiprocessing.get_context("fork")
+    told = context.Queue()
+
+    def work(rank: int) -> None:
+        try:
+            torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+            told.put((rank, what(rank)))
+            torch.distributed.destroy_process_group()
+        except BaseException:
+            told.put((rank, traceback.format_exc()))
+
+    workers = [context.Process(target=work, args=(rank,)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = dict(told.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join(30)
+    assert not [said for said in found.values() if isinstance(said, str)], found
+    return [found[0], found[1]]
+
+
+def pairs(n: int) -> ProbeSet:
+    return ProbeSet.from_token_ids(torch.tensor([[1, i] for i in range(n)]), torch.tensor([[2, i] for i in range(n)]))
+
+
+def scored(model: nn.Module, probes: ProbeSet, observe: Any = None) -> HeadScores:
+    """A score of each pair that says which pair it is: the second token of its clean prompt."""
+    own = torch.tensor([float(row[1]) for row in probes.clean])
+    if observe is not None:
+        observe(torch.arange(len(own)), own, None)
+    readings = Readings(own, own - 1.0 - 0.25 * own, own % 2 == 0)
+    heads = own[:, None, None] * torch.ones(len(own), 2, 3)
+    return HeadScores(heads, -1.0 - 0.5 * own, readings, probes.families, "nll", 5, "midpoint", Checks(0.0, None, 0.0))
+
+
+def test_the_worst_outcome_and_the_main_processs_word_hold_for_all(tmp_path: Path) -> None:
+    def what(rank: int) -> Any:
+        worst = [agree(outcome) for outcome in ((FINE, FAILED)[rank], (REFUSED, FAILED)[rank], FINE)]
+        return world(), worst, from_main(("step", rank))
+
+    first, second = in_two_processes(what, tmp_path)
+    assert (first[0], second[0]) == ((0, 2), (1, 2))
+    assert first[1] == second[1] == [FAILED, REFUSED, FINE]
+    assert first[2] == second[2] == ("step", 0)
+
+
+def test_every_pair_is_scored_once_and_told_by_its_number(tmp_path: Path) -> None:
+    probes, model = pairs(N), nn.Linear(2, 2)
+
+    def what(rank: int) -> Any:
+        share, seen = Share.of(N, model), []
+        part = share.score(
+            scored, model, probes, observe=lambda rows, own, _: seen.append((rows.tolist(), own.tolist()))
+        )
+        checks = Checks(0.5, (0.1, 0.2)[rank], (0.4, 0.3)[rank])
+        part = replace(part, checks=checks, seconds=1.0 + rank, peak_memory_mb=(7.0, 6.0)[rank])
+        whole = share.gather(part, probes, dict.fromkeys(probes.families, "nll"))
+        told = [whole.per_pair[:, 1, 2], whole.input, whole.readings.metric_corrupted, whole.readings.correct]
+        cost = (whole.seconds, whole.peak_memory_mb, whole.checks.row_sums, whole.checks.stream)
+        return share.rows, seen, [x.tolist() for x in told], cost, whole.checks.completeness, len(whole.families)
+
+    first, second = in_two_processes(what, tmp_path)
+    assert (first[0], second[0]) == ((0, 2, 4), (1, 3))
+    for rows, seen, *_ in (first, second):
+        assert seen == [(list(rows), [float(row) for row in rows])]
+    assert first[2:] == second[2:]
+    one = scored(model, probes)
+    expected = [one.per_pair[:, 1, 2], one.input, one.readings.metric_corrupted, one.readings.correct]
+    assert first[2] == [x.tolist() for x in expected]
+    assert first[2][3] == [True, False, True, False, True]
+    assert first[3] == pytest.approx((2.0, 7.0, 0.2, 0.4))
+    # input is -1 - x / 2 where the metric changes by -1 - x / 4: off by x / 4 of 1 + x / 4, summed over all pairs
+    assert first[4] == pytest.approx(sum(x / 4 for x in range(N)) / sum(1 + x / 4 for x in range(N)))
+    assert first[5] == N
+
+
+def test_too_few_pairs_to_share_are_scored_by_all(tmp_path: Path) -> None:
+    first, second = in_two_processes(
+        lambda rank: (Share.of(1, nn.Linear(2, 2)), Share.of(2, nn.Linear(2, 2))), tmp_path
+    )
+    assert first[0] == second[0] == Share((0,), 1, split=False)
+    assert (first[1].rows, second[1].rows) == ((0,), (1,))

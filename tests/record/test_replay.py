@@ -1,0 +1,52 @@
+"""Histories read back from run folders: the same lives as were told live, and what the synthetic run plants."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from helpers.synthetic_runs import planted, write_synthetic_run
+
+from headwatch.stats import EvidenceSettings, carrying_set
+from headwatch.lives.history import HeadHistory
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_a_run_read_back_tells_the_same_lives(kind: str, tmp_path: Path) -> None:
+    run = write_synthetic_run(tmp_path, kind=kind, seed=3)
+    for family, rule in itertools.product(run.families, ("evidence", "circuit")):
+        history = HeadHistory.from_run(tmp_path, family, rule)
+        assert history.family == family
+        assert history.steps == run.steps
+        logged = [e for e in run.events() if (e.family, e.rule) == (family, rule)]
+        assert logged == history.events
+    first = HeadHistory.from_run(run)
+    assert first.family == run.families[0]
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_what_the_synthetic_run_plants_is_what_is_found(kind: str, tmp_path: Path) -> None:
+    run = write_synthetic_run(tmp_path, kind=kind, seed=4)
+    _, moved = planted(8, 6, 2, 4)
+    for family, heads in zip(run.families, moved, strict=True):
+        history = HeadHistory.from_run(run, family)
+        assert {(e.layer, e.head) for e in history.events} <= set(heads)
+        emerged = {(e.layer, e.head) for e in history.events if e.kind == "emerged"}
+        if kind == "sft":
+            assert emerged == set(heads[:5])
+            assert not any(e.kind == "pruned" for e in history.events)
+        else:
+            assert emerged >= set(heads[:4])
+            assert history.coupling(run.training()).rho > 0.3
+            again = [(e.layer, e.head) for e in history.events if e.kind == "re-emerged"]
+            assert again == [heads[1]]
+
+
+def test_settings_of_the_manifest_are_taken(tmp_path: Path) -> None:
+    run = write_synthetic_run(tmp_path, steps=range(0, 31, 10))
+    default = HeadHistory.from_run(run)
+    run.update_manifest(settings={"evidence": {"carry": 0.5, "keep": 0.6, "unknown": 1}})
+    narrow = HeadHistory.from_run(run)
+    assert narrow.settings == EvidenceSettings(carry=0.5, keep=0.6)
+    assert (narrow.member[0] == carrying_set(narrow.share[0], 0.5)).all()
+    assert narrow.member[0].sum() < default.member[0].sum()
+    assert HeadHistory.from_run(run, settings=EvidenceSettings()).settings == EvidenceSettings()

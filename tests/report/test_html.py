@@ -1,0 +1,225 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.page_dom import Dom
+from helpers.plain_run import write_plain_run
+
+from headwatch.errors import UserError
+from headwatch.lives.history import HeadHistory
+from headwatch.lives.states import HeadState
+from headwatch.record.run_folder import RunFolder
+from headwatch.report import figures, words
+from headwatch.report.html import json_for_html, write_report
+
+Browse = Callable[..., Dom]
+HOSTILE = "</script><img src=x onerror=document.documentElement.dataset.owned=1><!--"
+
+
+@pytest.fixture(scope="module")
+def page(grpo: RunFolder) -> Path:
+    return write_report(grpo)
+
+
+def ready(dom: Dom) -> Dom:
+    assert dom.root.get("data-error") is None
+    assert dom.root.get("data-ready") == "yes"
+    return dom
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_report_lies_in_the_run_folder_and_asks_for_nothing(page: Path, grpo: RunFolder):
+    assert page == grpo.path / "report.html"
+    text = page.read_text(encoding="utf-8")
+    assert len(text.encode()) < 400_000
+    assert not re.findall(r"https?:|//[a-z0-9-]+\.[a-z]", text.replace("http://www.w3.org/2000/svg", ""))
+    assert not re.findall(r"\bsrc\s*=|<link|@import|\bfetch\(|XMLHttpRequest|\bimport\(", text)
+    assert set(re.findall(r"url\([^)]*\)", text)) == {"url(#hatch)"}
+    assert "default-src 'none'" in text
+    assert "@@" not in text
+
+
+def test_one_folder_or_several_and_a_place_to_write(tmp_path, grpo: RunFolder, sft: RunFolder):
+    assert write_report(grpo.path.parent, tmp_path / "a" / "one.html").is_file()
+    assert write_report([str(grpo.path), sft], tmp_path) == tmp_path / "report.html"
+    with pytest.raises(UserError, match="not a run folder"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match="empty"):
+        write_report([])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(grpo, tmp_path / "file" / "report.html")
+
+
+def test_json_cannot_end_its_element():
+    text = json_for_html({"name": HOSTILE, "line": "\u2028&"})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text)["name"] == HOSTILE
+
+
+def test_headline_stands_without_a_script(page: Path, grpo: RunFolder):
+    without = re.search(r"<noscript>(.*?)</noscript>", page.read_text(encoding="utf-8"), re.S)
+    assert without is not None
+    assert words.headline(HeadHistory.from_run(grpo)) in without.group(1)
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "rule"), [("addition", "evidence"), ("recall", "circuit")])
+def test_every_mark_that_the_data_has_is_drawn(page: Path, grpo: RunFolder, browse: Browse, family: str, rule: str):
+    history = HeadHistory.from_run(grpo, family, rule)
+    dom = ready(browse(page, f"family={family}&rule={rule}"))
+    heads = history.n_layers * history.n_heads
+    assert len(dom.find("cell", inside="where")) == 2 * heads
+    assert len(dom.find("outline", inside="where")) == history.active[-1].sum()
+    drawn = {
+        n.attributes["data-head"]: float(n.attributes["data-frequency"])
+        for n in dom.find("fill")
+        if "data-frequency" in n.attributes
+    }
+    frequency = history.activation_frequency()
+    expected = {f"{layer}.{head}": frequency[layer, head] for layer, head in np.argwhere(frequency > 0)}
+    assert drawn == pytest.approx(expected, abs=1e-3)
+    assert len(dom.find("effect")) == np.isfinite(history.effect()).sum()
+    assert [int(n.attributes["data-step"]) for n in dom.find("cohort")] == sorted(history.cohorts())
+    raster = figures.life_raster(history)
+    assert [n.attributes["data-head"] for n in dom.find("life")] == [f"{a}.{b}" for a, b in raster["heads"]]
+    assert len(dom.find("event")) == len(history.events) > 0
+    assert {n.attributes["data-group"] for n in dom.find("survival")} == set(figures.survival(history))
+    assert {n.attributes["data-series"] for n in dom.find("series")} == {"reward", "probe", "gap"}
+    assert dom.words("headline", inside="titles") == [words.headline(history)]
+    assert ("Circuit rule" if rule == "circuit" else "Evidence rule") in next(
+        n.text for n in dom.nodes if n.attributes.get("id") == "rule-note"
+    )
+
+
+def test_step_moves_now_in_map_ledger_and_events(page: Path, grpo: RunFolder, browse: Browse):
+    history = HeadHistory.from_run(grpo)
+    index = len(history.steps) // 2
+    step = history.steps[index]
+    dom = ready(browse(page, f"step={step}&head=L0.H0&theme=dark"))
+    assert dom.root["data-theme"] == "dark"
+    assert len(dom.find("outline", inside="where")) == history.active[index].sum() != history.active[-1].sum()
+    numbers = [int(re.match(r"\d+", cell).group()) for cell in dom.words(inside="ledger", tag="td")]
+    state = history.state[index]
+    count = {s: int((state == s).sum()) for s in HeadState}
+    retained = count[HeadState.BASE] + count[HeadState.RETAINED]
+    shown = [HeadState.DROPPED, HeadState.EMERGED, HeadState.REEMERGED, HeadState.PRUNED]
+    moved = figures.changes(history)
+    assert numbers == [
+        int(history.active[index].sum()),
+        retained,
+        *(count[s] for s in shown),
+        moved["strengthened"][index],
+        moved["weakened"][index],
+    ]
+    assert len(dom.find("later")) == sum(event.step > step for event in history.events) > 0
+    assert dom.find("veil")
+
+
+def test_two_runs_stand_side_by_side_with_what_each_added(grpo: RunFolder, sft: RunFolder, browse: Browse, tmp_path):
+    dom = ready(browse(write_report([grpo, sft], tmp_path)))
+    histories = [HeadHistory.from_run(run) for run in (grpo, sft)]
+    assert len(dom.find("course", tag="svg")) == len(dom.find("headline", inside="titles")) == 2
+    joined = [
+        {tuple(h) for h, group in zip(raster["heads"], raster["group"], strict=True) if group == "joined"}
+        for raster in map(figures.life_raster, histories)
+    ]
+    assert len(dom.find("added", tag="circle")) == sum(len(heads) for heads in joined)
+    said = " ".join(dom.words(inside="added", tag="p"))
+    assert f"{len(joined[0] & joined[1])} of {len(joined[0] | joined[1])} added heads in common" in said
+    # One scale for both: the same tick labels in both columns.
+    charts = dom.find("course", tag="svg")
+    ticks = [
+        [n.text for n in dom.find(tag="text") if chart in n.inside and n.attributes.get("text-anchor") == "end"]
+        for chart in charts
+    ]
+    assert ticks[0] == ticks[1]
+    only = ready(browse(tmp_path / "report.html", "family=recall"))
+    assert "no probes of the family recall" in " ".join(only.words("headline", inside="titles"))
+
+
+def test_what_is_missing_leaves_a_page_that_says_so(browse: Browse, tmp_path):
+    runs = [
+        write_plain_run(tmp_path / "a", [0], name="base only"),
+        write_plain_run(tmp_path / "b", [0, 10], name="one layer", layers=1, heads=8, status="finished"),
+        write_plain_run(tmp_path / "c", [0, 10], name="no signal", gap=0.0),
+        write_plain_run(tmp_path / "d", [], name="empty"),
+    ]
+    dom = ready(browse(write_report(runs, tmp_path)))
+    said = dom.words("headline", inside="titles")
+    assert ["No training step" in said[0], "No head has emerged" in said[1], "Insufficient" in said[2]] == [True] * 3
+    assert said[3] == "No probe has been taken yet."
+    assert dom.words("status") == ["running", "finished", "running", "running"]
+    assert len(dom.find("weak")) == 2  # both probes of the third
+    assert "differ in shape" in " ".join(dom.words(inside="added", tag="p"))
+    assert "NaN" not in dom.source.split("<script type", 1)[0]
+    assert dom.words("empty", inside="events")[0].startswith("No event")
+    alone = ready(browse(write_report(runs[0], tmp_path / "alone.html")))
+    assert not alone.find(inside="now-control")  # nothing to slide over
+    assert not alone.find(inside="survival")
+
+
+def test_a_large_model_is_drawn_whole(browse: Browse, tmp_path):
+    run = write_plain_run(tmp_path, [0, 10], layers=48, heads=40)
+    dom = ready(browse(write_report(run)))
+    assert len(dom.find("cell", inside="where")) == 2 * 48 * 40
+    assert len(dom.find("life")) == len(figures.life_raster(HeadHistory.from_run(run))["heads"])
+
+
+def test_names_and_values_from_outside_stay_text(browse: Browse, tmp_path):
+    run = write_plain_run(tmp_path, [0, 10], name=HOSTILE)
+    run.update_manifest(status=HOSTILE, settings={HOSTILE: "@@DATA@@"}, trainer=HOSTILE, versions={HOSTILE: "1"})
+    run.update_manifest(probes={**run.manifest["probes"], "families": [HOSTILE], "fingerprint": HOSTILE})
+    page = write_report(run)
+    dom = ready(browse(page))
+    assert "data-owned" not in dom.root
+    assert not [node for node in dom.nodes if node.tag == "img"]
+    assert dom.words("run-name")[0].startswith(HOSTILE)
+    assert "@@DATA@@" in " ".join(dom.words(tag="pre"))
+    # And if markup did get in, the policy would not run it.
+    page.write_text(page.read_text(encoding="utf-8").replace("</footer>", "</footer>" + HOSTILE), encoding="utf-8")
+    dom = browse(page)
+    assert [node for node in dom.nodes if node.tag == "img"]
+    assert "data-owned" not in dom.root
+
+
+def test_a_script_that_fails_says_so_on_the_page(page: Path, browse: Browse, tmp_path):
+    broken = tmp_path / "broken.html"
+    text = page.read_text(encoding="utf-8")
+    broken.write_text(text.replace('"families":[', '"families":0,"was":['), encoding="utf-8")
+    dom = browse(broken)
+    assert "data-ready" not in dom.root
+    assert dom.root["data-error"]
+    assert "script stopped" in next(n.text for n in dom.nodes if n.attributes.get("id") == "failure")
+
+
+def test_a_run_that_logs_nothing_finite_is_drawn(browse: Browse, tmp_path):
+    run = write_plain_run(tmp_path, [0, 10])
+    run.append_training(5, {"loss": float("nan"), "reward": float("inf"), "note": 1})
+    run.append_scalars(0, {"seconds": float("nan"), "completeness_error": None})
+    dom = ready(browse(write_report(run)))
+    assert {n.attributes["data-series"] for n in dom.find("series")} == {"gap"}
+
+
+def test_probe_pairs_are_shown_as_text(browse: Browse, tmp_path):
+    torch = pytest.importorskip("torch")
+    from headwatch.probes import ProbeSet
+
+    tokens = torch.arange(12).reshape(2, 6)
+    probes = ProbeSet.from_token_ids(
+        tokens, tokens + 1, answers=torch.tensor([[1, 2], [1, 2]]), families=["addition"] * 2
+    )
+    from dataclasses import replace
+
+    run = write_plain_run(tmp_path, [0])
+    replace(probes, texts=((HOSTILE, "Compute 1+2"), ("", ""))).save(run.path / "probes.safetensors")
+    dom = ready(browse(write_report(run)))
+    assert [n.text for n in dom.nodes if "example" in n.classes] == [f"clean      {HOSTILE}\ncorrupted  Compute 1+2"]
+    assert "data-owned" not in dom.root

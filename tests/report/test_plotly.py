@@ -1,0 +1,79 @@
+import json
+
+import numpy as np
+import pytest
+from helpers.plain_run import write_plain_run
+
+from headwatch.lives.history import HeadHistory
+from headwatch.record.run_folder import RunFolder
+from headwatch.report import figures, plotly_figures
+
+
+@pytest.fixture(scope="module", params=["evidence", "circuit"])
+def drawn(request, grpo: RunFolder) -> dict[str, dict]:
+    history = HeadHistory.from_run(grpo, rule=request.param)
+    return plotly_figures.draw(figures.all_figures(history, grpo.training()))
+
+
+def test_plotly_accepts_every_figure_and_writes_plain_lists(drawn):
+    graph_objects = pytest.importorskip("plotly.graph_objects", reason="needs the wandb extra: plotly")
+    assert set(drawn) == {"cohorts", "activation_frequency", "effect", "lives", "survival"}
+    for name, figure in drawn.items():
+        written = graph_objects.Figure(figure).to_json()  # raises on a property that plotly does not know
+        assert "bdata" not in written, name
+        assert len(written) < 6000, name  # plotly's default template alone is 6 kB
+
+
+def test_figures_are_small_plain_json_with_their_step_in_the_title(drawn):
+    for name, figure in drawn.items():
+        text = json.dumps(figure, allow_nan=False)
+        assert json.loads(text) == figure
+        assert len(text) < 5000, name
+        assert "step 100" in figure["layout"]["title"]["text"], name
+        assert figure["layout"]["template"] == "none"
+
+
+def test_cohort_areas_are_stacked_and_the_reward_lies_below(drawn, grpo: RunFolder):
+    traces = drawn["cohorts"]["data"]
+    areas = [trace for trace in traces if trace.get("stackgroup")]
+    newly = next(trace for trace in traces if trace["name"] == "newly active")
+    np.testing.assert_array_equal(np.sum([trace["y"] for trace in areas], axis=0), newly["y"])
+    assert next(t for t in traces if t["name"] == "retained base heads")["line"]["dash"] == "dash"
+    assert next(t for t in traces if t["name"] == "reward")["yaxis"] == "y2"
+
+
+def test_many_cohorts_are_merged_without_losing_a_head():
+    cohorts = [{"step": 10 * k, "active": [k, 1]} for k in range(1, 31)]
+    merged = plotly_figures._merged_cohorts(cohorts)
+    assert len(merged) <= len(plotly_figures.RAMP)
+    assert np.sum([active for _, active in merged], axis=0).tolist() == [sum(range(1, 31)), 30]
+    assert merged[0][0] == "10–40"
+
+
+def test_frequency_map_has_base_heads_below_zero_and_squares_on_active_heads(grpo: RunFolder):
+    history = HeadHistory.from_run(grpo)
+    heatmap, squares = plotly_figures.activation_frequency(figures.all_figures(history)["activation_frequency"])["data"]
+    signed = np.array(heatmap["z"]).T  # layers across, heads down
+    np.testing.assert_allclose(np.abs(signed), history.activation_frequency(), atol=0.006)
+    base = history.active[0]
+    assert (signed[base] < 0).all()
+    assert (signed[~base] >= 0).all()
+    assert squares["marker"]["symbol"] == "square-open"
+    active = [(int(layer), int(head)) for layer, head in np.argwhere(history.active[-1])]
+    assert list(zip(squares["x"], squares["y"], strict=True)) == active
+
+
+def test_life_bars_are_the_spells(grpo: RunFolder):
+    history = HeadHistory.from_run(grpo)
+    traces = plotly_figures.lives(figures.all_figures(history)["lives"])["data"]
+    bars = sorted((trace["x"][i], trace["x"][i + 1]) for trace in traces for i in range(0, len(trace["x"]), 3))
+    expected = sorted((s.start, s.last_seen if s.end is None else s.end) for s in history.spells())
+    assert bars == expected
+
+
+@pytest.mark.parametrize(("steps", "gap"), [([], 6.0), ([0], 6.0), ([0, 10], 0.0)])
+def test_figures_of_runs_with_nothing_to_show(tmp_path, steps, gap):
+    graph_objects = pytest.importorskip("plotly.graph_objects", reason="needs the wandb extra: plotly")
+    history = HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap))
+    for figure in plotly_figures.draw(figures.all_figures(history)).values():
+        graph_objects.Figure(figure)

@@ -1,0 +1,180 @@
+"""Which heads' loss would be told on these pairs, said in advance, against losses that happen."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from headwatch import HeadHistory
+from headwatch.stats import EvidenceSettings, at_work, change, pairs_wanted, resolved, shares
+from headwatch.report.sentences import summary
+
+LAYERS, HEADS, PAIRS = 8, 8, 64
+GAP = np.full(PAIRS, 200.0)
+
+
+def drawn(rng: np.random.Generator, t: float, n_pairs: int = PAIRS) -> np.ndarray:
+    """Scores of heads whose mean is some `t` standard errors of PAIRS pairs away from 0, [N, L, H]."""
+    return 1.0 + rng.standard_t(5, size=(n_pairs, LAYERS, HEADS)) * np.sqrt(PAIRS) / t
+
+
+@pytest.mark.parametrize("test", ["sign-flip", "t", "welch"])
+def test_a_loss_is_told_where_it_was_said_to_be_and_nowhere_else(test: str) -> None:
+    """One head after the other stops, and nothing else changes: q <= 0.01 just where the base was resolved."""
+    settings = EvidenceSettings(test=test, material=0.001, weights="equal")
+    scores = drawn(np.random.default_rng(0), 4.5)
+    said = resolved(shares(scores, 0 * GAP, GAP), settings)
+    told = np.zeros_like(said)
+    for at in np.ndindex(LAYERS, HEADS):
+        history = HeadHistory(LAYERS, HEADS, settings=settings)
+        history.add(0, scores, 0 * GAP, GAP)
+        assert (history.resolved[0] == said).all()
+        after = scores.copy()
+        after[:, at[0], at[1]] = 0.0
+        history.add(1, after, 0 * GAP, GAP)
+        told[at] = history.weakened[1][at]
+    assert 10 < told.sum() < 54
+    assert (told == said).all()
+
+
+def test_with_weights_by_size_every_loss_of_a_resolved_head_is_told() -> None:
+    """All others move too, half as far: a head that is gone weighs more than the average, so others may be told too."""
+    settings, rng = EvidenceSettings(material=0.001), np.random.default_rng(7)
+    scores = drawn(rng, 4.5)
+    said = resolved(shares(scores, 0 * GAP, GAP), settings)
+    told = np.zeros_like(said)
+    for at in np.ndindex(LAYERS, HEADS):
+        history = HeadHistory(LAYERS, HEADS, settings=settings)
+        history.add(0, scores, 0 * GAP, GAP)
+        after = scores + 0.5 * np.abs(scores).mean() * rng.choice([-1.0, 1.0], scores.shape)
+        after[:, at[0], at[1]] = 0.0
+        history.add(1, after, 0 * GAP, GAP)
+        told[at] = history.weakened[1][at]
+    assert 10 < said.sum() < told.sum()
+    assert (told >= said).all()
+
+
+def test_pairs_wanted_resolve_nine_in_ten() -> None:
+    """Of pairs drawn anew from the same distribution, so many as were asked for."""
+    rng, settings = np.random.default_rng(1), EvidenceSettings()
+    every = np.ones((LAYERS, HEADS), np.bool_)
+    few = shares(drawn(rng, 4.0), 0 * GAP, GAP)
+    wanted = pairs_wanted(few, every, settings)
+    assert resolved(few, settings).mean() < 0.6
+    assert wanted is not None
+    assert PAIRS < wanted < 10 * PAIRS
+    weakest = np.sort(few.value / few.standard_error, axis=None)[LAYERS * HEADS - 58]  # of the 58 strongest of 64
+    needed = scipy.stats.norm.isf(0.01 / 64 / 2) + scipy.stats.norm.isf(0.05)
+    assert np.sqrt(wanted / PAIRS) * weakest == pytest.approx(needed, rel=0.01)
+    many = shares(drawn(rng, 4.0, wanted), np.zeros(wanted), np.full(wanted, GAP[0]))
+    assert resolved(many, settings).mean() > 0.9
+
+
+def test_few_pairs_and_small_shares_resolve_nothing() -> None:
+    """Eight signs have no p below 1 in 128, and 64 heads ask for 1 in 6,400."""
+    rng = np.random.default_rng(2)
+    clear = drawn(rng, 400.0)
+    assert resolved(shares(clear, 0 * GAP, GAP), EvidenceSettings()).all()
+    assert not resolved(shares(clear[:8], 0 * GAP[:8], GAP[:8]), EvidenceSettings()).any()
+    assert not resolved(shares(clear, 0 * GAP, GAP), EvidenceSettings(), least=0.1).any()
+    clear[:, 0, 0] = 0.0
+    nothing = shares(clear, 0 * GAP, GAP)
+    assert not resolved(nothing, EvidenceSettings())[0, 0]
+    only = np.zeros((LAYERS, HEADS), np.bool_)
+    assert pairs_wanted(nothing, only, EvidenceSettings()) is None
+    only[0, 0] = True
+    assert pairs_wanted(nothing, only, EvidenceSettings()) is None
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+def test_a_head_that_is_not_known_to_be_at_work_neither_leaves_nor_joins(at_work: bool) -> None:
+    """Head 1.0 has a large share with t = 3: not significant where few heads work; its change is, where many change."""
+    rng = np.random.default_rng(4)
+    base = 1e-3 * rng.normal(size=(PAIRS, LAYERS, HEADS))
+    base[:, 0, :4] = 1.0 + 0.1 * rng.normal(size=(PAIRS, 4))
+    noise = rng.normal(size=PAIRS)
+    base[:, 1, 0] = 1.0 + np.sqrt(PAIRS) / 3.0 * (noise - noise.mean()) / noise.std()
+    now = base + 1e-3  # all others change a little, and surely
+    now[:, 1, 0] = 0.0
+    settings = EvidenceSettings(at_work=at_work, carry=0.9, confirm="none", weights="equal")
+    for before, after, kind in ((base, now, "dropped"), (now, base, "emerged")):
+        history = HeadHistory(LAYERS, HEADS, settings=settings)
+        history.add(0, before, 0 * GAP, GAP)
+        history.add(1, after, 0 * GAP, GAP)
+        assert history.member[0, 1, 0] != history.member[1, 1, 0]
+        assert 0.001 < history.q_value[1, 1, 0] < 0.01
+        told = [e.kind for e in history.events if (e.layer, e.head) == (1, 0)]
+        assert told == ([] if at_work else [kind])
+
+
+def test_heads_at_work_are_more_than_the_resolved_ones() -> None:
+    """By Benjamini-Hochberg, where many heads work: of p = 0.002 that 48 of 64 beat, q is below 0.01."""
+    rng = np.random.default_rng(5)
+    scores = 1.0 + 0.1 * rng.normal(size=(PAIRS, LAYERS, HEADS))
+    scores[:, 6:] = rng.normal(size=(PAIRS, 2, HEADS))
+    noise = rng.normal(size=PAIRS)
+    scores[:, 6, 0] = 1.0 + np.sqrt(PAIRS) / 3.3 * (noise - noise.mean()) / noise.std()
+    now = shares(scores, 0 * GAP, GAP)
+    assert at_work(now, EvidenceSettings())[6, 0]
+    assert not resolved(now, EvidenceSettings())[6, 0]
+    assert (at_work(now, EvidenceSettings()) >= resolved(now, EvidenceSettings())).all()
+
+
+def test_size_does_not_put_a_head_at_work() -> None:
+    """A head whose share is thirty times the others' with t = 3: by size it would have most of q, and be at work."""
+    rng = np.random.default_rng(8)
+    scores = 0.03 * rng.normal(size=(PAIRS, LAYERS, HEADS))
+    noise = rng.normal(size=PAIRS)
+    scores[:, 0, 0] = 1.0 + np.sqrt(PAIRS) / 3.0 * (noise - noise.mean()) / noise.std()
+    now = shares(scores, 0 * GAP, GAP)
+    gone = shares(np.zeros_like(scores), 0 * GAP, GAP)
+    assert change(now, gone, EvidenceSettings()).q_value[0, 0] < 0.01
+    assert not at_work(now, EvidenceSettings())[0, 0]
+
+
+def test_a_head_that_joined_by_the_next_probe_can_leave_again() -> None:
+    """It was at work at the probe that saw it first, from which on it lives; at the base it was not."""
+    rng = np.random.default_rng(6)
+    off = 1e-3 * rng.normal(size=(PAIRS, LAYERS, HEADS))
+    off[:, 0, :4] = 1.0 + 0.1 * rng.normal(size=(PAIRS, 4))
+    on = off.copy()
+    on[:, 1, 0] = 1.0 + 0.1 * rng.normal(size=PAIRS)
+    history = HeadHistory(LAYERS, HEADS, settings=EvidenceSettings(confirm="next", carry=0.9))
+    for step, scores in enumerate((off, on, on, off, off)):
+        history.add(step, scores, 0 * GAP, GAP)
+    assert [(e.step, e.kind) for e in history.events if (e.layer, e.head) == (1, 0)] == [(1, "emerged"), (3, "pruned")]
+
+
+def test_a_history_counts_them_and_the_summary_says_so() -> None:
+    rng = np.random.default_rng(3)
+    history = HeadHistory(LAYERS, HEADS, family="sums", settings=EvidenceSettings(carry=0.97, keep=0.98))
+    scores = 1e-4 * drawn(rng, 1.0)
+    scores[:, 0, :4] = 1.0 + 0.1 * rng.normal(size=(PAIRS, 4))
+    noise = rng.normal(size=(PAIRS, 2))
+    scores[:, 1, :2] = 1.0 + 3.0 * (noise - noise.mean(axis=0))  # t = 2.7
+    for step in (0, 10):
+        history.add(step, scores, 0 * GAP, GAP)
+    active = history.active[0]
+    assert active[0, :4].all()
+    assert active[1, :2].all()
+    assert history.n_resolved() == [4, 4]
+    assert history.latest_scalars()["resolved"] == 4
+    wanted = history.pairs_wanted()
+    assert wanted is not None
+    assert wanted > PAIRS
+    (said,) = [s for s in summary(history)["sentences"] if "would be told" in s]
+    assert said == (
+        f"On these 64 pairs the loss of 4 of the {active.sum()} active heads would be told; about {wanted:,} pairs "
+        "would do for nine in ten."
+    )
+
+
+def test_probes_without_signal_and_the_circuit_rule_have_a_row_too() -> None:
+    history = HeadHistory(2, 2)
+    history.add(0, np.ones((64, 2, 2)), np.zeros(64), np.zeros(64))  # no gap, no signal
+    assert not history.resolved.any()
+    assert history.n_resolved() == [0]
+    assert history.pairs_wanted() is None
+    by_circuit = HeadHistory(2, 2, rule="circuit")
+    by_circuit.add_membership(0, np.ones((2, 2), np.bool_), np.ones((2, 2)))
+    assert by_circuit.resolved.shape == (1, 2, 2)
+    assert "resolved" not in by_circuit.latest_scalars()
