@@ -32,13 +32,13 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, score_heads
-from headwatch.model.anatomy import Anatomy
-from headwatch.stats import EvidenceSettings, carrying_set, membership, shares
-from headwatch.lives.states import OF_BASE, HeadState, advance, changed, event_kind, is_in
-from headwatch.demo.pretraining import BaseStage, teach_base
 from headwatch.demo.post_training import SftStage, train_sft
+from headwatch.demo.pretraining import BaseStage, teach_base
 from headwatch.demo.quiet import one_thread, quiet_libraries
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
+from headwatch.lives.states import OF_BASE, HeadState, advance, changed, event_kind, is_in
+from headwatch.model.anatomy import Anatomy
+from headwatch.stats import EvidenceSettings, carrying_set, membership, shares
 
 SIZE = ModelSize(n_layers=4, n_heads=16, n_kv_heads=4, d_model=128, d_mlp=256)
 STEPS, EVERY = 12, 2

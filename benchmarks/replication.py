@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwatch import HeadHistory, RunFolder
-from headwatch.circuits.circuit import Graph, circuit_heads
+from headwatch.circuits.circuit import Graph
+from headwatch.circuits.stability import circuit_heads
 from headwatch.lives.events import PENDING
 from headwatch.stats import EvidenceSettings, Shares, benjamini_hochberg, change, membership, shares
 

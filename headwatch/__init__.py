@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 from headwatch.version import __version__
 
 if TYPE_CHECKING:
-    from headwatch.model.anatomy import Anatomy
     from headwatch.attribution import EdgeScores, HeadScores, score_edges, score_heads
     from headwatch.callback import HeadWatchCallback
     from headwatch.circuits.circuit import Circuit
     from headwatch.errors import UnsupportedModelError, UserError
-    from headwatch.stats import EvidenceSettings
+    from headwatch.model.anatomy import Anatomy
     from headwatch.model.read_only import read_only_pass
-    from headwatch.lives.history import HeadHistory, effect
     from headwatch.probes import Openers, ProbeSet
+    from headwatch.record.replay import HeadHistory
     from headwatch.record.run_folder import RunFolder
+    from headwatch.stats import EvidenceSettings
+    from headwatch.stats.importance import effect
 
 # Where each public name lives. It is imported on first use: reading a record needs neither torch nor transformers,
 # which take seconds to load.
@@ -30,7 +31,7 @@ _HOMES = {
     "callback": ("HeadWatchCallback",),
     "circuits.circuit": ("Circuit",),
     "errors": ("UnsupportedModelError", "UserError"),
-    "lives.history": ("HeadHistory",),
+    "record.replay": ("HeadHistory",),
     "model.anatomy": ("Anatomy",),
     "model.read_only": ("read_only_pass",),
     "probes": ("Openers", "ProbeSet"),
@@ -53,6 +54,7 @@ __all__ = [
     "RunFolder",
     "UnsupportedModelError",
     "UserError",
+    "__version__",
     "effect",
     "read_only_pass",
     "score_edges",
@@ -67,4 +69,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return __all__

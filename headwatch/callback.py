@@ -12,26 +12,27 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from headwatch.version import __version__
-from headwatch.monitor.alerts import AlertSettings
-from headwatch.model.anatomy import Anatomy
 from headwatch.attribution import EdgeScores, HeadScores, Metric, score_edges, score_heads
-from headwatch.attribution.per_family import Metrics, described, score_by_metric
-from headwatch.attribution.metrics import path_points, resolve_metric
 from headwatch.attribution.base_kl import AnswerObserver, BaseAnswers
+from headwatch.attribution.metrics import path_points, resolve_metric
+from headwatch.attribution.per_family import Metrics, described, score_by_metric
 from headwatch.circuits.circuit import TOP_N, validate_rule
 from headwatch.errors import UserError
-from headwatch.stats import EvidenceSettings
-from headwatch.monitor.probe_setup import Wanted, metrics_of
-from headwatch.model.read_only import left_trace
 from headwatch.lives.history import HeadHistory
-from headwatch.probes import Openers, ProbeSet
-from headwatch.monitor.distributed import FAILED, FINE, REFUSED, Share, agree, from_main, is_sharded, on_main, world
+from headwatch.model.anatomy import Anatomy
+from headwatch.model.read_only import left_trace
+from headwatch.monitor.alerts import AlertSettings
+from headwatch.monitor.distributed import FAILED, FINE, REFUSED, agree, from_main, is_sharded, on_main, world
+from headwatch.monitor.probe_setup import Wanted, metrics_of
 from headwatch.monitor.recorder import Recorder
 from headwatch.monitor.resume import cut_to, find_record, refuse_another_run, write_sidecar
+from headwatch.monitor.sharded_scoring import Share
+from headwatch.probes import Openers, ProbeSet
+from headwatch.record.base_answers import load_base_answers, save_base_answers
 from headwatch.record.run_folder import RunFolder, describe_probes
 from headwatch.sinks import Sink, check_report_to, make_sinks
-from headwatch.version import versions
+from headwatch.stats import EvidenceSettings
+from headwatch.version import __version__, versions
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +243,7 @@ class HeadWatchCallback(TrainerCallback):
         if resumed is not None:
             self._probed = cut_to(run, state.global_step, self.every)
             recorder.restore()
-            self._base = BaseAnswers.load(run.path)
+            self._base = load_base_answers(run.path)
             run.update_manifest(status="running")
         self._recorder = recorder
         self._sinks = make_sinks(self._report_to, self._wandb, args, config=self._settings, wandb_run=earlier)
@@ -309,7 +310,7 @@ class HeadWatchCallback(TrainerCallback):
             self.on_scores(step, scores)
             if self._recorder is not None:
                 if first and self._base is not None:  # before the scores: a probe on disk has its base beside it
-                    self._base.save(self._recorder.run.path)
+                    save_base_answers(self._base, self._recorder.run.path)
                 self._recorder.probe(step, scores, kl, began, self._sinks, final=step >= state.max_steps)
         except Exception as caught:
             error = caught

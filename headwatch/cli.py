@@ -4,11 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from headwatch.version import __version__
 from headwatch.errors import UserError
+from headwatch.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,7 +152,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _workspace(arguments: argparse.Namespace) -> int:
-    from headwatch import workspace
+    from headwatch.sinks import wandb_workspace as workspace
 
     entity, project = workspace.parse_target(arguments.target)
     families = tuple(arguments.families)
@@ -171,8 +172,8 @@ def _workspace(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     # Imported here: `headwatch report` and `--help` need no torch, which takes seconds to load.
     from headwatch.attribution import score_heads
-    from headwatch.stats import INSUFFICIENT, EvidenceSettings, carrying_set, shares, signal
     from headwatch.probes import ProbeSet
+    from headwatch.stats import INSUFFICIENT, EvidenceSettings, carrying_set, shares, signal
 
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
@@ -248,8 +249,6 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _needs(package: str, why: str, fix: str) -> None:
-    from importlib.util import find_spec
-
     if find_spec(package) is None:
         raise UserError(f"{why}, and {package} is not installed: {fix}")
 

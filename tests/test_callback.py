@@ -9,7 +9,8 @@ from helpers.tiny_trainers import save_tiny_model, sft_trainer
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, UserError, score_edges
 from headwatch.attribution import EdgeScores
-from headwatch.circuits.circuit import CircuitHeads, Graph, circuit_heads
+from headwatch.circuits.circuit import Graph
+from headwatch.circuits.stability import CircuitHeads, circuit_heads
 from headwatch.lives.history import RULES
 from headwatch.report.html import run_data
 

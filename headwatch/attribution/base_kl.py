@@ -4,23 +4,16 @@ KL(model now || base) at every read position of the clean prompts, mean over a p
 second model in memory, and means the same for a full and a LoRA training: the base is what the run began with.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from headwatch.attribution.metrics import Reads
-from headwatch.errors import UserError
-from headwatch.record.run_folder import write_whole
 
 WHOLE_VOCABULARY = 4096  # a vocabulary up to this size is kept whole
 TOP_K = 1024  # else the base's most likely tokens are, and everything else as one bucket
-FILE_NAME = "base_answers.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,25 +30,6 @@ class BaseAnswers:
 
     log_probs: Tensor
     tokens: Tensor | None = None
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write into a run folder, through a temporary name."""
-        arrays = {"log_probs": self.log_probs.contiguous()}
-        if self.tokens is not None:
-            arrays["tokens"] = self.tokens.contiguous()
-        write_whole(Path(folder) / FILE_NAME, to_bytes(arrays))
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> "BaseAnswers | None":
-        """Those of a run folder; None where it has none. UserError where they cannot be read."""
-        path = Path(folder) / FILE_NAME
-        if not path.is_file():
-            return None
-        try:
-            arrays = load_file(path)
-            return cls(arrays["log_probs"], arrays.get("tokens"))
-        except Exception as error:  # safetensors raises its own type
-            raise UserError(f"{path} cannot be read ({error}): move it away to go on without the KL") from error
 
 
 class AnswerObserver:

@@ -7,24 +7,18 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from headwatch.model.anatomy import Anatomy, Layer, Norm, compute_type
-from headwatch.attribution.run_layout import Arrangement, MaskRecorder, Masks, lie_beside
 from headwatch.attribution.batching import Batch
 from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.edges import EdgeCollector
 from headwatch.attribution.endpoints import Endpoints, EndRecorder, interpolated
-from headwatch.model.hooks import hooked
 from headwatch.attribution.metrics import Metric, Reads, clean_reference, logit_diff
+from headwatch.attribution.model_runs import Cache, prefix_cache, query_head_copies, run
 from headwatch.attribution.path import ENDS, End, Path
-from headwatch.attribution.model_runs import (
-    Cache,
-    Call,
-    OutputMatrix,
-    prefix_cache,
-    query_head_copies,
-    run,
-    wide,
-)
+from headwatch.attribution.run_layout import Arrangement, MaskRecorder, Masks, lie_beside
+from headwatch.attribution.skipped_work import OutputMatrix
+from headwatch.model.anatomy import Anatomy, Layer, Norm, compute_type
+from headwatch.model.forward import Call, wide
+from headwatch.model.hooks import hooked
 
 
 @dataclass(frozen=True)

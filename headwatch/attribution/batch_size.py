@@ -1,16 +1,13 @@
 """How many pairs and points of the path share a run, so that a probe stays within its memory; and what it took."""
 
-import re
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from headwatch.model.anatomy import Anatomy
-from headwatch.attribution.run_layout import lie_beside
 from headwatch.attribution.batching import spans
+from headwatch.attribution.run_layout import lie_beside
 from headwatch.errors import UserError
+from headwatch.model.anatomy import Anatomy
 from headwatch.probes import ProbeSet
 
 GIB = 2**30
@@ -80,52 +77,3 @@ def batch_sizes(
         return min(pairs, len(probes)), points
     fitting = (n for n in range(points, 1, -1) if max(need(*shape, n) for shape in shapes) <= budget)
     return 1, next(fitting, 1)
-
-
-class PeakMemory:
-    """The most memory in use inside the block, above what was in use before.
-
-    On CUDA what torch allocated; on Linux without it what was resident; elsewhere nothing is known.
-
-    Attributes:
-        mib: in MiB, after the block; None where it is not known.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.mib: float | None = None
-
-    def __enter__(self) -> "PeakMemory":
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._before: float | None = torch.cuda.memory_allocated(self._device)
-        else:
-            self._before = _resident("VmRSS") if _reset_peak() else None
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            highest: float | None = torch.cuda.max_memory_allocated(self._device)
-        else:
-            highest = _resident("VmHWM")
-        if self._before is not None and highest is not None:
-            self.mib = max(0.0, highest - self._before) / 2**20
-
-
-def _reset_peak() -> bool:
-    """Let the kernel forget the process's highest resident set (proc(5): clear_refs 5)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _resident(name: str) -> float | None:
-    try:
-        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return 1024.0 * int(found[1]) if found else None

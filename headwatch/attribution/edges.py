@@ -34,11 +34,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from headwatch.model.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
-from headwatch.attribution.run_layout import Arrangement
 from headwatch.attribution.buffers import Buffers, Piece, pieces
 from headwatch.attribution.endpoints import Endpoints
-from headwatch.attribution.model_runs import wide
+from headwatch.attribution.run_layout import Arrangement
+from headwatch.model.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
+from headwatch.model.forward import wide
 
 
 @dataclass

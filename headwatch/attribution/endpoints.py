@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from headwatch.model.anatomy import Anatomy, Norm
-from headwatch.attribution.run_layout import Arrangement
 from headwatch.attribution.path import ENDS, End
-from headwatch.attribution.model_runs import wide
+from headwatch.attribution.run_layout import Arrangement
+from headwatch.model.anatomy import Anatomy, Norm
+from headwatch.model.forward import wide
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwatch.model.anatomy import KINDS, Anatomy, Kind, Projection, linear_map
 from headwatch.attribution.metrics import Metric, Reads, path_points, resolve_metric
 from headwatch.attribution.model_runs import query_head_copies
+from headwatch.model.anatomy import KINDS, Anatomy, Kind, Projection, linear_map
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet
 

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from headwatch.model.anatomy import Anatomy, compute_type
 from headwatch.attribution.batch_pass import BatchPass, BatchScores
+from headwatch.attribution.batch_size import batch_sizes
 from headwatch.attribution.batching import Batch, batches
 from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.endpoints import Endpoints
-from headwatch.attribution.batch_size import PeakMemory, batch_sizes
 from headwatch.attribution.metrics import Metric, Reads, accuracy, mean_relative_error, resolve_metric
 from headwatch.attribution.path import Path
-from headwatch.attribution.model_runs import callers_autocast, wide
+from headwatch.attribution.peak_memory import PeakMemory
 from headwatch.attribution.scores import Checks, EdgeScores, HeadScores, Readings
 from headwatch.errors import NonFiniteError, UnsupportedModelError, UserError
+from headwatch.model.anatomy import Anatomy, compute_type
+from headwatch.model.forward import callers_autocast, wide
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet
 

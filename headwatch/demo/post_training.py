@@ -12,8 +12,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from headwatch.demo.sums import DEFAULT_REWARDS, Reward, grpo_rows, sample_sums, sft_rows
 from headwatch.demo.quiet import hush_printer
+from headwatch.demo.sums import DEFAULT_REWARDS, Reward, grpo_rows, sample_sums, sft_rows
 
 
 @dataclass(frozen=True)

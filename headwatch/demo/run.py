@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.callback import HeadWatchCallback
-from headwatch.errors import UserError
-from headwatch.demo.sums import Reward, closed_box, exact_answer
-from headwatch.demo.pretraining import BaseStage, teach_base
 from headwatch.demo.post_training import GrpoStage, SftStage, train_grpo, train_sft
+from headwatch.demo.pretraining import BaseStage, teach_base
 from headwatch.demo.quiet import StageBar, environment, fresh_wandb, one_thread, quiet_libraries, stage_bar
+from headwatch.demo.sums import Reward, closed_box, exact_answer
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
+from headwatch.errors import UserError
 from headwatch.report.html import write_report
 
 

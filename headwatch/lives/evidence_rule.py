@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from headwatch import stats
 from headwatch.lives.events import CONFIRMED, PENDING, WITHDRAWN, Event
-from headwatch.stats import Change, Estimate, EvidenceSettings, Shares
 from headwatch.lives.states import OF_BASE, States, advance, changed, event_kind, is_in
+from headwatch.stats import Change, Estimate, EvidenceSettings, Shares
 
 Bools = NDArray[np.bool_]
 

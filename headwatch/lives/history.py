@@ -1,7 +1,7 @@
 """HeadHistory: the lives of all heads over a run, by the evidence rule or by the paper's circuit rule. Pure numpy."""
 
-import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,12 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from headwatch import stats
 from headwatch.errors import UserError
 from headwatch.lives.events import PENDING, WITHDRAWN, Event
-from headwatch.stats import EvidenceSettings
 from headwatch.lives.evidence_rule import EvidenceRule, Probed
-from headwatch.stats.importance import EffectDraws, effect, entropy, intensity, kurtosis, normalised, quantile_of
-from headwatch.lives.states import HeadState, advance, changed, event_kind
 from headwatch.lives.history_arrays import MEASURES, REFERENCES, ProbeRows
-from headwatch.record.run_folder import RunFolder
+from headwatch.lives.states import HeadState, advance, changed, event_kind
+from headwatch.stats import EvidenceSettings
+from headwatch.stats.importance import EffectDraws, effect, entropy, intensity, kurtosis, normalised, quantile_of
 
 __all__ = ["RULES", "HeadHistory", "effect"]
 
@@ -37,7 +36,7 @@ class HeadHistory(ProbeRows):
     its spell: `.member` shows the set itself, `.active` the lives. The base is the first probe with signal; a probe
     with insufficient signal repeats the states before it and its shares are NaN.
 
-    How significant a change must be at the k-th probe after the base is `settings.confirm`'s choice (docs/evidence/validity.md).
+    How significant a change must be at the k-th probe after the base is `settings.confirm`'s choice.
     An event that has to wait is pending until the next probe with signal sees it again. Then its life is told from the
     probe that saw it first: `.state` of that probe changes, `.pending` shows what is still open at the last one.
 
@@ -178,41 +177,8 @@ class HeadHistory(ProbeRows):
         ]
         return self._commit(step, stats.OK, following, row, events)
 
-    @classmethod
-    def from_run(
-        cls,
-        folder: "str | os.PathLike[str] | RunFolder",
-        family: str | None = None,
-        rule: str = "evidence",
-        settings: EvidenceSettings | None = None,
-    ) -> "HeadHistory":
-        """The history of one family of a run folder (or of the trainer's output_dir that contains it).
-
-        family: None is the first. settings: None takes those of the manifest (settings.evidence), else the defaults.
-        """
-        run = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
-        manifest = run.manifest
-        if not run.families:
-            raise UserError(f"{run.path / 'manifest.json'} names no probe family (probes.families)")
-        family = run.families[0] if family is None else family
-        pairs = run.pairs_of(family)
-        settings = settings or EvidenceSettings.from_dict((manifest.get("settings") or {}).get("evidence") or {})
-        model = manifest["model"]
-        history = cls(model["n_layers"], model["n_heads"], rule=rule, settings=settings, family=family)
-        for step in run.steps:
-            scores = run.read_scores(step)
-            if rule == "evidence":
-                history.add(step, scores.head_scores[pairs], scores.metric_clean[pairs], scores.metric_corrupted[pairs])
-                continue
-            if scores.circuit_active is None or scores.importance is None:
-                raise UserError(
-                    f"{run.path} holds no circuit at step {step}: the run scored heads only; take rule='evidence'"
-                )
-            index = run.families.index(family)
-            stability = None if scores.circuit_stability is None else scores.circuit_stability[index]
-            draws = None if scores.importance_draws is None else scores.importance_draws[index]
-            history.add_membership(step, scores.circuit_active[index], scores.importance[index], stability, draws)
-        return history
+    if TYPE_CHECKING:  # attached in headwatch/record/replay.py, which imports this file
+        from_run: ClassVar[Callable[..., "HeadHistory"]]
 
     # --- what is known now --------------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from headwatch import stats
 from headwatch.errors import UserError
+from headwatch.lives.states import Lives
 from headwatch.stats import Change, NullBand
 from headwatch.stats.importance import EffectDraws, effect, entropy, intensity, kurtosis
-from headwatch.lives.states import Lives
 
 MEASURES = ("share", "raw", "importance")
 REFERENCES = ("base", "previous")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwatch.lives.reward_coupling import Coupling, couple
 from headwatch.errors import UserError
 from headwatch.lives.events import Event
+from headwatch.lives.reward_coupling import Coupling, couple
 from headwatch.lives.survival import KaplanMeier, kaplan_meier
 
 __all__ = ["Event", "HeadState", "Lives", "Spell"]

@@ -6,15 +6,16 @@ from typing import Any
 
 from torch import nn
 
-from headwatch.attribution.per_family import Metrics
 from headwatch.attribution.metrics import Metric
-from headwatch.probes.opener_sampling import sample_continuations
+from headwatch.attribution.per_family import Metrics
+from headwatch.monitor.distributed import is_sharded, on_main
 from headwatch.probes import Openers, ProbeSet
 from headwatch.probes.families import OPENERS
 from headwatch.probes.file_format import check_tokenizer
+from headwatch.probes.opener_sampling import sample_continuations
 from headwatch.probes.openers import LONGEST_PAIR
-from headwatch.probes.pair_set import names_openers
-from headwatch.monitor.distributed import is_sharded, on_main
+from headwatch.probes.resolve import names_openers
+from headwatch.probes.resolve import resolve as resolve_probes
 from headwatch.record.run_folder import RunFolder
 
 
@@ -39,7 +40,7 @@ class Wanted:
         Raises UserError for what cannot be made.
         """
         openers = self._openers(tokenizer, model, optimizer, resumed) if self.with_openers else None
-        return ProbeSet.resolve(self.probes, tokenizer, self.n_pairs, self.seed, openers)
+        return resolve_probes(self.probes, tokenizer, self.n_pairs, self.seed, openers)
 
     def _openers(self, tokenizer: Any, model: nn.Module, optimizer: Any, resumed: RunFolder | None) -> ProbeSet:
         frozen = on_main(lambda: _frozen(resumed))

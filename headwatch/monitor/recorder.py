@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwatch.monitor.alerts import DEFAULTS, Alert, AlertSettings, alert_scalars, alerts
 from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.base_kl import mean_by_family
-from headwatch.circuits.circuit import CircuitHeads, Graph, circuit_heads
-from headwatch.lives.reward_coupling import coupling_scalars
-from headwatch.stats import EvidenceSettings
+from headwatch.circuits.circuit import Graph
+from headwatch.circuits.stability import CircuitHeads, circuit_heads
 from headwatch.lives.history import HeadHistory
+from headwatch.lives.reward_coupling import coupling_scalars
 from headwatch.lives.states import Event
+from headwatch.monitor.alerts import DEFAULTS, Alert, AlertSettings, alert_scalars, alerts
 from headwatch.probes import ProbeSet
+from headwatch.record.replay import history_from_run
 from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.report import figure_data, plotly
 from headwatch.sinks import Sink
-from headwatch.report import figures, plotly_figures
+from headwatch.stats import EvidenceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +66,14 @@ class Recorder:
         """Read back what the run folder tells, to go on with it."""
         self.training = self.run.training()
         for family in self.histories:
-            self.histories[family] = HeadHistory.from_run(self.run, family)
+            self.histories[family] = history_from_run(self.run, family)
             pairs = self.run.pairs_of(family)
             for step in self.run.steps:
                 correct = self.run.read_scores(step).correct
                 if correct is not None:
                     self._correct[family].append(correct[pairs])
         for family in self.circuits:
-            self.circuits[family] = HeadHistory.from_run(self.run, family, rule="circuit")
+            self.circuits[family] = history_from_run(self.run, family, rule="circuit")
 
     def log(self, step: int, logs: dict[str, Any]) -> None:
         """Keep what the trainer logged."""
@@ -190,7 +192,7 @@ class Recorder:
             return
         # Figures are data of their own by now: a sink draws them in its thread while training goes on.
         data = self._or_warn(
-            lambda: {family: figures.all_figures(h, self.training) for family, h in self.histories.items()},
+            lambda: {family: figure_data.all_figures(h, self.training) for family, h in self.histories.items()},
             "the figures",
         )
         draw = None if data is None else lambda: _drawn(data)
@@ -218,4 +220,4 @@ class Recorder:
 
 def _drawn(data: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Every family's figures as plotly JSON, named family/figure."""
-    return {f"{family}/{name}": figure for family, f in data.items() for name, figure in plotly_figures.draw(f).items()}
+    return {f"{family}/{name}": figure for family, f in data.items() for name, figure in plotly.draw(f).items()}

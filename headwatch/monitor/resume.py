@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.errors import UserError
-from headwatch.stats import EvidenceSettings
+from headwatch.io.atomic import write_whole
 from headwatch.probes import ProbeSet
-from headwatch.record.run_folder import RunFolder, write_whole
+from headwatch.record.run_folder import RunFolder
+from headwatch.stats import EvidenceSettings
 
 logger = logging.getLogger(__name__)
 

@@ -1,21 +1,20 @@
-"""Probe sets on disk: the frozen format (.safetensors, .json) and users' own pairs (.jsonl). See docs/reference/probes.md."""
+"""Probe sets on disk: the frozen format (.safetensors, .json) and your own pairs (.jsonl); docs/reference/probes.md."""
 
 import json
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
 
 from headwatch.errors import UserError
+from headwatch.io.atomic import write_whole
 from headwatch.probes.families import Candidate
 from headwatch.probes.generate import pad
+from headwatch.probes.pair_set import TENSORS, ProbeSet
 from headwatch.probes.tokenization import AlignedPair, MisalignedError, PairTokenizer, shorten
-
-if TYPE_CHECKING:
-    from headwatch.probes.pair_set import ProbeSet
 
 FORMAT = 1
 METADATA_KEY = "headwatch_probes"
@@ -24,10 +23,8 @@ ID_KEYS = ("clean_ids", "corrupted_ids", "clean_answer_id", "corrupted_answer_id
 SHOWN_LINES = 5
 
 
-def save(probes: "ProbeSet", path: str | os.PathLike[str]) -> None:
-    """Write the frozen format, by its ending; a reader never sees half a file."""
-    from headwatch.probes.pair_set import TENSORS
-
+def save(probes: ProbeSet, path: str | os.PathLike[str]) -> None:
+    """Freeze the set in a file (.safetensors or .json); ``load`` gives it back with the same fingerprint."""
     path = Path(path)
     metadata = {
         "format": FORMAT,
@@ -48,17 +45,22 @@ def save(probes: "ProbeSet", path: str | os.PathLike[str]) -> None:
         raise UserError(
             f"{path}: a probe set is saved as .safetensors or .json, not {path.suffix or 'without an ending'}"
         )
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
+        write_whole(path, data)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def load(path: str | os.PathLike[str], tokenizer: Any = None) -> "ProbeSet":
-    """ProbeSet.load's work: see there."""
+def load(path: str | os.PathLike[str], tokenizer: Any = None) -> ProbeSet:
+    """A frozen set (.safetensors or .json, from ``save``) or your own pairs (.jsonl; text needs the tokenizer).
+
+    A tokenizer given with a frozen set must read its prompts as the tokens that were frozen.
+
+    Raises:
+        UserError: the file is missing, damaged or of another kind, or a line of a JSONL is bad (with its number, what
+            is wrong and the text). The formats are in docs/reference/probes.md.
+    """
     path = Path(path)
     if path.suffix not in (".safetensors", ".json", ".jsonl"):
         kinds = ".safetensors or .json (saved by ProbeSet.save) or .jsonl (your own pairs)"
@@ -76,7 +78,7 @@ def load(path: str | os.PathLike[str], tokenizer: Any = None) -> "ProbeSet":
     return probes
 
 
-def check_tokenizer(probes: "ProbeSet", tokenizer: Any, where: str = "") -> None:
+def check_tokenizer(probes: ProbeSet, tokenizer: Any, where: str = "") -> None:
     """UserError if the tokenizer reads the set's prompts as other tokens; a warning where that cannot be told.
 
     A set whose tokenizer is unknown (token ids of your own) is taken at its word, and so is a missing tokenizer.
@@ -107,9 +109,7 @@ def check_tokenizer(probes: "ProbeSet", tokenizer: Any, where: str = "") -> None
         )
 
 
-def _parse_frozen(path: Path, data: bytes) -> "ProbeSet":
-    from headwatch.probes.pair_set import TENSORS, ProbeSet
-
+def _parse_frozen(path: Path, data: bytes) -> ProbeSet:
     stranger = UserError(f"{path}: not a frozen probe set of headwatch (your own pairs go into a .jsonl)")
     try:
         if path.suffix == ".safetensors":
@@ -141,7 +141,7 @@ def _parse_frozen(path: Path, data: bytes) -> "ProbeSet":
     return probes
 
 
-def _parse_lines(path: Path, data: bytes, tokenizer: Any) -> "ProbeSet":
+def _parse_lines(path: Path, data: bytes, tokenizer: Any) -> ProbeSet:
     try:
         lines = data.decode("utf-8-sig").split("\n")  # not splitlines: a prompt may hold other line separators
     except UnicodeDecodeError as error:

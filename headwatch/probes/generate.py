@@ -2,23 +2,34 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headwatch.errors import UserError
 from headwatch.probes.families import FAMILIES, OPENERS, Family
+from headwatch.probes.pair_set import ProbeSet
 from headwatch.probes.tokenization import AlignedPair, MisalignedError, PairTokenizer, commonest, shorten
-
-if TYPE_CHECKING:
-    from headwatch.probes.pair_set import ProbeSet
 
 GIVE_UP_AFTER = 200  # candidates refused by the tokenizer with none kept: the family does not fit it
 
 
-def generate(
-    families: str | Sequence[str], tokenizer: Any, n_pairs: int, seed: int, options: Mapping[str, int]
-) -> "ProbeSet":
-    """ProbeSet.generate's work: see there."""
-    chosen = choose_families(families)
+def generate(family: str | Sequence[str], tokenizer: Any, n_pairs: int = 64, seed: int = 0, **options: int) -> ProbeSet:
+    """``n_pairs`` pairs of each built-in family, aligned under this tokenizer and padded on the left.
+
+    Args:
+        family: one of FAMILIES, or several.
+        tokenizer: a Hugging Face tokenizer, left as it was.
+        n_pairs: pairs per family. Sampling noise over pairs is large: 64 is meant as a lower bound for real runs.
+        seed: the same seed gives the same pairs in every process; a family's pairs do not depend on the others.
+        options: the families' difficulty: ``digits`` of addition and carry, ``entries`` of recall.
+
+    Raises:
+        UserError: an unknown family or option; the family has fewer distinct pairs than that; or the tokenizer cannot
+            align it (with the number of candidates tried and the commonest reason).
+
+    >>> ProbeSet.generate(["addition", "carry"], tokenizer, n_pairs=64)        # doctest: +SKIP
+    ProbeSet(128 pairs x 16 tokens, addition 64, carry 64, tokenizer 'SmolLM2-135M', fingerprint ...)
+    """
+    chosen = choose_families(family)
     for name, value in (("n_pairs", n_pairs), ("seed", seed)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"{name}={value!r}: give a whole number")
@@ -31,8 +42,6 @@ def generate(
             raise UserError(f"{name}={options[name]!r}: no option of {_list(chosen)}; their options: {names}")
     settings = [family.settings(options) for family in chosen]
     pair_tokenizer = PairTokenizer(tokenizer)
-    from headwatch.probes.pair_set import ProbeSet
-
     drawn = [
         draw_family(family, pair_tokenizer, n_pairs, seed, setting)
         for family, setting in zip(chosen, settings, strict=True)
@@ -60,20 +69,9 @@ def choose_families(names: str | Sequence[str]) -> list[Family]:
     return [FAMILIES[name] for name in wanted]
 
 
-def with_openers(families: Sequence[str], tokenizer: Any, n_pairs: int, seed: int, openers: "ProbeSet") -> "ProbeSet":
-    """Families of which one is "openers", whose pairs are given, as one set in the order of the names."""
-    from headwatch.probes.pair_set import ProbeSet
-
-    choose_families([name for name in families if name != OPENERS] or list(FAMILIES))
-    if list(families).count(OPENERS) > 1:
-        raise UserError(f"family {OPENERS!r} is named {list(families).count(OPENERS)} times: name each family once")
-    parts = [openers if name == OPENERS else generate(name, tokenizer, n_pairs, seed, {}) for name in families]
-    return ProbeSet.concat(parts, pad_id=PairTokenizer(tokenizer).pad_id)
-
-
 def draw_family(
     family: Family, tokenizer: PairTokenizer, n_pairs: int, seed: int, settings: Mapping[str, int]
-) -> "ProbeSet":
+) -> ProbeSet:
     """A set of ``n_pairs`` distinct pairs of one family, the same in every process.
 
     A clean prompt comes back with another corruption only when the family has too few clean prompts.
@@ -116,10 +114,8 @@ def pad(
     families: Sequence[str],
     tokenizer: PairTokenizer | None,
     rejected: tuple[str, ...] = (),
-) -> "ProbeSet":
+) -> ProbeSet:
     """The pairs as one set, padded on the left to the longest."""
-    from headwatch.probes.pair_set import ProbeSet
-
     width = max(len(pair.clean) for pair in pairs)
     pad_id = tokenizer.pad_id if tokenizer else 0
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from headwatch.model.anatomy import Anatomy
-from headwatch.attribution.model_runs import Call, callers_autocast
+from headwatch.model.forward import Call, callers_autocast
 from headwatch.model.read_only import read_only_pass
 
 AT_ONCE = 16  # prompts a batch

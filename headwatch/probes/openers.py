@@ -11,16 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headwatch.errors import UserError
 from headwatch.probes.families import OPENERS as NAME
-from headwatch.probes.tokenization import MisalignedError, PairTokenizer, commonest, shorten
+from headwatch.probes.pair_set import ProbeSet
 from headwatch.probes.questions import DEFAULT_QUESTIONS, load_questions
 from headwatch.probes.system_prompts import OPEN_R1_PROMPT
-
-if TYPE_CHECKING:
-    from headwatch.probes.pair_set import ProbeSet
+from headwatch.probes.tokenization import MisalignedError, PairTokenizer, commonest, shorten
 
 SOURCES = ("sampled", "fixed")
 READ = {"kl": 1, "nll": 16}  # clean tokens behind the openers that the metric reads: the next one, or the next 16
@@ -110,7 +108,7 @@ class Openers:
         seed: int = 0,
         sample: Sample | None = None,
         longest: int = LONGEST_PAIR,
-    ) -> "ProbeSet":
+    ) -> ProbeSet:
         """``n_pairs`` pairs, the same for the same seed (and, if sampled, the same model).
 
         tokenizer: with a chat template; left as it was. sample: needed for source "sampled". longest: tokens of a pair.
@@ -161,7 +159,7 @@ class _Maker:
         self.read = READ[openers.metric]
         self.longest_prompt = longest - openers.tokens - self.read
 
-    def make(self, n_pairs: int) -> "ProbeSet":
+    def make(self, n_pairs: int) -> ProbeSet:
         questions, refused = load_questions(self.openers.sources)
         rejected = [f"{NAME}: {line}" for line in refused]
         random.Random(f"headwatch {NAME} {self.seed}").shuffle(questions)
@@ -273,9 +271,7 @@ class _Maker:
 
     # --- the set ----------------------------------------------------------------------------------------------------
 
-    def _set(self, pairs: Sequence[_Pair], rejected: Sequence[str]) -> "ProbeSet":
-        from headwatch.probes.pair_set import ProbeSet
-
+    def _set(self, pairs: Sequence[_Pair], rejected: Sequence[str]) -> ProbeSet:
         width = max(len(pair.clean) for pair in pairs)
         padding = [(width - len(pair.clean)) for pair in pairs]
         pad = self.tokenizer.pad_id

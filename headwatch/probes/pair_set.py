@@ -1,20 +1,17 @@
 """ProbeSet: frozen pairs of clean and corrupted prompts, and where the metric is read."""
 
-import difflib
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from headwatch.errors import UserError
-from headwatch.probes.families import FAMILIES, OPENERS
 from headwatch.probes.validation import (
     as_integers,
     check_answer_shape,
@@ -23,8 +20,6 @@ from headwatch.probes.validation import (
     check_tokens,
     warn_of_equal_answers,
 )
-
-DEFAULT_FAMILIES = ("addition", "recall")  # one with arithmetic, and the control without
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,30 +55,23 @@ class ProbeSet:
 
     def __post_init__(self) -> None:
         check_tokens(self.clean, self.corrupted, self.attention_mask)
-        check_reads(self)
+        check_reads(
+            self.clean,
+            self.attention_mask,
+            self.answers,
+            self.read_positions,
+            self.targets,
+            self.families,
+            self.texts,
+        )
 
-    @classmethod
-    def generate(
-        cls, family: str | Sequence[str], tokenizer: Any, n_pairs: int = 64, seed: int = 0, **options: int
-    ) -> "ProbeSet":
-        """``n_pairs`` pairs of each built-in family, aligned under this tokenizer and padded on the left.
+    if TYPE_CHECKING:  # attached in headwatch/probes/__init__.py, from files that import this one
+        generate: ClassVar[Callable[..., "ProbeSet"]]
+        load: ClassVar[Callable[..., "ProbeSet"]]
+        resolve: ClassVar[Callable[..., "ProbeSet"]]
 
-        Args:
-            family: one of FAMILIES, or several.
-            tokenizer: a Hugging Face tokenizer, left as it was.
-            n_pairs: pairs a family. Sampling noise over pairs is large: 64 is meant as a lower bound for real runs.
-            seed: the same seed gives the same pairs in every process; a family's pairs do not depend on the others.
-            options: the families' difficulty: ``digits`` of addition and carry, ``entries`` of recall.
-
-        Raises UserError for an unknown family or option, when the family has fewer distinct pairs than that, and when
-        the tokenizer cannot align it (with the number of candidates tried and the commonest reason).
-
-        >>> ProbeSet.generate(["addition", "carry"], tokenizer, n_pairs=64)        # doctest: +SKIP
-        ProbeSet(128 pairs x 16 tokens, addition 64, carry 64, tokenizer 'SmolLM2-135M', fingerprint ...)
-        """
-        from headwatch.probes.generate import generate  # it builds ProbeSets
-
-        return generate(family, tokenizer, n_pairs, seed, options)
+        def save(self, path: str | os.PathLike[str]) -> None:
+            """See `headwatch.probes.file_format.save`."""
 
     @classmethod
     def from_token_ids(
@@ -140,56 +128,6 @@ class ProbeSet:
             tuple(rejected),
             vocabulary,
         )
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], tokenizer: Any = None) -> "ProbeSet":
-        """A frozen set (.safetensors or .json, from ``save``) or your own pairs (.jsonl; text needs the tokenizer).
-
-        A tokenizer given with a frozen set must read its prompts as the tokens that were frozen.
-        Raises UserError for a file that is missing, damaged or of another kind, and for bad lines of a JSONL (with
-        line number, what is wrong and the text). The formats are in docs/reference/probes.md.
-        """
-        from headwatch.probes.file_format import load  # it builds ProbeSets
-
-        return load(path, tokenizer)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Freeze the set in a file (.safetensors or .json); ``load`` gives it back with the same fingerprint."""
-        from headwatch.probes.file_format import save
-
-        save(self, path)
-
-    @classmethod
-    def resolve(
-        cls, probes: Any, tokenizer: Any, n_pairs: int = 64, seed: int = 0, openers: "ProbeSet | None" = None
-    ) -> "ProbeSet":
-        """The set that a ``probes`` argument means: a ProbeSet, family name(s), a path, or None for DEFAULT_FAMILIES.
-
-        openers: the pairs of the family "openers", where it is named: they are made from questions, by `Openers.make`.
-        Raises UserError when it is none of these, or a set that this tokenizer reads as other tokens.
-        """
-        if isinstance(probes, ProbeSet):
-            from headwatch.probes.file_format import check_tokenizer
-
-            check_tokenizer(probes, tokenizer)
-            return probes
-        if probes is None:
-            return cls.generate(DEFAULT_FAMILIES, tokenizer, n_pairs, seed)
-        if names_openers(probes) and openers is not None:
-            from headwatch.probes.generate import with_openers
-
-            return with_openers([probes] if isinstance(probes, str) else probes, tokenizer, n_pairs, seed, openers)
-        if isinstance(probes, list | tuple) and all(isinstance(name, str) for name in probes):
-            return cls.generate(probes, tokenizer, n_pairs, seed)
-        if isinstance(probes, str) and (probes in FAMILIES or probes == OPENERS):
-            return cls.generate(probes, tokenizer, n_pairs, seed)
-        if isinstance(probes, os.PathLike) or (isinstance(probes, str) and Path(probes).exists()):
-            return cls.load(probes, tokenizer)
-        if isinstance(probes, str):
-            close = difflib.get_close_matches(probes, (*FAMILIES, OPENERS), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"probes={probes!r}: neither a family ({_NAMES}) nor a file that exists{hint}")
-        raise UserError(f"probes={probes!r}: give a ProbeSet, a family name or a list of them ({_NAMES}), or a path")
 
     @classmethod
     def concat(cls, sets: Sequence["ProbeSet"], pad_id: int = 0) -> "ProbeSet":
@@ -294,13 +232,7 @@ class ProbeSet:
         )
 
 
-_NAMES = ", ".join((*FAMILIES, OPENERS))
 TENSORS = ("clean", "corrupted", "attention_mask", "answers", "read_positions", "targets")
-
-
-def names_openers(probes: Any) -> bool:
-    """Whether a ``probes`` argument names the opener family."""
-    return probes == OPENERS if isinstance(probes, str) else isinstance(probes, list | tuple) and OPENERS in probes
 
 
 def _shifted(positions: Tensor, by: int) -> Tensor:

@@ -1,15 +1,13 @@
 """What makes tensors a probe set. Every message names the argument, the row (counted from 0) and what is wrong."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from headwatch.errors import UserError
-
-if TYPE_CHECKING:
-    from headwatch.probes.pair_set import ProbeSet
 
 
 def as_integers(name: str, value: Any) -> Tensor:
@@ -43,10 +41,17 @@ def check_tokens(clean: Tensor, corrupted: Tensor, attention_mask: Tensor) -> No
     _refuse(same, "clean and corrupted are identical, so there is nothing to attribute")
 
 
-def check_reads(probes: "ProbeSet") -> None:
+def check_reads(
+    clean: Tensor,
+    attention_mask: Tensor,
+    answers: Tensor,
+    reads: Tensor,
+    targets: Tensor,
+    families: Sequence[str],
+    texts: Sequence[tuple[str, str]],
+) -> None:
     """The answers, read positions and targets fit the tokens of a set whose tokens are already checked."""
-    n, width = probes.clean.shape
-    answers, reads, targets = probes.answers, probes.read_positions, probes.targets
+    n, width = clean.shape
     check_answer_shape(answers, n)
     _refuse((answers < -1).any(1), "answers: token ids below -1 (-1 stands for no answer)")
     _refuse((answers == -1).sum(1) == 1, "answers: one side has an answer and the other has none")
@@ -57,12 +62,12 @@ def check_reads(probes: "ProbeSet") -> None:
         ~used[:, 0] | (used.long().diff(dim=1) > 0).any(1),
         "read_positions: -1 belongs at the end, after at least one position",
     )
-    real = probes.attention_mask.gather(1, reads.clamp(min=0)).bool()
+    real = attention_mask.gather(1, reads.clamp(min=0)).bool()
     _refuse((used & ~real).any(1), "read_positions: a padded position")
     if targets.shape != reads.shape:
         raise UserError(f"targets {_shape(targets)} does not fit read_positions {_shape(reads)}")
     _refuse((targets < -1).any(1), "targets: token ids below -1 (-1 stands for no target)")
-    for name, value in (("families", probes.families), ("texts", probes.texts)):
+    for name, value in (("families", families), ("texts", texts)):
         if len(value) != n:
             raise UserError(f"{name}: {len(value)} given for {n} pairs")
 

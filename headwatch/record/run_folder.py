@@ -14,9 +14,7 @@ moved to previous-<n>/ or resumed-<n>/.
 """
 
 import json
-import math
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,15 +22,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from headwatch.errors import UserError
+from headwatch.io.atomic import write_whole
+from headwatch.io.jsonl import Row, latest_rows, merged_rows, read_lines
+from headwatch.io.plain_json import is_number, plain, to_number
 from headwatch.lives.events import WITHDRAWN, Event
 
 FORMAT = 1
 LOGS = ("scalars.jsonl", "training.jsonl", "events.jsonl", "alerts.jsonl")
 RECORD = ("scores", *LOGS, "base_answers.safetensors", "probes.safetensors", "manifest.json")
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -191,20 +192,20 @@ class RunFolder:
 
     def append_scalars(self, step: int, values: dict[str, Any]) -> None:
         """One row of a probe. Numpy and torch scalars become numbers; what is not finite becomes null and stays."""
-        self._append("scalars.jsonl", [{"step": int(step), **_plain(values)}])
+        self._append("scalars.jsonl", [{"step": int(step), **plain(values)}])
 
     def append_training(self, step: int, values: dict[str, Any]) -> None:
         """One log of the trainer; only its numbers are kept."""
-        numbers = {key: _number(value) for key, value in values.items() if _is_number(value)}
+        numbers = {key: to_number(value) for key, value in values.items() if is_number(value)}
         self._append("training.jsonl", [{**numbers, "step": int(step)}])
 
     def append_events(self, events: Iterable[Event]) -> None:
         """The events of a probe, one line each."""
-        self._append("events.jsonl", [_plain(event.to_json()) for event in events])
+        self._append("events.jsonl", [plain(event.to_json()) for event in events])
 
     def append_alerts(self, alerts: Iterable[Row]) -> None:
         """The alerts of a probe, one line each; each row has its "step"."""
-        self._append("alerts.jsonl", [_plain(alert) for alert in alerts])
+        self._append("alerts.jsonl", [plain(alert) for alert in alerts])
 
     def write_scores(self, step: int, scores: ProbeScores) -> Path:
         """The arrays of one probe; a file of the same step is replaced."""
@@ -225,7 +226,7 @@ class RunFolder:
         late: dict[str, list[str]] = {}
         for name in LOGS:
             last = step if name == "training.jsonl" else last_probe
-            for line, row in _rows(self.path / name):
+            for line, row in read_lines(self.path / name):
                 # A line that cannot be read belongs to the crash, so it goes with what is taken back.
                 side = kept if row is not None and row["step"] <= last else late
                 side.setdefault(name, []).append(line)
@@ -265,23 +266,42 @@ class RunFolder:
         except Exception as error:  # safetensors raises its own type, and a missing array is a TypeError
             raise UserError(f"{path} cannot be read ({error}): move it away to read the rest of the run") from error
 
+    def probe_texts(self) -> list[tuple[str, tuple[str, str]]]:
+        """(family, (clean, corrupted) text) of every pair of the probe set, read without torch; [] where there is none.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = self.path / "probes.safetensors"
+        if not path.is_file():
+            return []
+        try:
+            with safe_open(path, framework="numpy") as file:
+                probes = json.loads(file.metadata()["headwatch_probes"])
+            return [
+                (str(family), (str(clean), str(corrupted)))
+                for family, (clean, corrupted) in zip(probes["families"], probes["texts"], strict=True)
+            ]
+        except Exception as error:  # safetensors raises its own type
+            raise UserError(f"{path} cannot be read ({error})") from error
+
     def scalars(self) -> list[Row]:
         """One row a probe, by step; a repeated step's later values win. A value that was not finite is None."""
-        return _merged(_latest(self.path / "scalars.jsonl"))
+        return merged_rows(latest_rows(self.path / "scalars.jsonl"))
 
     def training(self) -> list[Row]:
         """One row a step that the trainer logged; several logs of one step are merged, later values win."""
-        return _merged(_latest(self.path / "training.jsonl"))
+        return merged_rows(latest_rows(self.path / "training.jsonl"))
 
     def events(self) -> list[Event]:
         """All events, by step; of a step that was probed again or an event that was settled later, the last telling."""
-        events = (Event.from_json(row) for row in _latest(self.path / "events.jsonl"))
+        events = (Event.from_json(row) for row in latest_rows(self.path / "events.jsonl"))
         told = {(e.step, e.family, e.rule, e.layer, e.head): e for e in events}
         return [event for event in told.values() if event.status != WITHDRAWN]
 
     def alerts(self) -> list[Row]:
         """All alerts, by step."""
-        return _latest(self.path / "alerts.jsonl")
+        return latest_rows(self.path / "alerts.jsonl")
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -300,7 +320,7 @@ class RunFolder:
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         write_whole(
-            self.path / "manifest.json", (json.dumps(_plain(manifest), indent=1, allow_nan=False) + "\n").encode()
+            self.path / "manifest.json", (json.dumps(plain(manifest), indent=1, allow_nan=False) + "\n").encode()
         )
 
     def _append(self, name: str, rows: Sequence[Row]) -> None:
@@ -314,82 +334,3 @@ class RunFolder:
                     file.seek(-1, os.SEEK_END)
                     text = text if file.read(1) == b"\n" else "\n" + text
             file.write(text.encode())  # one write in append mode: a reader sees whole lines or one torn last line
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name, reach the disk, rename: a reader or a crash sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _rows(path: Path) -> list[tuple[str, Row | None]]:
-    """Every line of a log with its row; None, and a warning, for a line that cannot be read."""
-    if not path.is_file():
-        return []
-    found: list[tuple[str, Row | None]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            warnings.warn(f"{path}, line {number}: cut short or not a row of a run folder; ignored", stacklevel=3)
-            row = None
-        found.append((line, row))
-    return found
-
-
-def _latest(path: Path) -> list[Row]:
-    """The rows of a log in order of step. Where steps go back (a run resumed without a cut) the later telling holds."""
-    told: list[Row] = []
-    for _, row in _rows(path):
-        if row is None:
-            continue
-        if told and row["step"] < told[-1]["step"]:
-            told = [earlier for earlier in told if earlier["step"] < row["step"]]
-        told.append(row)
-    return told
-
-
-def _merged(rows: list[Row]) -> list[Row]:
-    by_step: dict[int, Row] = {}
-    for row in rows:
-        by_step.setdefault(row["step"], {}).update(row)
-    return list(by_step.values())
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is one number: Python's, or a numpy or torch array of one entry."""
-    if isinstance(value, (bool, np.bool_)):
-        return False
-    return isinstance(value, (int, float)) or (hasattr(value, "item") and np.prod(getattr(value, "shape", ())) == 1)
-
-
-def _number(value: Any) -> int | float | None:
-    value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, int):
-        return value
-    return float(value) if math.isfinite(value) else None
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it; what is not finite becomes None."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(entry) for entry in value]
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, np.bool_):
-        return bool(value)
-    if _is_number(value):
-        return _number(value)
-    if isinstance(value, np.ndarray) or hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return str(value)

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from headwatch.version import __version__
 from headwatch.errors import UserError
-from headwatch.stats import EvidenceSettings
 from headwatch.lives.history import RULES, HeadHistory
+from headwatch.record.replay import history_from_run
 from headwatch.record.run_folder import ProbeScores, RunFolder
-from headwatch.report import figures, head_pages, words
+from headwatch.report import figure_data, head_page_data, sentences
+from headwatch.stats import EvidenceSettings
+from headwatch.version import __version__
 
 SCRIPTS = (
     *("marks.js", "lives.js", "course.js", "maps.js", "raster.js", "compare.js", "signals.js", "events.js"),
@@ -80,7 +81,7 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
         "SCRIPT": f"\n{script}\n",
     }
     # One pass over the template's own text, so that a marker inside a model's name stays what it is.
-    pieces = _part("report.html").split("@@")
+    pieces = _part("page/report.html").split("@@")
     return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
 
 
@@ -112,39 +113,39 @@ def run_data(run: RunFolder) -> dict[str, Any]:
         },
         "steps": run.steps,
         "cost": {
-            "seconds": figures.significant(float(np.median(costs)), 3) if costs else None,
-            "peak_memory_mb": figures.significant(float(max(memory)), 4) if memory else None,
+            "seconds": figure_data.significant(float(np.median(costs)), 3) if costs else None,
+            "peak_memory_mb": figure_data.significant(float(max(memory)), 4) if memory else None,
             "completeness_error": scalars[-1].get("completeness_error") if scalars else None,
         },
-        "training": figures.training_curves(training),
+        "training": figure_data.training_curves(training),
         "examples": _examples(run),
-        "alerts": words.alerts(run),
+        "alerts": sentences.alerts(run),
         "families": families,
     }
 
 
 def view_data(
-    history: HeadHistory, training: figures.Rows, heads: Sequence[tuple[int, int]] = (), pairs: int = 0
+    history: HeadHistory, training: figure_data.Rows, heads: Sequence[tuple[int, int]] = (), pairs: int = 0
 ) -> dict[str, Any]:
     """The figures of one family by one rule; `heads` in the order in which they get a page of their own."""
-    lives = figures.life_raster(history)
+    lives = figure_data.life_raster(history)
     by_circuit = history.rule == "circuit"
     return {
-        "headline": words.headline(history),
-        "cohorts": figures.cohort_chart(history),
-        "effect": figures.effect_map(history),
+        "headline": sentences.headline(history),
+        "cohorts": figure_data.cohort_chart(history),
+        "effect": figure_data.effect_map(history),
         "lives": {key: lives[key] for key in ("heads", "group", "lives")},
-        "shares": head_pages.share_paths(history, heads, pairs),
-        "importance": head_pages.importance_paths(history, heads) if by_circuit else None,
-        "since_base": head_pages.change_table(history, heads),
-        "noise": figures.noise(history),
-        "turnover": figures.turnover(history),
-        "concentration": figures.concentration(history),
-        "survival": figures.survival(history),
-        "events": figures.event_list(history),
-        "changes": figures.changes(history),
-        "stability": figures.stability(history),
-        "coupling": figures.coupling(history, training),
+        "shares": head_page_data.share_paths(history, heads, pairs),
+        "importance": head_page_data.importance_paths(history, heads) if by_circuit else None,
+        "since_base": head_page_data.change_table(history, heads),
+        "noise": figure_data.noise(history),
+        "turnover": figure_data.turnover(history),
+        "concentration": figure_data.concentration(history),
+        "survival": figure_data.survival(history),
+        "events": figure_data.event_list(history),
+        "changes": figure_data.changes(history),
+        "stability": figure_data.stability(history),
+        "coupling": figure_data.coupling(history, training),
     }
 
 
@@ -156,13 +157,13 @@ def json_for_html(data: Any) -> str:
     return text
 
 
-def _family_data(run: "_ReadOnce", family: str, training: figures.Rows) -> dict[str, Any]:
+def _family_data(run: "_ReadOnce", family: str, training: figure_data.Rows) -> dict[str, Any]:
     pairs, scores = run.pairs_of(family), [run.read_scores(step) for step in run.steps]
-    histories = {"evidence": HeadHistory.from_run(run, family=family)}
+    histories = {"evidence": history_from_run(run, family=family)}
     if all(at.circuit_active is not None and at.importance is not None for at in scores):
-        histories["circuit"] = HeadHistory.from_run(run, family=family, rule="circuit")
+        histories["circuit"] = history_from_run(run, family=family, rule="circuit")
     by_evidence = histories["evidence"]
-    heads, told = head_pages.ranked_heads(histories.values())
+    heads, told = head_page_data.ranked_heads(histories.values())
     accuracy = [None if at.correct is None else float(at.correct[pairs].mean()) for at in scores]
     drift = [np.nan if at.kl_from_base is None else float(at.kl_from_base[pairs].mean()) for at in scores]
     settings = run.manifest.get("settings") or {}
@@ -176,14 +177,14 @@ def _family_data(run: "_ReadOnce", family: str, training: figures.Rows) -> dict[
         chance = (low[-1], high[-1]) if low[-1] is not None and high[-1] is not None else None
     return {
         "pairs": len(pairs),
-        "summary": words.summary(by_evidence, histories.get("circuit"), accuracy, chance),
+        "summary": sentences.summary(by_evidence, histories.get("circuit"), accuracy, chance),
         "probe": {
-            **figures.probe_curves(by_evidence, accuracy),
-            "kl": [figures.significant(value, 3) for value in drift],
+            **figure_data.probe_curves(by_evidence, accuracy),
+            "kl": [figure_data.significant(value, 3) for value in drift],
             "unit": str((metric.get(family) if isinstance(metric, dict) else metric) or ""),
         },
         "rules": rules,
-        "edges": head_pages.strongest_edges(
+        "edges": head_page_data.strongest_edges(
             [place for place, step in enumerate(run.steps) if step in run.with_edges],
             lambda place: run.edges(run.steps[place], index),
             (by_evidence.n_layers, by_evidence.n_heads),
@@ -200,18 +201,13 @@ def _logged(run: RunFolder, name: str) -> list[float | None]:
 
 
 def _examples(run: RunFolder) -> list[dict[str, str]]:
-    """The first pair of each family in words, where the run kept its probe set and the set has words."""
-    path = run.path / "probes.safetensors"
-    if not path.is_file():
-        return []
-    from headwatch.probes import ProbeSet  # torch, which a report without a probe set does not need
-
+    """The first pair of each family as text, where the run kept its probe set and the set has texts."""
     try:
-        probes = ProbeSet.load(path)
-    except (UserError, OSError) as error:
-        warnings.warn(f"{path} cannot be read ({error}); the report shows no example pairs", stacklevel=2)
+        texts = run.probe_texts()
+    except UserError as error:
+        warnings.warn(f"{error}; the report shows no example pairs", stacklevel=2)
         return []
-    first = dict(reversed(list(zip(probes.families, probes.texts, strict=True))))
+    first = dict(reversed(texts))
     return [
         {"family": f, "clean": first[f][0], "corrupted": first[f][1]} for f in run.families if any(first.get(f, ()))
     ]

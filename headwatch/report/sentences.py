@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from headwatch.stats import OK
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import NEWLY_ACTIVE, OF_BASE, is_in
 from headwatch.record.run_folder import RunFolder
 from headwatch.report.figure_data import changes, membership_changes
+from headwatch.stats import OK
 
 
 def headline(history: HeadHistory) -> str:

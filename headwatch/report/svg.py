@@ -14,8 +14,9 @@ import numpy as np
 
 from headwatch.errors import UserError
 from headwatch.lives.history import HeadHistory
+from headwatch.record.replay import history_from_run
 from headwatch.record.run_folder import RunFolder
-from headwatch.report import figures
+from headwatch.report import figure_data
 from headwatch.report.figure_data import RULE_NAMES, Figure
 
 BASE, NEW, BACK, INK, SOFT, RULE = "#c0432b", "#1f66b0", "#7b4fb5", "#1c1e22", "#666a72", "#d8d7d1"
@@ -70,10 +71,10 @@ def write_figures(
                     stem = f"{name}-{_slug(history.family)}-{history.rule}"
                     about = _short(f"{_name(run)}, {history.family}, {RULE_NAMES[history.rule]}", 120)
                     written.append(_save(course_figure(history, run.training(), about), target / f"{stem}-course.svg"))
-                    effect = figures.effect_map(history)
+                    effect = figure_data.effect_map(history)
                     if effect["effect"]:
                         written.append(_save(effect_figure(effect, about), target / f"{stem}-effect.svg"))
-                    curves = figures.survival(history)
+                    curves = figure_data.survival(history)
                     if curves:
                         cadence = int(max(np.diff(history.steps)))
                         written.append(_save(survival_figure(curves, cadence, about), target / f"{stem}-survival.svg"))
@@ -87,10 +88,10 @@ def write_figures(
     return written
 
 
-def course_figure(history: HeadHistory, training: figures.Rows, about: str) -> Any:
+def course_figure(history: HeadHistory, training: figure_data.Rows, about: str) -> Any:
     """(A) cohorts stacked, newly active line, retained dashed; (B) reward or loss; (C) activation frequency."""
-    chart, curves = figures.cohort_chart(history), figures.training_curves(training)
-    frequency = figures.activation_frequency(history)
+    chart, curves = figure_data.cohort_chart(history), figure_data.training_curves(training)
+    frequency = figure_data.activation_frequency(history)
     layers, heads = history.n_layers, history.n_heads
     rows = 0.5 + _map_height(layers, heads)
     figure = _new_figure(2.5 + rows, about)
@@ -212,7 +213,7 @@ def head_map_figure(runs: Sequence[tuple[str, HeadHistory]], about: str) -> Any 
     """
     added, active = [], []
     for _, history in runs:
-        raster = figures.life_raster(history)
+        raster = figure_data.life_raster(history)
         mine = [tuple(h) for h, group in zip(raster["heads"], raster["group"], strict=True) if group == "joined"]
         added.append(sorted(mine))
         active.append({head for head in mine if history.active[-1][head]})
@@ -346,7 +347,7 @@ def _histories(run: RunFolder) -> list[HeadHistory]:
         return []
     first = run.read_scores(run.steps[0])
     rules = ["evidence"] + (["circuit"] if first.circuit_active is not None and first.importance is not None else [])
-    return [HeadHistory.from_run(run, family, rule) for family in run.families for rule in rules]
+    return [history_from_run(run, family, rule) for family in run.families for rule in rules]
 
 
 def _name(run: RunFolder) -> str:

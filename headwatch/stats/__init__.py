@@ -5,7 +5,18 @@ drowns membership counts. A *share* is a ratio of means, mean head score / mean 
 its change is tested by linearised per-pair influence values. Nothing here reads or moves a global random state.
 """
 
+from headwatch.stats.bootstrap import (
+    NullBand,
+    bootstrap_effect,
+    bootstrap_importance,
+    bootstrap_shares,
+    null_band,
+    split_half_agreement,
+)
 from headwatch.stats.paired_tests import Change, benjamini_hochberg, change, paired_change, proven, unpaired_change
+from headwatch.stats.power import at_work, pairs_wanted, resolved
+from headwatch.stats.ranks import ranks, spearman
+from headwatch.stats.settings import EvidenceSettings
 from headwatch.stats.shares import (
     INSUFFICIENT,
     OK,
@@ -20,17 +31,6 @@ from headwatch.stats.shares import (
     shares,
     signal,
 )
-from headwatch.stats.ranks import ranks, spearman
-from headwatch.stats.bootstrap import (
-    NullBand,
-    bootstrap_effect,
-    bootstrap_importance,
-    bootstrap_shares,
-    null_band,
-    split_half_agreement,
-)
-from headwatch.stats.power import at_work, pairs_wanted, resolved
-from headwatch.stats.settings import EvidenceSettings
 from headwatch.stats.sign_flip import sign_flip_p
 
 __all__ = [

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headwatch.errors import UserError
-from headwatch.stats.shares import Floats, carrying_set, checked
+from headwatch.stats.importance import effect
 from headwatch.stats.ranks import spearman
 from headwatch.stats.settings import EvidenceSettings
-from headwatch.stats.importance import effect
+from headwatch.stats.shares import Floats, carrying_set, checked
 
 
 def split_half_agreement(scores: ArrayLike, splits: int = 10, seed: int = 0) -> float:

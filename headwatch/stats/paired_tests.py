@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike
 from scipy.special import stdtr, stdtrit
 
 from headwatch.errors import UserError
-from headwatch.stats.shares import Bools, Estimate, Floats, error_of_mean
 from headwatch.stats.settings import EvidenceSettings
+from headwatch.stats.shares import Bools, Estimate, Floats, error_of_mean
 from headwatch.stats.sign_flip import sign_flip_p
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from scipy.special import ndtri
 
 from headwatch.stats.paired_tests import Change, change, proven
-from headwatch.stats.shares import Bools, Estimate
 from headwatch.stats.settings import EvidenceSettings
+from headwatch.stats.shares import Bools, Estimate
 
 SURE = 0.95
 

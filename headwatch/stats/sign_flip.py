@@ -20,7 +20,7 @@ _NEWTON_STEPS = 80
 def sign_flip_p(values: ArrayLike) -> Floats:
     """Two-sided p values of "the mean over axis 0 is zero", by flipping signs. values: [N, ...]; result [...].
 
-    Exact for N <= 14; beyond, the saddlepoint approximation (its error against enumeration: tests/stats/test_sign_flip.py).
+    Exact for N <= 14; beyond, the saddlepoint approximation (error: tests/stats/test_sign_flip.py).
     No p is smaller than 2^(1 - m), m the number of values that are not 0.
     """
     v = np.asarray(values, np.float64)

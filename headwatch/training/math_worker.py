@@ -1,4 +1,4 @@
-"""A child process that grades one completion a line by math-verify. Started by headwatch.training.math_grader; see there.
+"""A child process that grades one completion per line by math-verify. Started by headwatch.training.math_grader.
 
 Reads {"gold": [texts], "text": completion, "answer": its answer or ""} as JSON on standard input and answers 1.0, 0.0,
 or null where no gold text can be parsed. It imports nothing of headwatch: it starts fast and is run by its path.
@@ -9,6 +9,11 @@ import json
 import logging
 import sys
 from typing import Any
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of address space; a power tower then ends in MemoryError here, not in the trainer
 
@@ -48,9 +53,7 @@ def main() -> None:
     """Answer until standard input ends. Whatever a completion provokes is a wrong answer, not the worker's end."""
     for name in ("math_verify", "math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limit on this system
-        import resource
-
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no such limit on this system
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     replies, sys.stdout = sys.stdout, sys.stderr  # nothing a library prints is taken for a reply
     import math_verify  # noqa: F401  # before the first reply: loading is not counted against a completion's time

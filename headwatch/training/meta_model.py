@@ -8,8 +8,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from headwatch.model.anatomy import Anatomy
 from headwatch.errors import UserError
+from headwatch.model.anatomy import Anatomy
 
 
 def skeleton(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:

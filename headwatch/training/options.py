@@ -15,12 +15,12 @@ from typing import Any, NoReturn
 import yaml
 from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
-from headwatch.monitor.alerts import DEFAULTS, AlertSettings
 from headwatch.errors import UserError
-from headwatch.stats import EvidenceSettings
+from headwatch.monitor.alerts import DEFAULTS, AlertSettings
 from headwatch.probes.openers import READ, SOURCES, Openers
 from headwatch.probes.questions import DEFAULT_QUESTIONS
 from headwatch.probes.system_prompts import SYSTEM_PROMPTS
+from headwatch.stats import EvidenceSettings
 from headwatch.training.data import DataArguments
 
 CONFIGS: dict[str, type[Any]] = {"sft": SFTConfig, "grpo": GRPOConfig}

@@ -15,11 +15,12 @@ from headwatch.attribution.batch_size import GIB, budget_gb
 from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
 from headwatch.probes.families import OPENERS
-from headwatch.probes.pair_set import names_openers
 from headwatch.probes.questions import load_questions
-from headwatch.training.options import Recipe
+from headwatch.probes.resolve import names_openers
+from headwatch.probes.resolve import resolve as resolve_probes
 from headwatch.training.data import DataArguments, load_rows, prepare
 from headwatch.training.meta_model import skeleton
+from headwatch.training.options import Recipe
 
 LOOKED_AT = 64  # rows
 
@@ -194,7 +195,7 @@ def _probes(recipe: Recipe, tokenizer: Any) -> tuple[int, str, str]:
     given, openers = options["probes"], options["openers"]
     n_pairs, seed = watch.probe_pairs, watch.probe_seed
     if not names_openers(given):
-        probes = ProbeSet.resolve(given, tokenizer, n_pairs, seed)
+        probes = resolve_probes(given, tokenizer, n_pairs, seed)
         return len(probes), probes.fingerprint, ""
     questions, _ = load_questions(openers.sources)
     told = (
@@ -202,7 +203,7 @@ def _probes(recipe: Recipe, tokenizer: Any) -> tuple[int, str, str]:
         f"{len(questions)} questions ({', '.join(openers.sources)}), read by {openers.metric}"
     )
     if openers.source == "fixed":
-        probes = ProbeSet.resolve(given, tokenizer, n_pairs, seed, openers.make(tokenizer, n_pairs, seed))
+        probes = resolve_probes(given, tokenizer, n_pairs, seed, openers.make(tokenizer, n_pairs, seed))
         return len(probes), probes.fingerprint, told
     others = [name for name in watch.probes if name != OPENERS]
     known = len(ProbeSet.generate(others, tokenizer, n_pairs, seed)) if others else 0

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headwatch.training.options import Options
-from headwatch.demo.toy_rows import write_questions, write_rows
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
+from headwatch.demo.toy_rows import write_questions, write_rows
+from headwatch.training.options import Options
 
 SIZE = ModelSize(n_layers=2, n_heads=4, d_model=32, d_mlp=64)
 BYTES_A_TOKEN = 8  # the stand-in's tokenizer falls back to bytes: its texts are up to this many times as long

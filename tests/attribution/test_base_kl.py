@@ -9,9 +9,10 @@ from helpers.tiny_trainers import save_tiny_model, sft_trainer
 from torch import Tensor
 
 from headwatch import HeadWatchCallback, ProbeSet, RunFolder, UserError
-from headwatch import base_answers as module
-from headwatch.attribution.metrics import Reads
+from headwatch.attribution import base_kl as module
 from headwatch.attribution.base_kl import AnswerObserver, BaseAnswers, lumped
+from headwatch.attribution.metrics import Reads
+from headwatch.record.base_answers import load_base_answers, save_base_answers
 
 
 def reads(n: int, positions: int, real: int | None = None) -> Reads:
@@ -87,16 +88,16 @@ def test_they_come_back_from_the_run_folder(whole: bool, tmp_path: Path, monkeyp
         monkeypatch.setattr(module, "WHOLE_VOCABULARY", 10)
         monkeypatch.setattr(module, "TOP_K", 4)
     _, answers = observed(torch.randn(5, 2, 30), torch.randn(5, 2, 30))
-    assert BaseAnswers.load(tmp_path) is None
-    answers.save(tmp_path)
-    read = BaseAnswers.load(tmp_path)
+    assert load_base_answers(tmp_path) is None
+    save_base_answers(answers, tmp_path)
+    read = load_base_answers(tmp_path)
     assert read is not None
     assert torch.equal(read.log_probs, answers.log_probs)
     assert (read.tokens is None) == whole
     assert whole or torch.equal(read.tokens, answers.tokens)
     (tmp_path / "base_answers.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="base_answers"):
-        BaseAnswers.load(tmp_path)
+        load_base_answers(tmp_path)
 
 
 def answers_of(model: torch.nn.Module, probes: ProbeSet) -> Tensor:

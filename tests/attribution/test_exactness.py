@@ -7,10 +7,10 @@ from helpers.tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_o
 from headwatch import Anatomy, score_edges, score_heads
 from headwatch.attribution import buffers as buffers_module
 from headwatch.attribution import edges as edges_module
+from headwatch.attribution.batch_size import batch_sizes
 from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.edges import EdgeCollector
 from headwatch.attribution.endpoints import interpolated
-from headwatch.attribution.batch_size import batch_sizes
 from headwatch.attribution.naive import naive_edges, naive_heads
 
 METRICS = ("logit_diff", "kl", "nll")

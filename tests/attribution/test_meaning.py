@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from helpers.tiny_models import largest_error, random_pairs, tiny_model
+from peft import LoraConfig, get_peft_model
 
 from headwatch import Anatomy, ProbeSet, UnsupportedModelError, UserError, score_edges, score_heads
 from headwatch.attribution.metrics import Reads

@@ -8,9 +8,9 @@ from helpers.tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_o
 
 from headwatch import Anatomy, score_edges, score_heads
 from headwatch.attribution import batch_pass
+from headwatch.attribution.naive import naive_edges
 from headwatch.attribution.run_layout import Arrangement, MaskRecorder, lie_beside, widened
 from headwatch.model.hooks import hooked
-from headwatch.attribution.naive import naive_edges
 
 KERNELS = [(name, kind) for name in ARCHITECTURES for kind in ("eager", "sdpa") if kind == "eager" or has_sdpa(name)]
 

@@ -6,16 +6,16 @@ import sys
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from helpers.tiny_models import largest_error, random_openers, random_pairs, tiny_model
+from peft import LoraConfig, get_peft_model
 
 from headwatch import Anatomy, ProbeSet, UserError, score_edges, score_heads
 from headwatch.attribution import buffers as buffers_module
-from headwatch.attribution.run_layout import lie_beside
+from headwatch.attribution.batch_size import batch_sizes, default_budget_gb
 from headwatch.attribution.batching import Span, batches, together
 from headwatch.attribution.buffers import Buffers, pieces
-from headwatch.attribution.batch_size import batch_sizes, default_budget_gb
 from headwatch.attribution.naive import naive_edges
+from headwatch.attribution.run_layout import lie_beside
 
 M = 3
 CPU = torch.device("cpu")

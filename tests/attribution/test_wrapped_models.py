@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from helpers.tiny_models import COMMON, largest_error, random_pairs, tiny_model
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
 from headwatch import Anatomy, UnsupportedModelError, score_edges, score_heads

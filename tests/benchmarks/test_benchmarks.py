@@ -12,12 +12,12 @@ import pytest
 from helpers.synthetic_runs import planted as planted_heads
 from helpers.synthetic_runs import write_synthetic_run
 
-from headwatch.stats import EvidenceSettings
-from headwatch.lives.history import HeadHistory
 from headwatch.demo.pretraining import BaseStage, teach_base
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
+from headwatch.lives.history import HeadHistory
+from headwatch.stats import EvidenceSettings
 
-BENCHES = Path(__file__).parents[1] / "benchmarks"
+BENCHES = Path(__file__).parents[2] / "benchmarks"
 
 
 def bench(name: str) -> ModuleType:

@@ -7,7 +7,8 @@ import pytest
 from helpers.tiny_graph import random_strength, tiny_graph
 
 from headwatch import UserError
-from headwatch.circuits.circuit import Circuit, Graph, circuit_heads
+from headwatch.circuits.circuit import Circuit, Graph
+from headwatch.circuits.stability import circuit_heads
 
 
 def on_a_path(kept: np.ndarray, graph: Graph) -> np.ndarray:

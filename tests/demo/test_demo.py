@@ -11,15 +11,15 @@ pytest.importorskip("trl")
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from headwatch.demo.post_training import GrpoStage, SftStage, train_grpo, train_sft
+from headwatch.demo.pretraining import BaseStage, accuracy, teach_base, text_batch
+from headwatch.demo.quiet import environment
+from headwatch.demo.run import QUICK, run_demo
+from headwatch.demo.sums import Sum, boxed_number, closed_box, exact_answer, sample_sums
+from headwatch.demo.tiny_model import WORDS, ModelSize, build_model, build_tokenizer, save
 from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
 from headwatch.record.run_folder import RunFolder
-from headwatch.demo.sums import Sum, boxed_number, closed_box, exact_answer, sample_sums
-from headwatch.demo.pretraining import BaseStage, accuracy, teach_base, text_batch
-from headwatch.demo.run import QUICK, run_demo
-from headwatch.demo.post_training import GrpoStage, SftStage, train_grpo, train_sft
-from headwatch.demo.quiet import environment
-from headwatch.demo.tiny_model import WORDS, ModelSize, build_model, build_tokenizer, save
 
 SMALL = ModelSize(n_layers=2, n_heads=4, d_model=32, d_mlp=64)
 ALL_SUMS = [Sum(a, b) for a in range(10, 100) for b in range(10, 100)]

@@ -249,14 +249,14 @@ def test_two_processes_have_one_frozen_set(model: Path, questions: str, tmp_path
         "changes": {"max_steps": 5, **CONSTANT},
         "resume": str(tmp_path / "cut" / "checkpoint-3"),
     }
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1] / "helpers"
     paths = os.pathsep.join([str(here.parent), str(here.parent.parent)])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     for part in (runs, {"cut": again}):
         order = tmp_path / "order.json"
         order.write_text(json.dumps({"model": str(model), "runs": part}))
         done = subprocess.run(
-            [*torchrun, str(here / "openers_two_processes.py"), str(order)],
+            [*torchrun, str(here / "openers_on_ranks.py"), str(order)],
             capture_output=True,
             text=True,
             timeout=280,

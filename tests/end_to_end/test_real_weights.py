@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from helpers.tiny_trainers import same_weights, trained_weights
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headwatch import HeadWatchCallback, ProbeSet, RunFolder, score_edges

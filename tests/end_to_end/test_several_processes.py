@@ -14,7 +14,8 @@ from helpers.tiny_trainers import same_weights, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from headwatch import ProbeSet, RunFolder, score_edges
-from headwatch.monitor.distributed import FAILED, FINE, REFUSED, Share, agree, from_main, is_sharded, world
+from headwatch.monitor.distributed import FAILED, FINE, REFUSED, agree, from_main, is_sharded, world
+from headwatch.monitor.sharded_scoring import Share
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     # The resumed run has the folder of the one that was begun.
     runs["begun "] = runs.pop("resumed")
     order.write_text(json.dumps({"model": str(model), "runs": {}}))
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1] / "helpers"
     paths = os.pathsep.join([str(here), str(here.parent)])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -54,7 +55,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for part in ({k: v for k, v in runs.items() if k != "begun "}, {"begun": runs["begun "]}):
         order.write_text(json.dumps({"model": str(model), "runs": part}))
         result = subprocess.run(
-            [*torchrun, str(here / "several_processes.py"), str(order)],
+            [*torchrun, str(here / "train_on_ranks.py"), str(order)],
             capture_output=True,
             text=True,
             timeout=280,

@@ -55,7 +55,9 @@ def trainings() -> Iterator[Trainings]:
 
 def _moments(kill_at: int | None, told: int) -> None:
     """Count the dangerous moments, and die at one of them."""
-    from headwatch import callback, run_folder
+    from headwatch import callback
+    from headwatch.io import atomic
+    from headwatch.record import run_folder
 
     passed = 0
 
@@ -105,7 +107,7 @@ def _moments(kill_at: int | None, told: int) -> None:
         return Torn(file) if mode == "ab+" else file
 
     run_folder.open = opened  # type: ignore[attr-defined]
-    run_folder.os = type("os", (), {**vars(os), "replace": around(os.replace), "fsync": around(os.fsync)})  # type: ignore[attr-defined]
+    run_folder.os = atomic.os = type("os", (), {**vars(os), "replace": around(os.replace), "fsync": around(os.fsync)})  # type: ignore[attr-defined]
     callback.score_edges = around(callback.score_edges)  # type: ignore[assignment]
 
 
@@ -114,10 +116,10 @@ def train(
 ) -> None:
     """An SFT training with a probe at every second step and a checkpoint every third."""
     import torch
-    from helpers.tiny_trainers import sft_trainer
     from transformers import TrainerCallback
 
     from headwatch import HeadWatchCallback
+    from helpers.tiny_trainers import sft_trainer
 
     torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""Runs for torchrun: `torchrun --nproc-per-node 2 openers_two_processes.py ORDER.json`. gloo, on the CPU."""
+"""Runs for torchrun: `torchrun --nproc-per-node 2 openers_on_ranks.py ORDER.json`. gloo, on the CPU."""
 
 import json
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.tiny_trainers import sft_trainer, trained_weights
 
 from headwatch import HeadWatchCallback, Openers
+from helpers.tiny_trainers import sft_trainer, trained_weights
 
 
 def main(order: dict[str, Any], out: Path) -> None:

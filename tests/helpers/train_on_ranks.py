@@ -1,4 +1,4 @@
-"""A training for torchrun: `torchrun --nproc-per-node 2 several_processes.py ORDER.json`. gloo, on the CPU.
+"""A training for torchrun: `torchrun --nproc-per-node 2 train_on_ranks.py ORDER.json`. gloo, on the CPU.
 
 The order says what to do; every rank writes what it ended with beside it.
 """
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.tiny_trainers import TRAINERS, trained_weights
 from transformers import TrainerCallback
 
 from headwatch import HeadWatchCallback
 from headwatch.attribution.metrics import Reads, logit_diff
+from helpers.tiny_trainers import TRAINERS, trained_weights
 
 
 class FailsOn:

@@ -3,8 +3,8 @@
 import pytest
 from test_history import BASE, Run, shares
 
-from headwatch.lives.across_families import combined, combined_lives
 from headwatch.errors import UserError
+from headwatch.lives.across_families import combined, combined_lives
 from headwatch.lives.history import HeadHistory
 
 

@@ -11,10 +11,10 @@ from test_history import L as N_LAYERS
 from test_history import N as N_PAIRS
 
 from headwatch.lives.events import Event
-from headwatch.stats import EvidenceSettings
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import HeadState
 from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.stats import EvidenceSettings
 
 NEXT = EvidenceSettings(confirm="next")
 

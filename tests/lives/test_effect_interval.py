@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from helpers.synthetic_runs import write_synthetic_run
 from helpers.tiny_graph import random_strength, tiny_graph
+from numpy.typing import NDArray
 
 from headwatch import stats
-from headwatch.circuits.circuit import circuit_heads
+from headwatch.circuits.stability import circuit_heads
 from headwatch.errors import UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.stats.importance import EffectDraws, effect, quantile_of
@@ -32,9 +32,7 @@ def test_it_is_the_paired_bootstrap_of_the_mean_over_probes() -> None:
     history = evidence_history(probes)
     scaled = [np.float32(3.0 * p).astype(float) for p in probes]
     zero, gap = np.zeros(24), np.full(24, 3.0)
-    mean = np.mean(
-        [stats.bootstrap_effect((scaled[0], zero, gap), (at, zero, gap), 200) for at in scaled[1:]], axis=0
-    )
+    mean = np.mean([stats.bootstrap_effect((scaled[0], zero, gap), (at, zero, gap), 200) for at in scaled[1:]], axis=0)
     np.testing.assert_allclose(history.effect_interval(), np.quantile(mean, (0.025, 0.975), axis=0), atol=1e-5)
     low, high = history.effect_interval()
     assert ((low <= history.effect()) & (history.effect() <= high)).mean() > 0.9

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from helpers.synthetic_runs import write_synthetic_run
+from numpy.typing import NDArray
 
 from headwatch.errors import UserError
-from headwatch.stats import EvidenceSettings
 from headwatch.lives.history import HeadHistory, effect
 from headwatch.lives.states import ACTIVE, HeadState, is_in
+from headwatch.stats import EvidenceSettings
 
 Floats = NDArray[np.float64]
 L, H, N = 3, 4, 32

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from headwatch.lives.reward_coupling import coupling_scalars, lagged_correlation
 from headwatch.lives.history import HeadHistory
+from headwatch.lives.reward_coupling import coupling_scalars
+from headwatch.stats.lagged_correlation import lagged_correlation
 
 
 def test_coupling_takes_the_window_since_the_last_probe() -> None:

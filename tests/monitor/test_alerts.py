@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from headwatch.lives.history import HeadHistory
 from headwatch.monitor.alerts import (
     KINDS,
     Alert,
@@ -19,7 +20,6 @@ from headwatch.monitor.alerts import (
     sign_test,
     trend_p,
 )
-from headwatch.lives.history import HeadHistory
 
 STEPS = list(range(0, 110, 10))
 

@@ -13,8 +13,9 @@ from torch.distributed.fsdp import FSDPModule  # noqa: F401  (what is loaded her
 
 from headwatch.attribution import HeadScores
 from headwatch.attribution.scores import Checks, Readings
+from headwatch.monitor.distributed import FAILED, FINE, REFUSED, agree, from_main, world
+from headwatch.monitor.sharded_scoring import Share
 from headwatch.probes import ProbeSet
-from headwatch.monitor.distributed import FAILED, FINE, REFUSED, Share, agree, from_main, world
 
 N = 5
 

@@ -11,8 +11,8 @@ from helpers.tiny_trainers import save_tiny_model, sft_trainer
 from transformers import TrainerCallback
 
 from headwatch import EvidenceSettings, HeadWatchCallback, ProbeSet, RunFolder, UserError
-from headwatch.monitor.resume import SIDECAR
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
+from headwatch.monitor.resume import SIDECAR
 
 CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 0}  # the same in a run of another length
 SAVING = {"save_strategy": "steps", "save_steps": 3, **CONSTANT}

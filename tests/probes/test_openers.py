@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import Qwen2Tokenizer
 
+from headwatch.demo.tiny_model import build_tokenizer
 from headwatch.errors import UserError
 from headwatch.probes import Openers, ProbeSet
 from headwatch.probes.openers import DIRECT, REASONING
 from headwatch.probes.questions import load_questions
-from headwatch.demo.tiny_model import build_tokenizer
 
 DATA = Path(__file__).parents[2].joinpath("../shared/data").resolve()
 TELL = "Think first."

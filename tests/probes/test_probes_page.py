@@ -5,7 +5,7 @@ from pathlib import Path
 
 from headwatch.probes import FAMILIES, ProbeSet
 
-PAGE = (Path(__file__).parents[2] / "docs" / "probes.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "probes.md").read_text(encoding="utf-8")
 
 
 def test_examples_are_the_first_pairs_of_seed_0(char_tokenizer):

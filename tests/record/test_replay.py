@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from helpers.synthetic_runs import planted, write_synthetic_run
 
-from headwatch.stats import EvidenceSettings, carrying_set
 from headwatch.lives.history import HeadHistory
+from headwatch.stats import EvidenceSettings, carrying_set
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])

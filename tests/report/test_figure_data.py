@@ -8,7 +8,7 @@ from helpers.plain_run import write_plain_run
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import HeadState
 from headwatch.record.run_folder import RunFolder
-from headwatch.report import figures, words
+from headwatch.report import figure_data, sentences
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +19,12 @@ def history(grpo: RunFolder) -> HeadHistory:
 def test_every_figure_is_plain_json(grpo: RunFolder, history: HeadHistory):
     for rule in ("evidence", "circuit"):
         for family in grpo.families:
-            drawn = figures.all_figures(HeadHistory.from_run(grpo, family, rule), grpo.training())
+            drawn = figure_data.all_figures(HeadHistory.from_run(grpo, family, rule), grpo.training())
             assert json.loads(json.dumps(drawn, allow_nan=False)) == drawn
 
 
 def test_cohorts_stack_up_to_the_newly_active(history: HeadHistory):
-    chart = figures.cohort_chart(history)
+    chart = figure_data.cohort_chart(history)
     stacked = np.sum([cohort["active"] for cohort in chart["cohorts"]], axis=0)
     assert len(chart["cohorts"]) > 1
     np.testing.assert_array_equal(stacked, chart["newly_active"])
@@ -34,7 +34,7 @@ def test_cohorts_stack_up_to_the_newly_active(history: HeadHistory):
 @pytest.mark.parametrize("rule", ["evidence", "circuit"])
 def test_life_raster_tells_state_and_membership_of_every_head_that_was_ever_either(grpo: RunFolder, rule: str):
     history = HeadHistory.from_run(grpo, rule=rule)
-    raster = figures.life_raster(history)
+    raster = figure_data.life_raster(history)
     told = {tuple(head): signs for head, signs in zip(raster["heads"], raster["lives"], strict=True)}
     seen = np.argwhere((history.active | history.member).any(axis=0))
     assert sorted(told) == sorted(tuple(int(i) for i in place) for place in seen)
@@ -51,7 +51,7 @@ def test_life_raster_tells_state_and_membership_of_every_head_that_was_ever_eith
 
 
 def test_life_raster_is_ordered_by_group_and_first_activity(history: HeadHistory):
-    raster = figures.life_raster(history)
+    raster = figure_data.life_raster(history)
     first = {tuple(h): int(history.active[:, h[0], h[1]].argmax()) for h in raster["heads"]}
     keys = [
         (("base", "joined", "crossed").index(group), first[tuple(head)], *head)
@@ -64,15 +64,15 @@ def test_life_raster_is_ordered_by_group_and_first_activity(history: HeadHistory
 
 def test_training_curves_choose_what_says_something():
     grpo = [{"step": s, "reward": s / 10, "loss": 0.0, "rewards/accuracy_reward/mean": 0.5} for s in range(1, 6)]
-    assert set(figures.training_curves(grpo)) == {"reward", "accuracy"}
+    assert set(figure_data.training_curves(grpo)) == {"reward", "accuracy"}
     sft = [{"step": s, "loss": 2.0 - s, "mean_token_accuracy": 0.5, "eval_loss": 1.0} for s in range(1, 6)]
-    assert set(figures.training_curves(sft)) == {"loss", "accuracy"}
-    assert figures.training_curves([]) == {}
+    assert set(figure_data.training_curves(sft)) == {"loss", "accuracy"}
+    assert figure_data.training_curves([]) == {}
 
 
 def test_training_curves_leave_out_what_is_no_number_and_average_long_logs():
     rows = [{"step": s, "loss": float(s)} for s in range(1, 1001)] + [{"step": 1001, "loss": math.nan}, {"step": 1002}]
-    curve = figures.training_curves([*rows, {"step": 1003, "loss": None}])["loss"]
+    curve = figure_data.training_curves([*rows, {"step": 1003, "loss": None}])["loss"]
     assert curve["logs_a_point"] == 5
     assert len(curve["steps"]) == 200
     assert curve["values"][0] == 3.0  # the mean of 1 .. 5
@@ -81,34 +81,34 @@ def test_training_curves_leave_out_what_is_no_number_and_average_long_logs():
 
 def test_gap_counts_positive_in_the_base_direction(history: HeadHistory):
     assert history.metric_gap[0] < 0  # logit difference: the clean prompt scores higher
-    curve = figures.probe_curves(history, [0.5] * len(history.steps))
+    curve = figure_data.probe_curves(history, [0.5] * len(history.steps))
     assert curve["gap"][0] == pytest.approx(-history.metric_gap[0], abs=1e-3)
 
 
 def test_survival_leaves_out_groups_without_a_spell(tmp_path, history: HeadHistory):
-    curves = figures.survival(history)
+    curves = figure_data.survival(history)
     assert set(curves) == {"emerged", "base"}
     assert curves["emerged"]["survival"][0] == 1
     still = HeadHistory.from_run(write_plain_run(tmp_path, [0, 10]))
-    assert set(figures.survival(still)) == {"base"}
+    assert set(figure_data.survival(still)) == {"base"}
 
 
 def test_circuit_rule_carries_its_stability_and_no_q_value(grpo: RunFolder, history: HeadHistory):
     circuit = HeadHistory.from_run(grpo, rule="circuit")
-    kept = figures.stability(circuit)
+    kept = figure_data.stability(circuit)
     assert 0.0 < kept["mean"][-1] <= 1.0
     assert len(kept["now"]) == circuit.n_layers
-    assert figures.stability(history) is None
-    q = figures.event_list(circuit)["columns"].index("q")
-    assert all(row[q] is None for row in figures.event_list(circuit)["rows"])
-    assert all(row[q] is not None for row in figures.event_list(history)["rows"])
+    assert figure_data.stability(history) is None
+    q = figure_data.event_list(circuit)["columns"].index("q")
+    assert all(row[q] is None for row in figure_data.event_list(circuit)["rows"])
+    assert all(row[q] is not None for row in figure_data.event_list(history)["rows"])
 
 
 def test_headline_says_what_was_found(tmp_path, grpo: RunFolder, history: HeadHistory):
     n_emerged = history.newly_active()[-1]
-    assert words.headline(history).startswith(f"{n_emerged} heads emerged")
-    assert "addition" in words.headline(history)
-    assert "Nothing is tested" in words.headline(HeadHistory.from_run(grpo, rule="circuit"))
+    assert sentences.headline(history).startswith(f"{n_emerged} heads emerged")
+    assert "addition" in sentences.headline(history)
+    assert "Nothing is tested" in sentences.headline(HeadHistory.from_run(grpo, rule="circuit"))
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_headline_says_what_was_found(tmp_path, grpo: RunFolder, history: HeadHi
     ],
 )
 def test_headline_claims_no_more_than_there_is(tmp_path, steps: list[int], gap: float, said: str):
-    assert said in words.headline(HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap)))
+    assert said in sentences.headline(HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap)))
 
 
 def test_plain_rounds_and_has_no_nan():
-    assert figures.plain(np.array([[1.23456, np.nan], [np.inf, 2.0]]), 2) == [[1.23, None], [None, 2]]
-    assert figures.significant(0.00123456, 3) == 0.00123
-    assert figures.significant(math.nan, 3) is None
+    assert figure_data.plain(np.array([[1.23456, np.nan], [np.inf, 2.0]]), 2) == [[1.23, None], [None, 2]]
+    assert figure_data.significant(0.00123456, 3) == 0.00123
+    assert figure_data.significant(math.nan, 3) is None

@@ -4,7 +4,7 @@ import scipy.stats
 
 from headwatch.lives.history import HeadHistory
 from headwatch.record.run_folder import RunFolder
-from headwatch.report import head_pages
+from headwatch.report import head_page_data
 
 
 @pytest.fixture(scope="module")
@@ -14,19 +14,19 @@ def history(grpo: RunFolder) -> HeadHistory:
 
 def test_heads_with_something_to_tell_come_first(grpo: RunFolder, history: HeadHistory):
     circuit = HeadHistory.from_run(grpo, rule="circuit")
-    heads, told = head_pages.ranked_heads([history, circuit])
+    heads, told = head_page_data.ranked_heads([history, circuit])
     assert len(set(heads)) == len(heads) == history.n_layers * history.n_heads
     seen = (history.active | history.member | circuit.active).any(axis=0) | (
         history.strengthened | history.weakened
     ).any(axis=0)
     assert {tuple(int(i) for i in at) for at in np.argwhere(seen)} == set(heads[:told])
-    assert head_pages.ranked_heads([]) == ([], 0)
+    assert head_page_data.ranked_heads([]) == ([], 0)
 
 
 def test_paths_are_the_shares_with_their_interval(grpo: RunFolder, history: HeadHistory):
-    heads, _ = head_pages.ranked_heads([history])
+    heads, _ = head_page_data.ranked_heads([history])
     pairs = grpo.pairs_of("addition")
-    paths = head_pages.share_paths(history, heads, len(pairs))
+    paths = head_page_data.share_paths(history, heads, len(pairs))
     assert [tuple(h) for h in paths["heads"]] == heads
     at = grpo.read_scores(history.steps[-1])
     scores, gap = at.head_scores[pairs].astype(float), (at.metric_corrupted - at.metric_clean)[pairs].astype(float)
@@ -43,27 +43,27 @@ def test_paths_are_the_shares_with_their_interval(grpo: RunFolder, history: Head
 
 
 def test_long_runs_are_thinned_before_heads_are_left_out(history: HeadHistory):
-    heads, _ = head_pages.ranked_heads([history])
-    thin = head_pages.share_paths(history, heads, 32, max_values=len(heads) * 5)
+    heads, _ = head_page_data.ranked_heads([history])
+    thin = head_page_data.share_paths(history, heads, 32, max_values=len(heads) * 5)
     assert (thin["probes"][0], thin["probes"][-1]) == (0, len(history.steps) - 1)
     assert len(thin["rows"]) * len(thin["probes"]) <= max(len(heads) * 5, 12 * len(thin["rows"]))
-    few = head_pages.share_paths(history, heads, 32, max_values=33)
+    few = head_page_data.share_paths(history, heads, 32, max_values=33)
     assert len(few["heads"]) == 3
     assert few["heads"] == [list(h) for h in heads[:3]]
 
 
 def test_importance_is_the_circuits(grpo: RunFolder):
     circuit = HeadHistory.from_run(grpo, rule="circuit")
-    paths = head_pages.importance_paths(circuit, [(0, 0), (2, 1)])
+    paths = head_page_data.importance_paths(circuit, [(0, 0), (2, 1)])
     np.testing.assert_allclose(np.array(paths["rows"][1]) * 1e-5, circuit.importance[:, 2, 1], atol=0.6e-5)
-    assert head_pages.share_paths(circuit, [(0, 0)], 32) is None
+    assert head_page_data.share_paths(circuit, [(0, 0)], 32) is None
 
 
 def test_strongest_edges_are_the_largest_of_the_matrix(grpo: RunFolder, history: HeadHistory):
     shape = (history.n_layers, history.n_heads)
     matrices = [grpo.read_scores(step).edges_mean_abs[0] for step in grpo.steps]
-    heads, told = head_pages.ranked_heads([history])
-    found = head_pages.strongest_edges(range(len(matrices)), matrices.__getitem__, shape, heads, told)
+    heads, told = head_page_data.ranked_heads([history])
+    found = head_page_data.strongest_edges(range(len(matrices)), matrices.__getitem__, shape, heads, told)
     assert found["probes"][0] == 0
     assert found["probes"][-1] == len(matrices) - 1
     q, k = len(found["probes"]) - 1, 3
@@ -83,12 +83,12 @@ def test_strongest_edges_are_the_largest_of_the_matrix(grpo: RunFolder, history:
 
 
 def test_changes_keep_the_last_probe_within_their_budget(history: HeadHistory):
-    heads = head_pages.ranked_heads([history])[0]
-    whole = head_pages.change_table(history, heads)
+    heads = head_page_data.ranked_heads([history])[0]
+    whole = head_page_data.change_table(history, heads)
     assert whole["probes"] == list(range(1, len(history.steps)))  # the base has none
-    few = head_pages.change_table(history, heads, max_values=12 * len(heads))
+    few = head_page_data.change_table(history, heads, max_values=12 * len(heads))
     assert few["probes"] == [len(history.steps) - 1]
-    assert head_pages.change_table(history, heads, max_values=24)["heads"] == [list(head) for head in heads[:2]]
+    assert head_page_data.change_table(history, heads, max_values=24)["heads"] == [list(head) for head in heads[:2]]
     layer, head = whole["heads"][3]
     for of in ("share", "raw", "importance"):
         change = history.change(of)
@@ -96,13 +96,13 @@ def test_changes_keep_the_last_probe_within_their_budget(history: HeadHistory):
         told = (change.difference[4, layer, head], (high - low) / 2, change.p_value[4, layer, head])
         np.testing.assert_allclose(whole[of][3][12:15], told, rtol=0.06)
         assert few[of][3] == whole[of][3][-4:]
-    assert head_pages.change_table(HeadHistory(2, 2), [(0, 0)]) is None
+    assert head_page_data.change_table(HeadHistory(2, 2), [(0, 0)]) is None
 
 
 def test_importance_comes_with_the_ends_of_its_interval(grpo: RunFolder):
     circuit = HeadHistory.from_run(grpo, rule="circuit")
-    heads = head_pages.ranked_heads([circuit])[0]
-    paths = head_pages.importance_paths(circuit, heads)
+    heads = head_page_data.ranked_heads([circuit])[0]
+    paths = head_page_data.importance_paths(circuit, heads)
     for k, (layer, head) in enumerate(heads):
         for name, reach in (
             ("low", circuit.importance - circuit.importance_low),
@@ -113,19 +113,19 @@ def test_importance_comes_with_the_ends_of_its_interval(grpo: RunFolder):
     assert 0 in paths["high"]  # a head that is never in the circuit takes no room
     old = HeadHistory(2, 2, rule="circuit")
     old.add_membership(0, np.eye(2) > 0, np.eye(2))
-    assert head_pages.importance_paths(old, [(0, 0)])["low"] is None
+    assert head_page_data.importance_paths(old, [(0, 0)])["low"] is None
 
 
 def test_edges_have_a_budget_and_may_be_missing(grpo: RunFolder, history: HeadHistory):
-    shape, heads = (history.n_layers, history.n_heads), head_pages.ranked_heads([history])[0]
+    shape, heads = (history.n_layers, history.n_heads), head_page_data.ranked_heads([history])[0]
     matrices = [grpo.read_scores(step).edges_mean_abs[0] for step in grpo.steps]
-    few = head_pages.strongest_edges(range(11), matrices.__getitem__, shape, heads, 4, max_values=100)
+    few = head_page_data.strongest_edges(range(11), matrices.__getitem__, shape, heads, 4, max_values=100)
     values = sum(len(entry or []) for side in ("out", "into") for rows in few[side] for entry in rows)
     assert values <= 100
-    spread = head_pages.strongest_edges(range(11), matrices.__getitem__, shape, heads, 4, max_values=5000)
+    spread = head_page_data.strongest_edges(range(11), matrices.__getitem__, shape, heads, 4, max_values=5000)
     kept = [sum(entry is not None for entry in rows) for rows in spread["out"]]
     assert kept[:4] == [len(spread["probes"])] * 4
     assert set(kept[4:]) == {2}  # the first probe and the last
-    assert head_pages.strongest_edges([], matrices.__getitem__, shape, heads, 4) is None
-    assert head_pages.strongest_edges([0], lambda _: None, shape, heads, 4) is None
-    assert head_pages.strongest_edges([0], matrices.__getitem__, (3, 3), heads, 4) is None
+    assert head_page_data.strongest_edges([], matrices.__getitem__, shape, heads, 4) is None
+    assert head_page_data.strongest_edges([0], lambda _: None, shape, heads, 4) is None
+    assert head_page_data.strongest_edges([0], matrices.__getitem__, (3, 3), heads, 4) is None

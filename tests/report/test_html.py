@@ -12,7 +12,7 @@ from headwatch.errors import UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import HeadState
 from headwatch.record.run_folder import RunFolder
-from headwatch.report import figures, words
+from headwatch.report import figure_data, sentences
 from headwatch.report.html import json_for_html, write_report
 
 Browse = Callable[..., Dom]
@@ -65,7 +65,7 @@ def test_json_cannot_end_its_element():
 def test_headline_stands_without_a_script(page: Path, grpo: RunFolder):
     without = re.search(r"<noscript>(.*?)</noscript>", page.read_text(encoding="utf-8"), re.S)
     assert without is not None
-    assert words.headline(HeadHistory.from_run(grpo)) in without.group(1)
+    assert sentences.headline(HeadHistory.from_run(grpo)) in without.group(1)
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
@@ -88,12 +88,12 @@ def test_every_mark_that_the_data_has_is_drawn(page: Path, grpo: RunFolder, brow
     assert drawn == pytest.approx(expected, abs=1e-3)
     assert len(dom.find("effect")) == np.isfinite(history.effect()).sum()
     assert [int(n.attributes["data-step"]) for n in dom.find("cohort")] == sorted(history.cohorts())
-    raster = figures.life_raster(history)
+    raster = figure_data.life_raster(history)
     assert [n.attributes["data-head"] for n in dom.find("life")] == [f"{a}.{b}" for a, b in raster["heads"]]
     assert len(dom.find("event")) == len(history.events) > 0
-    assert {n.attributes["data-group"] for n in dom.find("survival")} == set(figures.survival(history))
+    assert {n.attributes["data-group"] for n in dom.find("survival")} == set(figure_data.survival(history))
     assert {n.attributes["data-series"] for n in dom.find("series")} == {"reward", "probe", "gap"}
-    assert dom.words("headline", inside="titles") == [words.headline(history)]
+    assert dom.words("headline", inside="titles") == [sentences.headline(history)]
     assert ("Circuit rule" if rule == "circuit" else "Evidence rule") in next(
         n.text for n in dom.nodes if n.attributes.get("id") == "rule-note"
     )
@@ -111,7 +111,7 @@ def test_step_moves_now_in_map_ledger_and_events(page: Path, grpo: RunFolder, br
     count = {s: int((state == s).sum()) for s in HeadState}
     retained = count[HeadState.BASE] + count[HeadState.RETAINED]
     shown = [HeadState.DROPPED, HeadState.EMERGED, HeadState.REEMERGED, HeadState.PRUNED]
-    moved = figures.changes(history)
+    moved = figure_data.changes(history)
     assert numbers == [
         int(history.active[index].sum()),
         retained,
@@ -129,7 +129,7 @@ def test_two_runs_stand_side_by_side_with_what_each_added(grpo: RunFolder, sft: 
     assert len(dom.find("course", tag="svg")) == len(dom.find("headline", inside="titles")) == 2
     joined = [
         {tuple(h) for h, group in zip(raster["heads"], raster["group"], strict=True) if group == "joined"}
-        for raster in map(figures.life_raster, histories)
+        for raster in map(figure_data.life_raster, histories)
     ]
     assert len(dom.find("added", tag="circle")) == sum(len(heads) for heads in joined)
     said = " ".join(dom.words(inside="added", tag="p"))
@@ -170,7 +170,7 @@ def test_a_large_model_is_drawn_whole(browse: Browse, tmp_path):
     run = write_plain_run(tmp_path, [0, 10], layers=48, heads=40)
     dom = ready(browse(write_report(run)))
     assert len(dom.find("cell", inside="where")) == 2 * 48 * 40
-    assert len(dom.find("life")) == len(figures.life_raster(HeadHistory.from_run(run))["heads"])
+    assert len(dom.find("life")) == len(figure_data.life_raster(HeadHistory.from_run(run))["heads"])
 
 
 def test_names_and_values_from_outside_stay_text(browse: Browse, tmp_path):

@@ -13,7 +13,7 @@ from helpers.synthetic_runs import write_synthetic_run
 
 from headwatch.lives.history import HeadHistory
 from headwatch.record.run_folder import RunFolder
-from headwatch.report import figures, words
+from headwatch.report import figure_data
 from headwatch.report.html import render, run_data, write_report
 
 Visit = Callable[..., Page]
@@ -33,11 +33,11 @@ def test_summary_tells_every_family_apart(grpo: RunFolder, visit: Visit, tmp_pat
         accuracy = [float(grpo.read_scores(s).correct[grpo.pairs_of(family)].mean()) for s in grpo.steps]
         last = grpo.scalars()[-1]
         chance = tuple(last[f"{family}/circuit/membership_changes_by_chance_{end}"] for end in ("low", "high"))
-        assert sentences == words.summary(history, circuit, accuracy, chance)["sentences"]
+        assert sentences == sentences.summary(history, circuit, accuracy, chance)["sentences"]
         assert "its own null band: two halves" in " ".join(sentences)
     joined = [
         {f"L{a}.H{b}" for (a, b), g in zip(r["heads"], r["group"], strict=True) if g == "joined"}
-        for r in (figures.life_raster(HeadHistory.from_run(grpo, family)) for family in grpo.families)
+        for r in (figure_data.life_raster(HeadHistory.from_run(grpo, family)) for family in grpo.families)
     ]
     both = joined[0] & joined[1]
     across = page.run("document.querySelector('.across').textContent")
@@ -69,7 +69,7 @@ def test_signals_are_drawn_from_the_history(grpo: RunFolder, visit: Visit, tmp_p
     drawn = page.run("[...document.querySelectorAll('#signals path.signal')].map((p) => p.dataset.signal)")
     assert drawn == ["membership", "split", "kl", "entropy"]
     assert page.run("document.querySelectorAll('#signals .chance').length") == 1
-    turnover = figures.turnover(history)
+    turnover = figure_data.turnover(history)
     bars = [
         page.run(f"document.querySelectorAll('#signals svg:is([aria-label^=Turnover]) .{way}').length")
         for way in ("up", "down")
@@ -86,7 +86,7 @@ def test_runs_are_compared_by_head(grpo: RunFolder, sft: RunFolder, visit: Visit
     histories = [HeadHistory.from_run(run, "addition") for run in (grpo, sft)]
     joined = [
         {tuple(h) for h, g in zip(r["heads"], r["group"], strict=True) if g == "joined"}
-        for r in map(figures.life_raster, histories)
+        for r in map(figure_data.life_raster, histories)
     ]
     said = texts(page, "#added .facts p")
     for line, heads in zip(said, [joined[0] & joined[1], joined[0] - joined[1], joined[1] - joined[0]], strict=False):

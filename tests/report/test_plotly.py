@@ -6,13 +6,13 @@ from helpers.plain_run import write_plain_run
 
 from headwatch.lives.history import HeadHistory
 from headwatch.record.run_folder import RunFolder
-from headwatch.report import figures, plotly_figures
+from headwatch.report import figure_data, plotly
 
 
 @pytest.fixture(scope="module", params=["evidence", "circuit"])
 def drawn(request, grpo: RunFolder) -> dict[str, dict]:
     history = HeadHistory.from_run(grpo, rule=request.param)
-    return plotly_figures.draw(figures.all_figures(history, grpo.training()))
+    return plotly.draw(figure_data.all_figures(history, grpo.training()))
 
 
 def test_plotly_accepts_every_figure_and_writes_plain_lists(drawn):
@@ -44,15 +44,15 @@ def test_cohort_areas_are_stacked_and_the_reward_lies_below(drawn, grpo: RunFold
 
 def test_many_cohorts_are_merged_without_losing_a_head():
     cohorts = [{"step": 10 * k, "active": [k, 1]} for k in range(1, 31)]
-    merged = plotly_figures._merged_cohorts(cohorts)
-    assert len(merged) <= len(plotly_figures.RAMP)
+    merged = plotly._merged_cohorts(cohorts)
+    assert len(merged) <= len(plotly.RAMP)
     assert np.sum([active for _, active in merged], axis=0).tolist() == [sum(range(1, 31)), 30]
     assert merged[0][0] == "10–40"
 
 
 def test_frequency_map_has_base_heads_below_zero_and_squares_on_active_heads(grpo: RunFolder):
     history = HeadHistory.from_run(grpo)
-    heatmap, squares = plotly_figures.activation_frequency(figures.all_figures(history)["activation_frequency"])["data"]
+    heatmap, squares = plotly.activation_frequency(figure_data.all_figures(history)["activation_frequency"])["data"]
     signed = np.array(heatmap["z"]).T  # layers across, heads down
     np.testing.assert_allclose(np.abs(signed), history.activation_frequency(), atol=0.006)
     base = history.active[0]
@@ -65,7 +65,7 @@ def test_frequency_map_has_base_heads_below_zero_and_squares_on_active_heads(grp
 
 def test_life_bars_are_the_spells(grpo: RunFolder):
     history = HeadHistory.from_run(grpo)
-    traces = plotly_figures.lives(figures.all_figures(history)["lives"])["data"]
+    traces = plotly.lives(figure_data.all_figures(history)["lives"])["data"]
     bars = sorted((trace["x"][i], trace["x"][i + 1]) for trace in traces for i in range(0, len(trace["x"]), 3))
     expected = sorted((s.start, s.last_seen if s.end is None else s.end) for s in history.spells())
     assert bars == expected
@@ -75,5 +75,5 @@ def test_life_bars_are_the_spells(grpo: RunFolder):
 def test_figures_of_runs_with_nothing_to_show(tmp_path, steps, gap):
     graph_objects = pytest.importorskip("plotly.graph_objects", reason="needs the wandb extra: plotly")
     history = HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap))
-    for figure in plotly_figures.draw(figures.all_figures(history)).values():
+    for figure in plotly.draw(figure_data.all_figures(history)).values():
         graph_objects.Figure(figure)

@@ -4,15 +4,15 @@ from helpers.plain_run import write_plain_run
 
 from headwatch.lives.history import HeadHistory
 from headwatch.record.run_folder import RunFolder
-from headwatch.report import figures, words
+from headwatch.report import figure_data, sentences
 
 
 @pytest.mark.parametrize("limit", [3.0, 40.5])
 def test_summary_says_what_the_statistics_carry(grpo: RunFolder, limit: float):
     history, circuit = HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit")
-    told = words.summary(history, circuit, [0.5] * (len(history.steps) - 1) + [0.75], chance=(1.0, limit))
+    told = sentences.summary(history, circuit, [0.5] * (len(history.steps) - 1) + [0.75], chance=(1.0, limit))
     assert (told["family"], told["status"]) == ("addition", "ok")
-    moved = figures.changes(history)
+    moved = figure_data.changes(history)
     first, second, third, resolved, fourth, fifth = told["sentences"]
     assert first.startswith(f"{moved['strengthened'][-1]} heads strengthened and {moved['weakened'][-1]} weakened")
     newly = np.isin(history.state, (4, 6))
@@ -42,15 +42,15 @@ def test_a_count_at_the_edge_of_its_band_is_inside(grpo: RunFolder):
     history, circuit = HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit")
     paper = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1]
     for limit, said in ((paper, "within"), (paper - 1, "more than")):
-        told = " ".join(words.summary(history, circuit, chance=(0.0, float(limit)))["sentences"])
+        told = " ".join(sentences.summary(history, circuit, chance=(0.0, float(limit)))["sentences"])
         assert f"gone), {said} its own null band: two halves" in told
 
 
 def test_nothing_is_said_of_a_null_band_that_is_not_there(grpo: RunFolder):
-    told = words.summary(HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit"))
+    told = sentences.summary(HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit"))
     paper = next(sentence for sentence in told["sentences"] if "paper’s" in sentence)
     assert "differ" not in paper
-    assert not any("paper’s" in sentence for sentence in words.summary(HeadHistory.from_run(grpo))["sentences"])
+    assert not any("paper’s" in sentence for sentence in sentences.summary(HeadHistory.from_run(grpo))["sentences"])
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,6 @@ def test_nothing_is_said_of_a_null_band_that_is_not_there(grpo: RunFolder):
     ],
 )
 def test_statuses_are_said_plainly(tmp_path, steps: list[int], gap: float, status: str, said: str | None):
-    told = words.summary(HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap)))
+    told = sentences.summary(HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap)))
     assert told["status"] == status
     assert told["sentences"] == [] if said is None else said in told["sentences"][0]

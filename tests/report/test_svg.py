@@ -12,7 +12,7 @@ from headwatch.cli import main
 from headwatch.errors import UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.record.run_folder import RunFolder
-from headwatch.report import figures
+from headwatch.report import figure_data
 
 pytest.importorskip("matplotlib", reason="needs the figures extra: matplotlib")
 from headwatch.report import paper_figures
@@ -62,12 +62,14 @@ def test_course_draws_the_counts_and_the_reward(grpo: RunFolder):
     drawn = paper_figures.course_figure(history, grpo.training(), "about")
     lines = {line.get_label(): line for axes in drawn.axes for line in axes.get_lines()}
     assert lines["newly active"].get_ydata().tolist() == history.newly_active()
-    assert lines["retained base heads"].get_ydata().tolist() == figures.cohort_chart(history)["retained"]
+    assert lines["retained base heads"].get_ydata().tolist() == figure_data.cohort_chart(history)["retained"]
     assert lines["retained base heads"].is_dashed()
     areas = [area for axes in drawn.axes for area in axes.collections if len(area.get_paths()) == 1]
     assert len(areas) == len(history.cohorts()) > 1
     reward = next(axes for axes in drawn.axes if axes.title.get_text().startswith("B  Reward"))
-    assert reward.get_lines()[0].get_ydata().tolist() == figures.training_curves(grpo.training())["reward"]["values"]
+    assert (
+        reward.get_lines()[0].get_ydata().tolist() == figure_data.training_curves(grpo.training())["reward"]["values"]
+    )
     heat = next(axes for axes in drawn.axes if axes.title.get_text().startswith("C"))
     assert len(heat.patches) == history.active[-1].sum()
     colours = heat.collections[0].get_facecolors()
@@ -80,7 +82,7 @@ def test_course_draws_the_counts_and_the_reward(grpo: RunFolder):
 
 def test_survival_has_its_interval_and_the_head_map_its_order(grpo: RunFolder, sft: RunFolder):
     history = HeadHistory.from_run(grpo)
-    curves = figures.survival(history)
+    curves = figure_data.survival(history)
     drawn = paper_figures.survival_figure(curves, 10, "about").axes[0]
     assert len(drawn.collections) == len(curves)
     assert drawn.get_lines()[2].get_ydata().tolist() == curves["emerged"]["survival"]
@@ -88,7 +90,7 @@ def test_survival_has_its_interval_and_the_head_map_its_order(grpo: RunFolder, s
     axes = paper_figures.head_map_figure(runs, "about").axes[0]
     joined = [
         {tuple(h) for h, g in zip(r["heads"], r["group"], strict=True) if g == "joined"}
-        for r in (figures.life_raster(h) for _, h in runs)
+        for r in (figure_data.life_raster(h) for _, h in runs)
     ]
     assert len(axes.patches) == len(joined[0]) + len(joined[1])
     assert {text.get_text() for text in axes.texts} == {

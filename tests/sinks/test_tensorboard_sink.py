@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from helpers.tiny_trainers import save_tiny_model, sft_trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from headwatch import HeadWatchCallback, RunFolder
 from headwatch.sinks import TensorBoardSink

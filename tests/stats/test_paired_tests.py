@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from headwatch import stats
 from headwatch.errors import UserError
 from headwatch.stats import Estimate, EvidenceSettings, Shares
-from headwatch.stats.settings import CONFIRMATIONS
 from headwatch.stats.importance import effect
+from headwatch.stats.settings import CONFIRMATIONS
 
 Floats = NDArray[np.float64]
 L, H = 6, 5

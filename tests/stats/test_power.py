@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 
 from headwatch import HeadHistory
-from headwatch.stats import EvidenceSettings, at_work, change, pairs_wanted, resolved, shares
 from headwatch.report.sentences import summary
+from headwatch.stats import EvidenceSettings, at_work, change, pairs_wanted, resolved, shares
 
 LAYERS, HEADS, PAIRS = 8, 8, 64
 GAP = np.full(PAIRS, 200.0)

@@ -52,10 +52,7 @@ def test_delta_method_error_agrees_with_the_bootstrap_and_the_jackknife() -> Non
     resampled = stats.bootstrap_shares(scores, clean, corrupted, resamples=2000, seed=3)
     np.testing.assert_allclose(found.standard_error, resampled.std(axis=0), rtol=0.12)
     left_out = np.array(
-        [
-            stats.shares(np.delete(scores, i, 0), np.delete(clean, i), np.delete(corrupted, i)).share
-            for i in range(200)
-        ]
+        [stats.shares(np.delete(scores, i, 0), np.delete(clean, i), np.delete(corrupted, i)).share for i in range(200)]
     )
     jackknife = np.sqrt(199 / 200 * ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0))
     np.testing.assert_allclose(found.standard_error, jackknife, rtol=0.02)

@@ -10,6 +10,8 @@ pytest.importorskip("datasets")
 
 from datasets import Dataset, DatasetDict
 
+from headwatch.demo.tiny_model import build_tokenizer
+from headwatch.demo.toy_rows import write_rows
 from headwatch.errors import UserError
 from headwatch.probes.system_prompts import OPEN_R1_PROMPT
 from headwatch.training.data import (
@@ -22,8 +24,6 @@ from headwatch.training.data import (
     prepare,
     problem_of,
 )
-from headwatch.demo.toy_rows import write_rows
-from headwatch.demo.tiny_model import build_tokenizer
 
 GSM8K = Path(__file__).parents[2].joinpath("../shared/data/gsm8k_train.jsonl").resolve()
 

@@ -18,15 +18,16 @@ from transformers import AutoModelForCausalLM, BertConfig, MambaConfig
 from trl import ModelConfig
 
 from headwatch import HeadWatchCallback, RunFolder
-from headwatch.monitor.alerts import AlertSettings
 from headwatch.cli import main as command_line
-from headwatch.errors import UserError
-from headwatch.stats import EvidenceSettings
-from headwatch.training.options import CONFIGS, LaunchArguments, WatchArguments, parse, read_recipe
-from headwatch.training.data import DataArguments
-from headwatch.training.launch import load_rows, load_tokenizer, main, make_plan, make_trainer, prepare, run
-from headwatch.training.smoke import write_stand_ins
 from headwatch.demo.tiny_model import build_tokenizer
+from headwatch.errors import UserError
+from headwatch.monitor.alerts import AlertSettings
+from headwatch.stats import EvidenceSettings
+from headwatch.training.data import DataArguments
+from headwatch.training.launch import load_rows, main, make_plan, prepare, run
+from headwatch.training.options import CONFIGS, LaunchArguments, WatchArguments, parse, read_recipe
+from headwatch.training.smoke import write_stand_ins
+from headwatch.training.trainer import load_tokenizer, make_trainer
 
 SFT = {
     "method": "sft",

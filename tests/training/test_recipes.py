@@ -13,8 +13,8 @@ pytest.importorskip("trl")
 pytest.importorskip("math_verify")
 
 from headwatch import RunFolder
-from headwatch.training.options import parse, read_recipe
 from headwatch.training.launch import main, run
+from headwatch.training.options import parse, read_recipe
 from headwatch.training.smoke import write_stand_ins
 
 FOLDER = Path(__file__).parents[2] / "recipes"
