@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, score_heads
-from headwatch.stats import EvidenceSettings, Shares, change, membership, proven, shares
+from headwatch.stats import EvidenceSettings, Shares, change, membership, shares, significant_and_material
 
 Floats = NDArray[np.float64]
 
@@ -67,7 +67,7 @@ def planted_run(null: list[Shares], heads: NDArray[np.bool_], size: float, at: i
 
 def first_events(probes: list[Shares], settings: EvidenceSettings) -> tuple[int, list[NDArray[np.bool_]], list[bool]]:
     """Heads whose life changes at some time; at each probe, changed heads at that probe's level; any at plain q."""
-    least = settings.material * float(np.abs(probes[0].value).sum())
+    least = settings.min_change * float(np.abs(probes[0].value).sum())
     member = membership(probes[0].value, None, settings)
     base, before, alive = member, np.zeros(member.shape, np.bool_), np.zeros(member.shape, np.bool_)
     changed, any_at_q = [], []
@@ -78,8 +78,8 @@ def first_events(probes: list[Shares], settings: EvidenceSettings) -> tuple[int,
         stronger = np.abs(probe.value) > np.abs(probes[0].value)
         crossed = np.where(base, ~member & ~stronger, member & stronger)
         at_once, waiting = settings.levels(index)
-        likely = proven(found, max(at_once, waiting), least)
-        alive |= crossed & (proven(found, at_once, least) | (likely & before))
+        likely = significant_and_material(found, max(at_once, waiting), least)
+        alive |= crossed & (significant_and_material(found, at_once, least) | (likely & before))
         before = crossed & likely
         changed.append(likely)
     return int(alive.sum()), changed, any_at_q

@@ -189,7 +189,7 @@ Told = set[tuple[int, int, int, str]]  # probe, layer, head, kind
 
 def true_lives(share: NDArray[np.float64], settings: EvidenceSettings) -> Told:
     """The events of the rule where shares [P, L, H] are known: nothing to test, only the set and materiality."""
-    least = settings.material * np.abs(share[0]).sum()
+    least = settings.min_change * np.abs(share[0]).sum()
     member = membership(share[0], None, settings)
     state = np.where(member, HeadState.BASE, HeadState.INACTIVE)
     mark, told = share[0].copy(), set()
@@ -234,7 +234,7 @@ def clear_lives(share: NDArray[np.float64], settings: EvidenceSettings) -> Windo
         for other in (
             replace(settings, carry=settings.carry - 0.05, keep=settings.keep - 0.05),
             replace(settings, carry=min(settings.carry + 0.05, 1.0), keep=min(settings.keep + 0.05, 1.0)),
-            replace(settings, material=2 * settings.material),
+            replace(settings, min_change=2 * settings.min_change),
         )
     ]
     sure = set.intersection(*(set(told) for told in lives))
@@ -307,7 +307,7 @@ class Count:
             sized[0] += 1
             sized[1] += in_time
             if key[2] == "dropped":
-                lost = self.losses.setdefault(bool(history.resolved[0][key[:2]]), [0, 0])
+                lost = self.losses.setdefault(bool(history.detectable[0][key[:2]]), [0, 0])
                 lost[0] += 1
                 lost[1] += in_time
             if moved < CLEAR:
@@ -361,12 +361,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "confirm next": {"confirm": "next"},
     "confirm none": {"confirm": "none"},
     "weights equal": {"weights": "equal"},
-    "at_work off": {"at_work": False},
+    "require_nonzero_share off": {"require_nonzero_share": False},
     "q 0.001": {"q": 0.001},
     "q 0.05": {"q": 0.05},
-    "material 0": {"material": 0.0},
-    "material 0.25 %": {"material": 0.0025},
-    "material 1 %": {"material": 0.01},
+    "min_change 0": {"min_change": 0.0},
+    "min_change 0.25 %": {"min_change": 0.0025},
+    "min_change 1 %": {"min_change": 0.01},
     "carry 0.7, keep 0.8": {"carry": 0.7, "keep": 0.8},
     "carry 0.9, keep 0.95": {"carry": 0.9, "keep": 0.95},
     "no hysteresis": {"keep": 0.8},

@@ -54,8 +54,8 @@ class EvidenceRule:
     def __init__(self, base: Probed, settings: EvidenceSettings, family: str) -> None:
         self.base = self.mark = self.previous = base
         self.settings, self.family = settings, family
-        self.least = settings.material * float(np.abs(base.share.value).sum())
-        self.mark_at_work = self._at_work(base)  # each head at its mark
+        self.least = settings.min_change * float(np.abs(base.share.value).sum())
+        self.mark_nonzero = self._nonzero_share(base)  # each head at its mark
         self.probes = 0  # judged since the base
         self.pending: list[Event] = []
 
@@ -71,10 +71,12 @@ class EvidenceRule:
         since_base = rows["share_since_base"]
         rows["strengthened"], rows["weakened"] = self._directions(since_base, self.base, now, self.settings.q)
         rows["q_value"] = since_base.q_value
-        at_work = self._at_work(now)
+        nonzero_now = self._nonzero_share(now)
         since_mark = since_base if self.mark is self.base else self._change(self.mark, now, "share")
         sure, likely = (
-            self._following(state, member & at_work, ~member & self.mark_at_work, since_base, since_mark, now, level)
+            self._following(
+                state, member & nonzero_now, ~member & self.mark_nonzero, since_base, since_mark, now, level
+            )
             for level in (at_once, max(at_once, waiting))
         )
         happened = changed(state, likely)
@@ -90,8 +92,8 @@ class EvidenceRule:
         self.pending = self._events(step, fresh, state, likely, since_mark, now, waiting, PENDING)
         events = sorted(certified + self.pending, key=lambda event: (event.layer, event.head))
         self.mark = self.mark.where(settled, self.previous).where(certain, now)
-        self.mark_at_work = np.where(settled, self._at_work(self.previous), self.mark_at_work)
-        self.mark_at_work = np.where(certain, at_work, self.mark_at_work)
+        self.mark_nonzero = np.where(settled, self._nonzero_share(self.previous), self.mark_nonzero)
+        self.mark_nonzero = np.where(certain, nonzero_now, self.mark_nonzero)
         self.previous = now
         none = np.zeros(certain.shape, np.bool_)
         unchanged = advance(state, none, none)
@@ -113,20 +115,20 @@ class EvidenceRule:
         of_base = is_in(state, OF_BASE)
         return advance(state, may_join & risen & (of_base | up), may_leave & fallen & (~of_base | down))
 
-    def _at_work(self, of: Probed) -> Bools:
+    def _nonzero_share(self, of: Probed) -> Bools:
         """Of which heads it may be said that they joined the work, or left it after this probe, [L, H]."""
-        if not self.settings.at_work:
+        if not self.settings.require_nonzero_share:
             return np.ones(of.share.value.shape, np.bool_)
-        return stats.at_work(of.share, self.settings, self.least)
+        return stats.nonzero_share(of.share, self.settings, self.least)
 
     def _change(self, before: Probed, now: Probed, of: str) -> Change:
         return stats.change(getattr(before, of), getattr(now, of), self.settings)
 
     def _directions(self, change: Change, before: Probed, now: Probed, level: float) -> tuple[Bools, Bools]:
         """Which heads the change makes significantly and materially stronger, and which weaker."""
-        proven = stats.proven(change, level, self.least)
+        significant_and_material = stats.significant_and_material(change, level, self.least)
         growth = np.abs(now.share.value) - np.abs(before.share.value)
-        return proven & (growth > 0.0), proven & (growth < 0.0)
+        return significant_and_material & (growth > 0.0), significant_and_material & (growth < 0.0)
 
     def _events(
         self,

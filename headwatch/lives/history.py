@@ -31,7 +31,7 @@ class HeadHistory(ProbeRows):
       dropped     base, out of the set, weaker than at base (and, once it has returned, than when it returned)
       returned    a dropped base head in the set, stronger than when it was dropped: retained again, and not emergent,
                   since the base model had it
-    Where it is in the set its share must be significantly other than 0 (`stats.at_work`): an estimate that hangs on
+    Where it is in the set its share must be significantly non-zero (`stats.nonzero_share`): an estimate that rests on
     a few pairs makes no event. A head that crosses the set's edge without that evidence keeps its state and stays in
     its spell: `.member` shows the set itself, `.active` the lives. The base is the first probe with signal; a probe
     with insufficient signal repeats the states before it and its shares are NaN.
@@ -115,7 +115,7 @@ class HeadHistory(ProbeRows):
         row["member"] = member = stats.membership(now.share.value, member, self.settings)
         first = self._judge is None
         judge = self._judge = self._judge or EvidenceRule(now, self.settings, self.family)
-        row["resolved"] = stats.resolved(now.share, self.settings, judge.least)
+        row["detectable"] = stats.detectable(now.share, self.settings, judge.least)
         if first:
             row |= {"q_value": np.ones(shape), "strengthened": no, "weakened": no}
             return self._commit(step, signal, np.where(member, HeadState.BASE, HeadState.INACTIVE), row, [])
@@ -192,15 +192,15 @@ class HeadHistory(ProbeRows):
         """Pairs of a probe; None before the first one and under the circuit rule."""
         return self._n_pairs
 
-    def n_resolved(self) -> list[int]:
+    def n_detectable(self) -> list[int]:
         """How many of the active heads are resolved (`.resolved`), each probe."""
-        return [int(n) for n in (self.active & self.resolved).sum(axis=(1, 2))]
+        return [int(n) for n in (self.active & self.detectable).sum(axis=(1, 2))]
 
-    def pairs_wanted(self) -> int | None:
-        """About so many pairs would resolve nine in ten of the heads that are active now (`stats.pairs_wanted`)."""
+    def pairs_needed(self) -> int | None:
+        """About so many pairs would resolve nine in ten of the heads that are active now (`stats.pairs_needed`)."""
         if self._judge is None or self.signal[-1] != stats.OK:
             return None
-        return stats.pairs_wanted(self._judge.previous.share, self.active[-1], self.settings)
+        return stats.pairs_needed(self._judge.previous.share, self.active[-1], self.settings)
 
     def latest_scalars(self) -> dict[str, float]:
         """The headline numbers of the last probe, by name; cohorts as cohort/<step of first emergence>."""
@@ -224,7 +224,7 @@ class HeadHistory(ProbeRows):
             scalars["strengthened"] = int(self.strengthened[-1].sum())
             scalars["weakened"] = int(self.weakened[-1].sum())
             scalars["pending"] = len(self.pending)
-            scalars["resolved"] = self.n_resolved()[-1]
+            scalars["detectable"] = self.n_detectable()[-1]
             scalars["importance_intensity"] = intensity(self.raw[-1])
             scalars["metric_gap"], scalars["split_half_agreement"] = self.metric_gap[-1], self.split_half[-1]
             since_base = self.member[-1] ^ self.member[self.steps.index(self.base_step or self.steps[0])]
@@ -275,7 +275,7 @@ def _nothing(shape: tuple[int, ...]) -> dict[str, Any]:
     """What a row holds where its probe says nothing."""
     changes = {f"{of}_since_{since}": None for of in MEASURES for since in REFERENCES}
     nan, no = np.full(shape, np.nan), np.zeros(shape, np.bool_)
-    nothing = {"stability": nan, "importance_low": nan, "importance_high": nan, "null_band": None, "resolved": no}
+    nothing = {"stability": nan, "importance_low": nan, "importance_high": nan, "null_band": None, "detectable": no}
     return {**changes, **nothing}
 
 

@@ -51,12 +51,12 @@ class ProbeRows(Lives):
         return self._stack("q_value", np.float64)
 
     @property
-    def resolved(self) -> NDArray[np.bool_]:
-        """Whether the complete loss of the head would be told on these pairs, [P, L, H] (`stats.resolved`).
+    def detectable(self) -> NDArray[np.bool_]:
+        """Whether the complete loss of the head would be told on these pairs, [P, L, H] (`stats.detectable`).
 
         False at probes with insufficient signal and under the circuit rule.
         """
-        return self._stack("resolved", np.bool_)
+        return self._stack("detectable", np.bool_)
 
     @property
     def strengthened(self) -> NDArray[np.bool_]:

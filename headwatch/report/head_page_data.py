@@ -59,7 +59,7 @@ def share_paths(
         "heads": [list(head) for head in kept],
         "rows": [_in_units(history.share[probes, layer, head], SHARE_UNIT) for layer, head in kept],
         "reach": [_in_units(reach[probes, layer, head], SHARE_UNIT) for layer, head in kept],
-        "resolved": ["".join("01"[int(r)] for r in history.resolved[probes, layer, head]) for layer, head in kept],
+        "detectable": ["".join("01"[int(r)] for r in history.detectable[probes, layer, head]) for layer, head in kept],
     }
 
 

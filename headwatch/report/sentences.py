@@ -137,7 +137,7 @@ def _moved(history: HeadHistory) -> str:
 
 def _resolved(history: HeadHistory) -> str:
     """How far the pairs can see."""
-    active, resolved, wanted = int(history.active[-1].sum()), history.n_resolved()[-1], history.pairs_wanted()
+    active, resolved, wanted = int(history.active[-1].sum()), history.n_detectable()[-1], history.pairs_needed()
     pairs = history.n_pairs or 0
     if not active:
         return ""

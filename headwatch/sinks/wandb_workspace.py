@@ -82,7 +82,7 @@ def plan(families: tuple[str, ...] = ()) -> list[Section]:
                 Panel("Alerts by kind", f"{PREFIX}alerts/[a-z_]+"),
                 Panel("Split-half agreement", f"{of_any}split_half_agreement"),
                 Panel("Membership changes and their null band", f"{of_any}membership_changes(_by_chance)?"),
-                Panel("Active heads whose loss the pairs would tell", f"{of_any}resolved"),
+                Panel("Active heads whose loss the pairs would tell", f"{of_any}detectable"),
                 Panel("Signal: 1 where there is enough", f"{of_any}signal"),
                 Panel("Completeness error", f"{PREFIX}completeness_error"),
                 Panel("Row-sum and stream errors", f"{PREFIX}(row_sum|stream)_error"),

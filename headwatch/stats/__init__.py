@@ -13,8 +13,15 @@ from headwatch.stats.bootstrap import (
     null_band,
     split_half_agreement,
 )
-from headwatch.stats.paired_tests import Change, benjamini_hochberg, change, paired_change, proven, unpaired_change
-from headwatch.stats.power import at_work, pairs_wanted, resolved
+from headwatch.stats.paired_tests import (
+    Change,
+    benjamini_hochberg,
+    change,
+    paired_change,
+    significant_and_material,
+    unpaired_change,
+)
+from headwatch.stats.power import detectable, nonzero_share, pairs_needed
 from headwatch.stats.ranks import ranks, spearman
 from headwatch.stats.settings import EvidenceSettings
 from headwatch.stats.shares import (
@@ -41,27 +48,27 @@ __all__ = [
     "EvidenceSettings",
     "NullBand",
     "Shares",
-    "at_work",
     "benjamini_hochberg",
     "bootstrap_effect",
     "bootstrap_importance",
     "bootstrap_shares",
     "carrying_set",
     "change",
+    "detectable",
     "gap_t",
     "importance",
     "interval",
     "membership",
+    "nonzero_share",
     "null_band",
     "paired_change",
-    "pairs_wanted",
-    "proven",
+    "pairs_needed",
     "ranks",
     "raw_scores",
-    "resolved",
     "shares",
     "sign_flip_p",
     "signal",
+    "significant_and_material",
     "spearman",
     "split_half_agreement",
     "unpaired_change",

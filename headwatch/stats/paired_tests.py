@@ -102,7 +102,7 @@ def benjamini_hochberg(p_value: ArrayLike, weights: ArrayLike | None = None) -> 
     return adjusted.reshape(p.shape)
 
 
-def proven(change: Change, level: float, least: float) -> Bools:
+def significant_and_material(change: Change, level: float, least: float) -> Bools:
     """Where a change is significant at `level` (q value) and material (at least `least` in size)."""
     return (change.q_value <= level) & (np.abs(change.difference) >= least) & (change.difference != 0.0)
 

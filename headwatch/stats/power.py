@@ -6,23 +6,23 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import ndtri
 
-from headwatch.stats.paired_tests import Change, change, proven
+from headwatch.stats.paired_tests import Change, change, significant_and_material
 from headwatch.stats.settings import EvidenceSettings
 from headwatch.stats.shares import Bools, Estimate
 
 SURE = 0.95
 
 
-def at_work(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Bools:
+def nonzero_share(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Bools:
     """Heads whose share is significantly other than 0 (Benjamini-Hochberg at q over all heads) and material, [L, H].
 
     A large estimate that hangs on a few pairs is not enough: of such a head it cannot be said that it joined the work
-    or left it. Its size gives it no advantage here, whatever the weights of changes. Arguments as for `resolved`.
+    or left it. Its size gives it no advantage here, whatever the weights of changes. Arguments as for `detectable`.
     """
-    return proven(_loss(now, settings), settings.q, least)
+    return significant_and_material(_loss(now, settings), settings.q, least)
 
 
-def resolved(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Bools:
+def detectable(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> Bools:
     """Heads whose complete loss would be told on these pairs, bool [L, H].
 
     A head that is gone contributes nothing on any pair. The paired values of its change are then its contributions of
@@ -36,10 +36,10 @@ def resolved(now: Estimate, settings: EvidenceSettings, least: float = 0.0) -> B
         least: the smallest change that counts.
     """
     loss = _loss(now, settings)
-    return (loss.p_value <= settings.q / loss.p_value.size) & proven(loss, 1.0, least)
+    return (loss.p_value <= settings.q / loss.p_value.size) & significant_and_material(loss, 1.0, least)
 
 
-def pairs_wanted(now: Estimate, heads: Bools, settings: EvidenceSettings, part: float = 0.9) -> int | None:
+def pairs_needed(now: Estimate, heads: Bools, settings: EvidenceSettings, part: float = 0.9) -> int | None:
     """About so many pairs of the same kind resolve this part of these heads, with 95 % probability each.
 
     By the normal approximation: t = |share| / standard error grows with the root of the number of pairs, and has to be

@@ -9,6 +9,8 @@ TESTS = ("t", "sign-flip", "welch")
 WEIGHTS = ("size", "equal")
 CONFIRMATIONS = ("either", "level", "next", "none")
 
+_OLD_NAMES = {"material": "min_change", "at_work": "require_nonzero_share"}  # in older records
+
 
 @dataclass(frozen=True)
 class EvidenceSettings:
@@ -21,9 +23,9 @@ class EvidenceSettings:
     q: Benjamini-Hochberg level over the heads of one family; how it is spent over probes is `confirm`.
     weights: how q is divided among the heads under "sign-flip": by "size", how far each head's pairs have moved on
       average, up or down (`paired_change` says why that is no peeking), or "equal". Other tests take all as equal.
-    material: the smallest change that counts, as a part of the base's total |share|.
-    at_work: an event needs that the head is known to be at work where it is active, by a share that is significantly
-      other than 0 (`evidence.at_work`): one that joins, now; one that leaves, when it was last active.
+    min_change: the smallest change of a share that counts, as a fraction of the base's total |share|.
+    require_nonzero_share: an event requires a share that is significantly non-zero where the head is active
+      (`stats.nonzero_share`): at this probe for a head that joins, when it was last active for one that leaves.
     min_pairs: a family with fewer pairs says nothing.
     min_gap_t: a probe whose mean metric gap has a smaller |t| over pairs says nothing: a ratio needs a denominator. 4
       bounds the relative error of the gap by 25 %, and a true gap of zero passes 1 time in 2,700 (32 normal pairs).
@@ -38,13 +40,13 @@ class EvidenceSettings:
     carry: float = 0.80
     keep: float = 0.90
     q: float = 0.01
-    material: float = 0.005
+    min_change: float = 0.005
     min_pairs: int = 8
     min_gap_t: float = 4.0
     test: str = "sign-flip"
     confirm: str = "either"
     weights: str = "size"
-    at_work: bool = True
+    require_nonzero_share: bool = True
 
     def __post_init__(self) -> None:
         if not 0.0 < self.carry <= self.keep <= 1.0:
@@ -53,8 +55,8 @@ class EvidenceSettings:
             )
         if not 0.0 < self.q < 1.0:
             raise UserError(f"q={self.q}: give a false-discovery level between 0 and 1, for example 0.01")
-        if self.material < 0.0 or self.min_gap_t < 0.0:
-            raise UserError(f"material={self.material}, min_gap_t={self.min_gap_t}: neither can be negative")
+        if self.min_change < 0.0 or self.min_gap_t < 0.0:
+            raise UserError(f"min_change={self.min_change}, min_gap_t={self.min_gap_t}: neither can be negative")
         if self.min_pairs < 2:
             raise UserError(f"min_pairs={self.min_pairs}: a paired test needs 2 pairs at the least")
         for name, known in (("test", TESTS), ("confirm", CONFIRMATIONS), ("weights", WEIGHTS)):
@@ -72,6 +74,7 @@ class EvidenceSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EvidenceSettings":
-        """Settings from a manifest; keys that this version does not know are left out."""
+        """Settings from a manifest, old names included; keys that this version does not know are left out."""
         known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        named = {_OLD_NAMES.get(key, key): value for key, value in values.items()}
+        return cls(**{key: value for key, value in named.items() if key in known})

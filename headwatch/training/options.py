@@ -110,8 +110,9 @@ class WatchArguments:
         default="auto", metadata={"help": "auto (the W&B run that is live), start (or one of our own) or off"}
     )
     evidence_q: float = field(default=RULE.q, metadata={"help": "false-discovery level over the heads of a family"})
-    evidence_material: float = field(
-        default=RULE.material, metadata={"help": "the smallest change that counts, as a part of the base's total share"}
+    evidence_min_change: float = field(
+        default=RULE.min_change,
+        metadata={"help": "the smallest change that counts, as a part of the base's total share"},
     )
     evidence_carry: float = field(
         default=RULE.carry, metadata={"help": "active heads: the fewest that carry this part of the total share"}
@@ -123,8 +124,9 @@ class WatchArguments:
     evidence_confirm: str = field(
         default=RULE.confirm, metadata={"help": "how events answer for many probes: either, level, next or none"}
     )
-    evidence_at_work: bool = field(
-        default=RULE.at_work, metadata={"help": "events only of heads whose share is known to be other than 0"}
+    evidence_require_nonzero_share: bool = field(
+        default=RULE.require_nonzero_share,
+        metadata={"help": "events only of heads whose share is known to be other than 0"},
     )
     evidence_weights: str = field(
         default=RULE.weights, metadata={"help": "how q is divided among heads: size or equal"}

@@ -154,10 +154,10 @@ def train(
 
 def _serve() -> None:
     import peft  # noqa: F401
-    import tiny  # noqa: F401
     import trl
 
     import headwatch.callback  # noqa: F401
+    from helpers import tiny_trainers  # noqa: F401
 
     _ = trl.SFTConfig, trl.SFTTrainer  # imported on first use
     answers = os.dup(1)

@@ -133,7 +133,7 @@ def test_a_model_that_only_gets_worse_redistributes_nothing() -> None:
 
 def test_membership_without_evidence_keeps_the_life_and_its_spell() -> None:
     """An emerged head that slips out of the set, less than materially weaker than when it emerged, is not pruned."""
-    run = Run(seed=4, noise=0.0005, settings=EvidenceSettings(keep=0.8, material=0.05))
+    run = Run(seed=4, noise=0.0005, settings=EvidenceSettings(keep=0.8, min_change=0.05))
     run.add(0, BASE)
     assert run.add(1, shares(h23=0.125)) == ["emerged 2.3"]
     assert run.add(2, shares(h23=0.10)) == []

@@ -204,7 +204,7 @@ def test_figures_that_cannot_be_made_do_not_end_the_probing(
     def fails(*_: Any) -> None:
         raise ArithmeticError("no figure today")
 
-    monkeypatch.setattr("headwatch.monitor.recorder.figures.all_figures", fails)
+    monkeypatch.setattr("headwatch.monitor.recorder.figure_data.all_figures", fails)
     sft_trainer(model, tmp_path, [callback()]).train()
     run = RunFolder.open(tmp_path)
     assert run.steps == [0, 2, 4, 5]

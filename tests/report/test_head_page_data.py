@@ -36,8 +36,8 @@ def test_paths_are_the_shares_with_their_interval(grpo: RunFolder, history: Head
     for head, row, reach in zip(heads, paths["rows"], paths["reach"], strict=True):
         np.testing.assert_allclose(np.array(row) / 1e4, history.share[:, head[0], head[1]], atol=0.6e-4)
         np.testing.assert_allclose(reach[-1] / 1e4, half[head], atol=0.6e-4)
-    said = np.array([[mark == "1" for mark in marks] for marks in paths["resolved"]]).T
-    assert (said == np.stack([history.resolved[:, layer, head] for layer, head in heads], 1)).all()
+    said = np.array([[mark == "1" for mark in marks] for marks in paths["detectable"]]).T
+    assert (said == np.stack([history.detectable[:, layer, head] for layer, head in heads], 1)).all()
     assert 0 < said.sum() < said.size
     assert max(reach[-1] for reach in paths["reach"]) > 20  # units: the comparison above is not of zeros
 

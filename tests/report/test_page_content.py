@@ -13,7 +13,7 @@ from helpers.synthetic_runs import write_synthetic_run
 
 from headwatch.lives.history import HeadHistory
 from headwatch.record.run_folder import RunFolder
-from headwatch.report import figure_data
+from headwatch.report import figure_data, sentences
 from headwatch.report.html import render, run_data, write_report
 
 Visit = Callable[..., Page]
@@ -28,13 +28,13 @@ def texts(page: Page, selector: str) -> list[str]:
 def test_summary_tells_every_family_apart(grpo: RunFolder, visit: Visit, tmp_path: Path):
     page = visit(write_report(grpo, tmp_path))
     told = {name: texts(page, f".summary > div:nth-child({i + 1}) li") for i, name in enumerate(grpo.families)}
-    for family, sentences in told.items():
+    for family, shown in told.items():
         history, circuit = HeadHistory.from_run(grpo, family), HeadHistory.from_run(grpo, family, "circuit")
         accuracy = [float(grpo.read_scores(s).correct[grpo.pairs_of(family)].mean()) for s in grpo.steps]
         last = grpo.scalars()[-1]
         chance = tuple(last[f"{family}/circuit/membership_changes_by_chance_{end}"] for end in ("low", "high"))
-        assert sentences == sentences.summary(history, circuit, accuracy, chance)["sentences"]
-        assert "its own null band: two halves" in " ".join(sentences)
+        assert shown == sentences.summary(history, circuit, accuracy, chance)["sentences"]
+        assert "its own null band: two halves" in " ".join(shown)
     joined = [
         {f"L{a}.H{b}" for (a, b), g in zip(r["heads"], r["group"], strict=True) if g == "joined"}
         for r in (figure_data.life_raster(HeadHistory.from_run(grpo, family)) for family in grpo.families)
@@ -177,9 +177,9 @@ def test_an_event_shows_all_the_evidence_that_it_carries(grpo: RunFolder, visit:
 @pytest.mark.parametrize("told", [True, False])
 def test_a_head_says_whether_its_loss_would_be_told(grpo: RunFolder, visit: Visit, tmp_path: Path, told: bool):
     history = HeadHistory.from_run(grpo, "addition")
-    layer, head = (int(i) for i in np.argwhere(history.resolved[-1] == told)[0])
+    layer, head = (int(i) for i in np.argwhere(history.detectable[-1] == told)[0])
     page = visit(write_report(grpo, tmp_path), f"family=addition&head=L{layer}.H{head}")
-    (said,) = texts(page, "#head-body .resolved")
+    (said,) = texts(page, "#head-body .detectable")
     assert said.startswith(f"If it stopped working now, these pairs would {'' if told else 'not '}tell it")
     assert page.problems == []
 

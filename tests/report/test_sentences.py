@@ -27,7 +27,7 @@ def test_summary_says_what_the_statistics_carry(grpo: RunFolder, limit: float):
         f"changed by {changed}; two samples of one probe’s pairs differ by {band.low:.0f} to {band.high:.0f}" in third
     )
     assert ("within" if changed <= band.high else "more than") in third
-    n = f"{(history.active[-1] & history.resolved[-1]).sum()} of the {history.active[-1].sum()} active heads"
+    n = f"{(history.active[-1] & history.detectable[-1]).sum()} of the {history.active[-1].sum()} active heads"
     assert resolved.startswith(f"On these {history.n_pairs} pairs the loss of {n} would be told")
     paper = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1]
     assert f"membership count changed by {paper}" in fourth

@@ -15,7 +15,7 @@ from headwatch.record.run_folder import RunFolder
 from headwatch.report import figure_data
 
 pytest.importorskip("matplotlib", reason="needs the figures extra: matplotlib")
-from headwatch.report import paper_figures
+from headwatch.report import svg
 
 HOSTILE = "</text><script>alert(1)</script> $x^2$ -- & \x07"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -24,7 +24,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture(scope="module")
 def written(grpo: RunFolder, sft: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("figures")
-    paths = paper_figures.write_figures([grpo, sft], folder)
+    paths = svg.write_figures([grpo, sft], folder)
     assert sorted(paths) == sorted(folder.iterdir())
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
@@ -52,14 +52,14 @@ def test_files_are_vectors_with_text_and_stand_alone(written: dict[str, str]):
 
 
 def test_the_same_run_gives_the_same_file(sft: RunFolder, written: dict[str, str], tmp_path: Path):
-    for path in paper_figures.write_figures([sft], tmp_path):
+    for path in svg.write_figures([sft], tmp_path):
         if not path.name.endswith("head-map.svg"):
             assert path.read_text(encoding="utf-8") == written[path.name], path.name
 
 
 def test_course_draws_the_counts_and_the_reward(grpo: RunFolder):
     history = HeadHistory.from_run(grpo)
-    drawn = paper_figures.course_figure(history, grpo.training(), "about")
+    drawn = svg.course_figure(history, grpo.training(), "about")
     lines = {line.get_label(): line for axes in drawn.axes for line in axes.get_lines()}
     assert lines["newly active"].get_ydata().tolist() == history.newly_active()
     assert lines["retained base heads"].get_ydata().tolist() == figure_data.cohort_chart(history)["retained"]
@@ -83,11 +83,11 @@ def test_course_draws_the_counts_and_the_reward(grpo: RunFolder):
 def test_survival_has_its_interval_and_the_head_map_its_order(grpo: RunFolder, sft: RunFolder):
     history = HeadHistory.from_run(grpo)
     curves = figure_data.survival(history)
-    drawn = paper_figures.survival_figure(curves, 10, "about").axes[0]
+    drawn = svg.survival_figure(curves, 10, "about").axes[0]
     assert len(drawn.collections) == len(curves)
     assert drawn.get_lines()[2].get_ydata().tolist() == curves["emerged"]["survival"]
     runs = [("one", history), ("two", HeadHistory.from_run(sft))]
-    axes = paper_figures.head_map_figure(runs, "about").axes[0]
+    axes = svg.head_map_figure(runs, "about").axes[0]
     joined = [
         {tuple(h) for h, g in zip(r["heads"], r["group"], strict=True) if g == "joined"}
         for r in (figure_data.life_raster(h) for _, h in runs)
@@ -104,7 +104,7 @@ def test_survival_has_its_interval_and_the_head_map_its_order(grpo: RunFolder, s
 def test_hostile_names_are_text_and_make_no_path(tmp_path: Path):
     run = write_synthetic_run(tmp_path / "run", families=("../" + HOSTILE,), steps=range(0, 31, 10))
     run.update_manifest(name="../../" + HOSTILE)
-    paths = paper_figures.write_figures([run], tmp_path / "out")
+    paths = svg.write_figures([run], tmp_path / "out")
     assert len(paths) > 4
     assert all(path.parent == tmp_path / "out" for path in paths)
     for path in paths:
@@ -116,7 +116,7 @@ def test_hostile_names_are_text_and_make_no_path(tmp_path: Path):
 def test_runs_with_little_to_show_leave_figures_out(tmp_path: Path):
     empty, base = write_plain_run(tmp_path / "a", [], name="a"), write_plain_run(tmp_path / "b", [0], name="b")
     silent = write_plain_run(tmp_path / "c", [0, 10], name="c", gap=0.0)
-    names = {path.name for path in paper_figures.write_figures([empty, base, silent], tmp_path / "out")}
+    names = {path.name for path in svg.write_figures([empty, base, silent], tmp_path / "out")}
     assert names == {"b-addition-evidence-course.svg", "c-addition-evidence-course.svg"}
 
 
@@ -133,8 +133,8 @@ def test_command_writes_page_and_figures(sft: RunFolder, tmp_path: Path, capsys:
 
 def test_two_runs_of_one_name_do_not_overwrite_each_other(tmp_path: Path):
     runs = [write_plain_run(tmp_path / place, [0, 10], name="same") for place in ("a", "b")]
-    names = [path.name for path in paper_figures.write_figures(runs, tmp_path / "out")]
+    names = [path.name for path in svg.write_figures(runs, tmp_path / "out")]
     assert len(set(names)) == len(names)
     assert {"same-1-addition-evidence-course.svg", "same-2-addition-evidence-course.svg"} <= set(names)
     with pytest.raises(UserError, match="not a run folder"):
-        paper_figures.write_figures([tmp_path], tmp_path / "out")
+        svg.write_figures([tmp_path], tmp_path / "out")

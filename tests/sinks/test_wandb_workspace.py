@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from helpers.tiny_trainers import grpo_trainer, save_tiny_model
 
-from headwatch import HeadWatchCallback, RunFolder, UserError, workspace
+from headwatch import HeadWatchCallback, RunFolder, UserError
 from headwatch.cli import main
 from headwatch.lives.reward_coupling import coupling_scalars
+from headwatch.sinks import wandb_workspace as workspace
 
 SECTIONS = ["heads", "cohorts", "reward", "noise", "cost"]
 

@@ -6,7 +6,7 @@ import scipy.stats
 
 from headwatch import HeadHistory
 from headwatch.report.sentences import summary
-from headwatch.stats import EvidenceSettings, at_work, change, pairs_wanted, resolved, shares
+from headwatch.stats import EvidenceSettings, change, detectable, nonzero_share, pairs_needed, shares
 
 LAYERS, HEADS, PAIRS = 8, 8, 64
 GAP = np.full(PAIRS, 200.0)
@@ -19,15 +19,15 @@ def drawn(rng: np.random.Generator, t: float, n_pairs: int = PAIRS) -> np.ndarra
 
 @pytest.mark.parametrize("test", ["sign-flip", "t", "welch"])
 def test_a_loss_is_told_where_it_was_said_to_be_and_nowhere_else(test: str) -> None:
-    """One head after the other stops, and nothing else changes: q <= 0.01 just where the base was resolved."""
-    settings = EvidenceSettings(test=test, material=0.001, weights="equal")
+    """One head after the other stops, and nothing else changes: q <= 0.01 just where the base was detectable."""
+    settings = EvidenceSettings(test=test, min_change=0.001, weights="equal")
     scores = drawn(np.random.default_rng(0), 4.5)
-    said = resolved(shares(scores, 0 * GAP, GAP), settings)
+    said = detectable(shares(scores, 0 * GAP, GAP), settings)
     told = np.zeros_like(said)
     for at in np.ndindex(LAYERS, HEADS):
         history = HeadHistory(LAYERS, HEADS, settings=settings)
         history.add(0, scores, 0 * GAP, GAP)
-        assert (history.resolved[0] == said).all()
+        assert (history.detectable[0] == said).all()
         after = scores.copy()
         after[:, at[0], at[1]] = 0.0
         history.add(1, after, 0 * GAP, GAP)
@@ -38,9 +38,9 @@ def test_a_loss_is_told_where_it_was_said_to_be_and_nowhere_else(test: str) -> N
 
 def test_with_weights_by_size_every_loss_of_a_resolved_head_is_told() -> None:
     """All others move too, half as far: a head that is gone weighs more than the average, so others may be told too."""
-    settings, rng = EvidenceSettings(material=0.001), np.random.default_rng(7)
+    settings, rng = EvidenceSettings(min_change=0.001), np.random.default_rng(7)
     scores = drawn(rng, 4.5)
-    said = resolved(shares(scores, 0 * GAP, GAP), settings)
+    said = detectable(shares(scores, 0 * GAP, GAP), settings)
     told = np.zeros_like(said)
     for at in np.ndindex(LAYERS, HEADS):
         history = HeadHistory(LAYERS, HEADS, settings=settings)
@@ -58,35 +58,35 @@ def test_pairs_wanted_resolve_nine_in_ten() -> None:
     rng, settings = np.random.default_rng(1), EvidenceSettings()
     every = np.ones((LAYERS, HEADS), np.bool_)
     few = shares(drawn(rng, 4.0), 0 * GAP, GAP)
-    wanted = pairs_wanted(few, every, settings)
-    assert resolved(few, settings).mean() < 0.6
+    wanted = pairs_needed(few, every, settings)
+    assert detectable(few, settings).mean() < 0.6
     assert wanted is not None
     assert PAIRS < wanted < 10 * PAIRS
     weakest = np.sort(few.value / few.standard_error, axis=None)[LAYERS * HEADS - 58]  # of the 58 strongest of 64
     needed = scipy.stats.norm.isf(0.01 / 64 / 2) + scipy.stats.norm.isf(0.05)
     assert np.sqrt(wanted / PAIRS) * weakest == pytest.approx(needed, rel=0.01)
     many = shares(drawn(rng, 4.0, wanted), np.zeros(wanted), np.full(wanted, GAP[0]))
-    assert resolved(many, settings).mean() > 0.9
+    assert detectable(many, settings).mean() > 0.9
 
 
 def test_few_pairs_and_small_shares_resolve_nothing() -> None:
     """Eight signs have no p below 1 in 128, and 64 heads ask for 1 in 6,400."""
     rng = np.random.default_rng(2)
     clear = drawn(rng, 400.0)
-    assert resolved(shares(clear, 0 * GAP, GAP), EvidenceSettings()).all()
-    assert not resolved(shares(clear[:8], 0 * GAP[:8], GAP[:8]), EvidenceSettings()).any()
-    assert not resolved(shares(clear, 0 * GAP, GAP), EvidenceSettings(), least=0.1).any()
+    assert detectable(shares(clear, 0 * GAP, GAP), EvidenceSettings()).all()
+    assert not detectable(shares(clear[:8], 0 * GAP[:8], GAP[:8]), EvidenceSettings()).any()
+    assert not detectable(shares(clear, 0 * GAP, GAP), EvidenceSettings(), least=0.1).any()
     clear[:, 0, 0] = 0.0
     nothing = shares(clear, 0 * GAP, GAP)
-    assert not resolved(nothing, EvidenceSettings())[0, 0]
+    assert not detectable(nothing, EvidenceSettings())[0, 0]
     only = np.zeros((LAYERS, HEADS), np.bool_)
-    assert pairs_wanted(nothing, only, EvidenceSettings()) is None
+    assert pairs_needed(nothing, only, EvidenceSettings()) is None
     only[0, 0] = True
-    assert pairs_wanted(nothing, only, EvidenceSettings()) is None
+    assert pairs_needed(nothing, only, EvidenceSettings()) is None
 
 
-@pytest.mark.parametrize("at_work", [True, False])
-def test_a_head_that_is_not_known_to_be_at_work_neither_leaves_nor_joins(at_work: bool) -> None:
+@pytest.mark.parametrize("nonzero_share", [True, False])
+def test_a_head_that_is_not_known_to_be_at_work_neither_leaves_nor_joins(nonzero_share: bool) -> None:
     """Head 1.0 has a large share with t = 3: not significant where few heads work; its change is, where many change."""
     rng = np.random.default_rng(4)
     base = 1e-3 * rng.normal(size=(PAIRS, LAYERS, HEADS))
@@ -95,7 +95,7 @@ def test_a_head_that_is_not_known_to_be_at_work_neither_leaves_nor_joins(at_work
     base[:, 1, 0] = 1.0 + np.sqrt(PAIRS) / 3.0 * (noise - noise.mean()) / noise.std()
     now = base + 1e-3  # all others change a little, and surely
     now[:, 1, 0] = 0.0
-    settings = EvidenceSettings(at_work=at_work, carry=0.9, confirm="none", weights="equal")
+    settings = EvidenceSettings(nonzero_share=nonzero_share, carry=0.9, confirm="none", weights="equal")
     for before, after, kind in ((base, now, "dropped"), (now, base, "emerged")):
         history = HeadHistory(LAYERS, HEADS, settings=settings)
         history.add(0, before, 0 * GAP, GAP)
@@ -103,7 +103,7 @@ def test_a_head_that_is_not_known_to_be_at_work_neither_leaves_nor_joins(at_work
         assert history.member[0, 1, 0] != history.member[1, 1, 0]
         assert 0.001 < history.q_value[1, 1, 0] < 0.01
         told = [e.kind for e in history.events if (e.layer, e.head) == (1, 0)]
-        assert told == ([] if at_work else [kind])
+        assert told == ([] if nonzero_share else [kind])
 
 
 def test_heads_at_work_are_more_than_the_resolved_ones() -> None:
@@ -114,9 +114,9 @@ def test_heads_at_work_are_more_than_the_resolved_ones() -> None:
     noise = rng.normal(size=PAIRS)
     scores[:, 6, 0] = 1.0 + np.sqrt(PAIRS) / 3.3 * (noise - noise.mean()) / noise.std()
     now = shares(scores, 0 * GAP, GAP)
-    assert at_work(now, EvidenceSettings())[6, 0]
-    assert not resolved(now, EvidenceSettings())[6, 0]
-    assert (at_work(now, EvidenceSettings()) >= resolved(now, EvidenceSettings())).all()
+    assert nonzero_share(now, EvidenceSettings())[6, 0]
+    assert not detectable(now, EvidenceSettings())[6, 0]
+    assert (nonzero_share(now, EvidenceSettings()) >= detectable(now, EvidenceSettings())).all()
 
 
 def test_size_does_not_put_a_head_at_work() -> None:
@@ -128,7 +128,7 @@ def test_size_does_not_put_a_head_at_work() -> None:
     now = shares(scores, 0 * GAP, GAP)
     gone = shares(np.zeros_like(scores), 0 * GAP, GAP)
     assert change(now, gone, EvidenceSettings()).q_value[0, 0] < 0.01
-    assert not at_work(now, EvidenceSettings())[0, 0]
+    assert not nonzero_share(now, EvidenceSettings())[0, 0]
 
 
 def test_a_head_that_joined_by_the_next_probe_can_leave_again() -> None:
@@ -156,9 +156,9 @@ def test_a_history_counts_them_and_the_summary_says_so() -> None:
     active = history.active[0]
     assert active[0, :4].all()
     assert active[1, :2].all()
-    assert history.n_resolved() == [4, 4]
-    assert history.latest_scalars()["resolved"] == 4
-    wanted = history.pairs_wanted()
+    assert history.n_detectable() == [4, 4]
+    assert history.latest_scalars()["detectable"] == 4
+    wanted = history.pairs_needed()
     assert wanted is not None
     assert wanted > PAIRS
     (said,) = [s for s in summary(history)["sentences"] if "would be told" in s]
@@ -171,10 +171,10 @@ def test_a_history_counts_them_and_the_summary_says_so() -> None:
 def test_probes_without_signal_and_the_circuit_rule_have_a_row_too() -> None:
     history = HeadHistory(2, 2)
     history.add(0, np.ones((64, 2, 2)), np.zeros(64), np.zeros(64))  # no gap, no signal
-    assert not history.resolved.any()
-    assert history.n_resolved() == [0]
-    assert history.pairs_wanted() is None
+    assert not history.detectable.any()
+    assert history.n_detectable() == [0]
+    assert history.pairs_needed() is None
     by_circuit = HeadHistory(2, 2, rule="circuit")
     by_circuit.add_membership(0, np.ones((2, 2), np.bool_), np.ones((2, 2)))
-    assert by_circuit.resolved.shape == (1, 2, 2)
-    assert "resolved" not in by_circuit.latest_scalars()
+    assert by_circuit.detectable.shape == (1, 2, 2)
+    assert "detectable" not in by_circuit.latest_scalars()

@@ -219,8 +219,8 @@ def test_every_option_of_the_callback_can_be_set(recipe):
 
 
 def test_what_is_set_reaches_the_callback(recipe):
-    options = {"evidence_q": 0.05, "evidence_material": 0.01, "evidence_carry": 0.7, "evidence_keep": 0.8}
-    options |= {"evidence_weights": "equal", "evidence_at_work": False}
+    options = {"evidence_q": 0.05, "evidence_min_change": 0.01, "evidence_carry": 0.7, "evidence_keep": 0.8}
+    options |= {"evidence_weights": "equal", "evidence_require_nonzero_share": False}
     options |= {"evidence_test": "t", "evidence_confirm": "next", "evidence_min_pairs": 4, "evidence_min_gap_t": 2.0}
     path = recipe(SFT, **options, alert_thresholds={"min_drop": 0.2, "window": 4}, probes_report_to="none")
     made = parse([path, "--probes_wandb", "off"]).build().watch.callback_options()

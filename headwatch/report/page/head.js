@@ -6,14 +6,14 @@ function pathRow(paths, head) {
   return paths.rowOf.get(keyOf(head));
 }
 
-/* {probes, share, low, high, raw, resolved} of a head; raw = share x metric gap, as the share is the one over the other. */
+/* {probes, share, low, high, raw, detectable} of a head; raw = share x metric gap, as the share is the one over the other. */
 function headPath(view, head) {
   const paths = view && view.shares, row = paths ? pathRow(paths, head) : undefined;
   if (row === undefined) return null;
   const share = paths.rows[row].map((v) => (isNumber(v) ? v * 1e-4 : null)), reach = paths.reach[row].map((v) => (isNumber(v) ? v * 1e-4 : null));
   const off = (sign) => share.map((v, i) => (v === null || reach[i] === null ? null : v + sign * reach[i]));
   const raw = share.map((v, i) => { const gap = view.probe.gap[paths.probes[i]]; return v === null || !isNumber(gap) ? null : v * gap * view.probe.direction; });
-  return { probes: paths.probes, share, low: off(-1), high: off(1), raw, resolved: paths.resolved[row] };
+  return { probes: paths.probes, share, low: off(-1), high: off(1), raw, detectable: paths.detectable[row] };
 }
 
 function importancePath(run, head) {
@@ -168,7 +168,7 @@ function drawHeadPage(views, nows, scales) {
     if (path_) {
       drawPath(chart(block, "head-share", `Share of ${headName(head)} over the steps of ${run.name}, with its 95 % interval`), "Share of the work", "95 % interval over the pairs", run, view, head, Object.assign({ values: path_.share }, path_), shareDomain_, scales, now, percent);
       const last = lastAtMost(path_.probes, now);
-      if (isNumber(path_.share[last])) element(block, "p", { class: "facts resolved" }, `If it stopped working now, these pairs ${path_.resolved[last] === "1" ? "would tell it" : "would not tell it: too few, for how much it differs from pair to pair, or too small a share"}.`);
+      if (isNumber(path_.share[last])) element(block, "p", { class: "facts detectable" }, `If it stopped working now, these pairs ${path_.detectable[last] === "1" ? "would tell it" : "would not tell it: too few, for how much it differs from pair to pair, or too small a share"}.`);
       drawPath(chart(block, "head-raw", `Raw score of ${headName(head)} over the steps of ${run.name}`), "Raw score", `what corrupting the head would do to ${view.probe.unit || "the metric"}`, run, view, head, { probes: path_.probes, values: path_.raw }, rawDomain, scales, now, number);
     } else if (chosen.rule === "evidence") element(block, "p", { class: "facts" }, "This report keeps no path of this head: it was never active and did not change, and the model has more heads than there is room for.");
     changesOf(block, run, view, head, now);
