@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, score_heads
-from headwatch.stats import EvidenceSettings, Shares, change, membership, shares, significant_and_material
+from headwatch.stats import Estimate, EvidenceSettings, change, membership, shares, significant_and_material
 
 Floats = NDArray[np.float64]
 
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 # --- permuted signs -------------------------------------------------------------------------------------------------
 
 
-def recorded(folder: str, family: str) -> list[Shares]:
+def recorded(folder: str, family: str) -> list[Estimate]:
     """The shares of every probe of a run, with their influences."""
     run = RunFolder.open(folder)
     pairs = run.pairs_of(family)
@@ -42,30 +42,30 @@ def recorded(folder: str, family: str) -> list[Shares]:
     return found
 
 
-def null_run(rng: np.random.Generator, probes: list[Shares], n_pairs: int, fresh_signs: bool) -> list[Shares]:
+def null_run(rng: np.random.Generator, probes: list[Estimate], n_pairs: int, fresh_signs: bool) -> list[Estimate]:
     """The run with a random sign for each pair: the same at every probe, or a new one (`fresh_signs`)."""
     rows = rng.permutation(len(probes[0].influence))[:n_pairs]
-    base = Shares(probes[0].value, probes[0].influence[rows], probes[0].resolution)
+    base = Estimate(probes[0].value, probes[0].influence[rows], probes[0].resolution)
     found, signs = [base], rng.choice([-1.0, 1.0], n_pairs)[:, None, None]
     for probe in probes[1:]:
         if fresh_signs:
             signs = rng.choice([-1.0, 1.0], n_pairs)[:, None, None]
         v = signs * (probe.influence - probes[0].influence + probe.value - probes[0].value)[rows]
         moved = v.mean(axis=0)
-        found.append(Shares(base.value + moved, base.influence + v - moved, probe.resolution))
+        found.append(Estimate(base.value + moved, base.influence + v - moved, probe.resolution))
     return found
 
 
-def planted_run(null: list[Shares], heads: NDArray[np.bool_], size: float, at: int) -> list[Shares]:
+def planted_run(null: list[Estimate], heads: NDArray[np.bool_], size: float, at: int) -> list[Estimate]:
     """The null run with `size` more share, away from zero, in some heads from probe `at` on."""
     sign = np.where(null[0].value >= 0.0, 1.0, -1.0)
     return [
-        Shares(probe.value + size * sign * heads * (index >= at), probe.influence, probe.resolution)
+        Estimate(probe.value + size * sign * heads * (index >= at), probe.influence, probe.resolution)
         for index, probe in enumerate(null)
     ]
 
 
-def first_events(probes: list[Shares], settings: EvidenceSettings) -> tuple[int, list[NDArray[np.bool_]], list[bool]]:
+def first_events(probes: list[Estimate], settings: EvidenceSettings) -> tuple[int, list[NDArray[np.bool_]], list[bool]]:
     """Heads whose life changes at some time; at each probe, changed heads at that probe's level; any at plain q."""
     least = settings.min_change * float(np.abs(probes[0].value).sum())
     member = membership(probes[0].value, None, settings)

@@ -32,7 +32,7 @@ from headwatch import HeadHistory, RunFolder
 from headwatch.circuits.circuit import Graph
 from headwatch.circuits.stability import circuit_heads
 from headwatch.lives.events import PENDING
-from headwatch.stats import EvidenceSettings, Shares, benjamini_hochberg, change, membership, shares
+from headwatch.stats import Estimate, EvidenceSettings, benjamini_hochberg, change, membership, shares
 
 HALVES = "halves"
 CONFIRM_LEVEL = 0.05
@@ -94,7 +94,7 @@ class Replication:
 class Half:
     """One probe set of a recorded run: its shares at every probe with signal, its history, its circuits if recorded."""
 
-    shares: dict[int, Shares]
+    shares: dict[int, Estimate]
     history: HeadHistory
     circuit: dict[int, NDArray[np.bool_]]
 
@@ -111,7 +111,7 @@ def halves(record: RunFolder, family: str, settings: EvidenceSettings, split: in
     for which in (0, 1):
         pairs = np.sort(in_order[which::2])
         history = HeadHistory(model["n_layers"], model["n_heads"], settings=settings, family=family)
-        found: dict[int, Shares] = {}
+        found: dict[int, Estimate] = {}
         circuit: dict[int, NDArray[np.bool_]] = {}
         for step in record.steps:
             scores = record.read_scores(step)

@@ -188,7 +188,7 @@ def _score(arguments: argparse.Namespace) -> int:
         raw, ends = mine.per_pair.numpy(), mine.readings
         clean, corrupted = ends.metric_clean.numpy(), ends.metric_corrupted.numpy()
         said = signal(raw, clean, corrupted, settings)
-        share = None if said == INSUFFICIENT else shares(raw, clean, corrupted).share
+        share = None if said == INSUFFICIENT else shares(raw, clean, corrupted).value
         active = None if share is None else carrying_set(share, settings.carry)
         families[family] = {
             "pairs": len(mine.families),

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headwatch.circuits.circuit import TOP_N, Graph, _heads_of, _importance, _kept
-from headwatch.stats import NullBand
+from headwatch.stats import NullBand, pair_weights
 from headwatch.stats.importance import quantile_of
 
 
@@ -81,7 +81,7 @@ def circuit_heads(
     mean = per_pair.mean(0, dtype=np.float64)
     kept = _kept(mean, graph, top_n, tau)
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32) / n
+    weights = pair_weights(n, resamples, rng).astype(np.float32) / n
     real = np.flatnonzero(graph.is_real)
     flat = per_pair.reshape(n, -1)[:, real]
 

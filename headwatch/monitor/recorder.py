@@ -13,9 +13,9 @@ from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.base_kl import mean_by_family
 from headwatch.circuits.circuit import Graph
 from headwatch.circuits.stability import CircuitHeads, circuit_heads
+from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
-from headwatch.lives.states import Event
 from headwatch.monitor.alerts import DEFAULTS, Alert, AlertSettings, alert_scalars, alerts
 from headwatch.probes import ProbeSet
 from headwatch.record.replay import history_from_run

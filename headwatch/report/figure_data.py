@@ -200,15 +200,6 @@ def changes(history: HeadHistory) -> dict[str, list[int]]:
     }
 
 
-def membership_changes(history: HeadHistory) -> list[int]:
-    """Heads in the active set that were not in it at base, or the reverse, evidence or not: [P]."""
-    member = history.member
-    if not history.steps:
-        return []
-    base = history.steps.index(history.base_step) if history.base_step is not None else 0
-    return [int(n) for n in (member ^ member[base]).sum(axis=(1, 2))]
-
-
 def noise(history: HeadHistory) -> Figure:
     """What the sample of pairs alone would do, beside what happened; each [P], None where it is not known.
 
@@ -217,7 +208,7 @@ def noise(history: HeadHistory) -> Figure:
     """
     bands = [*history.null_band, *[None] * (len(history.steps) - len(history.null_band))]
     return {
-        "membership": membership_changes(history),
+        "membership": history.membership_changes(),
         "low": [None if band is None else significant(band.low, 3) for band in bands],
         "high": [None if band is None else significant(band.high, 3) for band in bands],
         "split_half": plain(np.array(history.split_half, np.float64), 3),
@@ -226,9 +217,8 @@ def noise(history: HeadHistory) -> Figure:
 
 def turnover(history: HeadHistory) -> Figure:
     """Heads that became active and that stopped being active since the probe before: gained, lost [P], 0 at first."""
-    step = np.diff(history.active.astype(np.int8), axis=0)
-    told = {"gained": (step > 0).sum(axis=(1, 2)), "lost": (step < 0).sum(axis=(1, 2))}
-    return {name: [0, *(int(n) for n in counts)][: len(history.steps)] for name, counts in told.items()}
+    gained, lost = history.gained_and_lost()
+    return {"gained": gained, "lost": lost}
 
 
 def concentration(history: HeadHistory) -> Figure:
@@ -268,7 +258,7 @@ def coupling(history: HeadHistory, training: Rows) -> list[Figure]:
             "probes": len(c.steps),
             "rho": plain(c.rho, 2),
             "rho_changes": plain(c.rho_changes, 2),
-            "lagged": c.lagged().words("Newly active heads", c.key) if hasattr(c, "lagged") else None,
+            "lagged": c.lagged().describe("Newly active heads", c.key) if hasattr(c, "lagged") else None,
         }
         for c in told
     ]

@@ -9,7 +9,7 @@ import numpy as np
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import NEWLY_ACTIVE, OF_BASE, is_in
 from headwatch.record.run_folder import RunFolder
-from headwatch.report.figure_data import changes, membership_changes
+from headwatch.report.figure_data import changes
 from headwatch.stats import OK
 
 
@@ -177,7 +177,7 @@ def _pending(history: HeadHistory) -> str:
 
 
 def _set_changes(history: HeadHistory) -> str:
-    changed, base = membership_changes(history)[-1], history.steps.index(history.base_step or history.steps[0])
+    changed, base = history.membership_changes()[-1], history.steps.index(history.base_step or history.steps[0])
     band = history.null_band[-1] if history.null_band else None
     if band is None or base == len(history.steps) - 1:
         return ""

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwatch import stats
+from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
-from headwatch.lives.states import Event
 from headwatch.record.run_folder import ProbeScores, RunFolder
 
 Floats = NDArray[np.float64]

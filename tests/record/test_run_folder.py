@@ -13,8 +13,8 @@ import torch
 from helpers.synthetic_runs import write_synthetic_run
 
 from headwatch.errors import UserError
+from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
-from headwatch.lives.states import Event
 from headwatch.record.run_folder import LOGS, ProbeScores, RunFolder, describe_probes
 
 MANIFEST = {
