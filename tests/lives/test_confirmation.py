@@ -79,7 +79,7 @@ def test_an_event_at_the_strict_level_is_confirmed_at_once() -> None:
     assert (run.history.state[3:, [1, 2], 3] == HeadState.EMERGED).all()
 
 
-def test_a_base_head_lost_at_the_first_probe_is_dropped_from_there() -> None:
+def test_a_base_head_lost_at_the_first_probe_is_dropped_there() -> None:
     run = PlantedHistory(seed=3, settings=NEXT)
     for step in (0, 1, 2):
         add(run, step, shares(h00=0.3 if step == 0 else 0.0))

@@ -25,7 +25,7 @@ def evidence_history(scores: list[Floats]) -> HeadHistory:
     return history
 
 
-def test_it_is_the_paired_bootstrap_of_the_mean_over_probes() -> None:
+def test_the_interval_is_the_paired_bootstrap_of_the_mean_over_probes() -> None:
     rng = np.random.default_rng(0)
     base = 0.1 * rng.standard_normal((24, 3, 4)) + rng.standard_normal((3, 4))
     probes = [base, base + 0.3 * rng.random((3, 4)), base + 0.1 * rng.standard_normal(base.shape)]

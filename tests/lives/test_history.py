@@ -67,7 +67,7 @@ def test_identical_scores_are_no_event() -> None:
 
 
 @pytest.mark.parametrize("tails", ["normal", "heavy"])
-def test_noise_is_no_event_although_it_moves_the_membership(tails: str) -> None:
+def test_noise_changes_membership_without_an_event(tails: str) -> None:
     events, crossings = 0, 0
     for seed in range(10):
         rng = np.random.default_rng(seed)
@@ -83,8 +83,8 @@ def test_noise_is_no_event_although_it_moves_the_membership(tails: str) -> None:
     assert crossings > 100
 
 
-def test_a_model_that_only_gets_worse_redistributes_nothing() -> None:
-    """Raw scores fall to 0.4 with the gap: no event, although every head is weaker by far in raw terms."""
+def test_a_smaller_metric_gap_alone_is_no_event() -> None:
+    """Raw scores fall to 0.4 with the gap, shares stay."""
     run = PlantedHistory(seed=3)
     for step, size in enumerate((1.0, 0.8, 0.6, 0.4)):
         assert run.add(step, BASE, size=size) == []
@@ -95,8 +95,8 @@ def test_a_model_that_only_gets_worse_redistributes_nothing() -> None:
     )
 
 
-def test_membership_without_evidence_keeps_the_life_and_its_spell() -> None:
-    """An emerged head that slips out of the set, less than materially weaker than when it emerged, is not pruned."""
+def test_membership_without_evidence_keeps_state_and_spell() -> None:
+    """An emerged head leaves the set, but not materially weaker than when it emerged: not pruned."""
     run = PlantedHistory(seed=4, noise=0.0005, settings=EvidenceSettings(keep=0.8, min_change=0.05))
     run.add(0, BASE)
     assert run.add(1, shares(h23=0.125)) == ["emerged 2.3"]
@@ -111,7 +111,7 @@ def test_membership_without_evidence_keeps_the_life_and_its_spell() -> None:
     assert all(spell.end is None for spell in history.spells())
 
 
-def test_a_change_of_share_that_leaves_the_head_on_its_side_is_no_event() -> None:
+def test_a_change_of_share_without_crossing_the_edge_is_no_event() -> None:
     run = PlantedHistory(seed=16)
     run.add(0, BASE)
     assert run.add(1, shares(h23=0.04)) == []  # stronger, and still outside the set
@@ -138,7 +138,7 @@ def test_coming_back_to_the_base_share_is_no_emergence() -> None:
 
 
 def test_falling_back_to_the_base_share_is_no_drop() -> None:
-    """A base head that returned stronger than ever, then is at its base share again, outside a set without room."""
+    """A base head that returned stronger than ever, then at its base share again, outside a smaller set."""
     run = PlantedHistory(seed=18, noise=0.001, settings=EvidenceSettings(keep=0.8))
     events = [run.add(step, shares(h20=x)) for step, x in enumerate((0.12, 0.0, 0.25))]
     assert events == [[], ["dropped 2.0"], ["returned 2.0"]]
@@ -150,7 +150,7 @@ def test_falling_back_to_the_base_share_is_no_drop() -> None:
 @pytest.mark.parametrize("weights", ["equal", "size"])
 @pytest.mark.parametrize(("gain", "expected"), [(0.003, []), (0.03, ["emerged 2.3"])], ids=["0.3 %", "3 %"])
 def test_a_change_too_small_to_matter_is_no_event(gain: float, expected: list[str], weights: str) -> None:
-    """A head just outside the set gains its way in, beyond doubt; 0.3 % of the total is not material."""
+    """A head just outside the set enters it with a tiny p; 0.3 % of the total is not material."""
     run = PlantedHistory(seed=5, noise=1e-5, settings=EvidenceSettings(keep=0.8, weights=weights))
     run.taste[:] = 0.0
     run.add(0, shares(h23=0.119))
@@ -160,7 +160,7 @@ def test_a_change_too_small_to_matter_is_no_event(gain: float, expected: list[st
     assert run.history.q_value[1, 2, 3] < 1e-6
 
 
-def test_states_follow_their_only_allowed_paths() -> None:
+def test_states_follow_the_allowed_transitions() -> None:
     allowed = {
         ("inactive", "emerged"),
         ("base", "retained"),
@@ -189,7 +189,7 @@ def test_states_follow_their_only_allowed_paths() -> None:
     assert seen == allowed
 
 
-def test_every_derived_number_agrees_with_the_states() -> None:
+def test_derived_numbers_agree_with_the_states() -> None:
     run = PlantedHistory(seed=7)
     rng = np.random.default_rng(7)
     steps = [5 * step for step in range(25)]
@@ -222,7 +222,7 @@ def test_every_derived_number_agrees_with_the_states() -> None:
 # --- signal ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_probe_without_signal_repeats_the_lives_and_says_so() -> None:
+def test_a_probe_without_signal_repeats_the_states() -> None:
     run = PlantedHistory(seed=8)
     run.add(0, BASE)
     run.add(10, shares(h23=0.2))
@@ -236,7 +236,7 @@ def test_a_probe_without_signal_repeats_the_lives_and_says_so() -> None:
     assert np.isfinite(run.history.effect()).all()
 
 
-def test_without_signal_at_step_0_the_first_probe_with_signal_is_the_base() -> None:
+def test_the_base_is_the_first_probe_with_signal() -> None:
     run = PlantedHistory(seed=9)
     nothing = run.rng.standard_normal(N)
     assert run.history.add(0, run.scores(BASE), nothing, nothing) == []
@@ -249,7 +249,7 @@ def test_without_signal_at_step_0_the_first_probe_with_signal_is_the_base() -> N
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_diverged_model_says_nothing_and_breaks_nothing(bad: float) -> None:
+def test_scores_that_are_not_finite_are_insufficient_signal(bad: float) -> None:
     run = PlantedHistory(seed=10)
     run.add(0, BASE)
     scores = run.scores(BASE)
@@ -260,7 +260,7 @@ def test_a_diverged_model_says_nothing_and_breaks_nothing(bad: float) -> None:
     run.history.latest_scalars()
 
 
-def test_too_few_pairs_say_nothing() -> None:
+def test_too_few_pairs_are_insufficient_signal() -> None:
     run = PlantedHistory(seed=11, n_pairs=4)
     run.add(0, BASE)
     run.add(1, shares(h23=0.3))
@@ -334,7 +334,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         HeadHistory.from_run(folder, "carry")
 
 
-def test_an_empty_history_answers_everything() -> None:
+def test_an_empty_history_has_empty_results() -> None:
     history = HeadHistory(L, H)
     assert history.share.shape == history.state.shape == (0, L, H)
     assert history.counts()["emerged"] == []

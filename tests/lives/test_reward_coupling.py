@@ -25,7 +25,7 @@ def test_coupling_takes_the_window_since_the_last_probe() -> None:
     assert history.coupling(rows, "absent").steps == ()
 
 
-def test_changes_do_not_take_a_common_trend_for_coupling() -> None:
+def test_changes_do_not_follow_a_common_trend() -> None:
     rng = np.random.default_rng(14)
     history = HeadHistory(1, 60, rule="circuit")
     for probe in range(40):
@@ -36,8 +36,8 @@ def test_changes_do_not_take_a_common_trend_for_coupling() -> None:
     assert abs(trend.rho_changes) < 0.4
 
 
-def test_it_is_the_heads_that_lead_at_a_positive_lag() -> None:
-    """The whole way from a history and a trainer's log: heads change at a probe, the reward two windows later."""
+def test_at_a_positive_lag_the_heads_change_first() -> None:
+    """From a history and a trainer's log: heads change at a probe, the reward two windows later."""
     rng = np.random.default_rng(3)
     counts = np.cumsum(rng.integers(0, 4, 30))
     history = HeadHistory(1, 120, rule="circuit")
@@ -48,7 +48,7 @@ def test_it_is_the_heads_that_lead_at_a_positive_lag() -> None:
     assert history.coupling(rows).lagged().best_lag == 2
 
 
-def test_scalars_say_when_there_is_not_enough() -> None:
+def test_scalars_of_too_few_probes_are_enough_0_alone() -> None:
     rng = np.random.default_rng(8)
     steps = list(range(0, 200, 10))
     newly, turnover = (rng.integers(0, 30, 20).tolist() for _ in range(2))

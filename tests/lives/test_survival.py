@@ -1,4 +1,4 @@
-"""Kaplan-Meier against its definition, a textbook, and spells counted by hand."""
+"""Kaplan-Meier against its definition, a textbook, lifelines, and spells counted by hand."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_kaplan_meier_on_freireichs_leukaemia_patients() -> None:
     assert curve.median == 23.0
 
 
-def test_no_spell_and_no_end_are_honest() -> None:
+def test_without_a_spell_or_an_end_there_is_no_median() -> None:
     assert np.isnan(kaplan_meier([], []).median)
     assert kaplan_meier([], []).survival.tolist() == [1.0]
     going = kaplan_meier([10, 20], [False, False])
@@ -77,7 +77,7 @@ def test_survival_of_the_history_counts_first_spells_and_censors_the_last_probe(
     assert history.survival("base").time.tolist() == [0, 30]
 
 
-def test_where_nothing_survives_the_interval_goes_down_to_zero_from_the_last_upper_end() -> None:
+def test_where_nothing_survives_the_interval_is_zero_to_the_last_upper_end() -> None:
     curve = kaplan_meier([5.0, 10.0, 20.0], [True, True, True])
     assert curve.survival[-1] == curve.lower[-1] == 0.0
     assert curve.upper[-1] == curve.upper[-2] > 0.3
@@ -96,7 +96,7 @@ def test_kaplan_meier_is_lifelines(recwarn: pytest.WarningsRecorder) -> None:
         oracle = lifelines.KaplanMeierFitter(alpha=0.05).fit(lengths, ended)
         np.testing.assert_allclose(curve.time, oracle.survival_function_.index, atol=0)
         np.testing.assert_allclose(curve.survival, oracle.survival_function_.to_numpy()[:, 0], atol=1e-12, rtol=0)
-        inside = (curve.survival > 0.0) & (curve.survival < 1.0)  # where lifelines has an interval to give
+        inside = (curve.survival > 0.0) & (curve.survival < 1.0)  # where lifelines has an interval
         interval = oracle.confidence_interval_.to_numpy()
         np.testing.assert_allclose(curve.lower[inside], interval[inside, 0], atol=1e-12, rtol=0)
         np.testing.assert_allclose(curve.upper[inside], interval[inside, 1], atol=1e-12, rtol=0)

@@ -37,7 +37,7 @@ def test_each_lag_equals_scipy() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_p_value_equals_scipys_permutation_test_where_there_is_one(seed: int) -> None:
+def test_with_blocks_of_length_1_p_equals_scipys_permutation_test(seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, y = rng.standard_normal(6), rng.standard_normal(6)
     found = lagged_correlation(x, y, max_lag=0, blocks=6, min_length=6)
@@ -50,7 +50,7 @@ def test_the_p_value_equals_scipys_permutation_test_where_there_is_one(seed: int
 
 
 @pytest.mark.parametrize("lag", [-3, -1, 0, 2])
-def test_a_planted_lag_is_found_and_named(lag: int) -> None:
+def test_a_planted_lag_is_found_and_described(lag: int) -> None:
     rng = np.random.default_rng(5)
     heads = rng.standard_normal(40)
     reward = np.roll(heads, lag) + 0.3 * rng.standard_normal(40)
@@ -79,13 +79,13 @@ def test_p_values_are_uniform_under_independence(kind: str) -> None:
         assert abs((p <= level).mean() - level) < 4 * np.sqrt(level * (1 - level) / repeats), level
 
 
-def test_a_test_that_ignores_autocorrelation_would_not_be() -> None:
+def test_p_values_that_ignore_autocorrelation_are_too_small() -> None:
     rng = np.random.default_rng(11)
     p = np.array([scipy.stats.spearmanr(ar1(0.7, 48, rng), ar1(0.7, 48, rng)).pvalue for _ in range(300)])
     assert (p <= 0.05).mean() > 0.15
 
 
-def test_a_short_or_still_series_is_a_status() -> None:
+def test_a_short_or_constant_series_has_a_status() -> None:
     short = lagged_correlation(np.arange(10.0), np.arange(10.0))
     assert (short.status, short.best_lag) == ("insufficient data", None)
     assert np.isnan(short.p_value)
@@ -95,19 +95,19 @@ def test_a_short_or_still_series_is_a_status() -> None:
     assert still.status == "constant"
 
 
-def test_lags_reach_no_farther_than_a_quarter_of_the_series() -> None:
+def test_lags_are_at_most_a_quarter_of_the_series() -> None:
     rng = np.random.default_rng(6)
     for n, reach in ((11, 2), (12, 3), (40, 3)):
         found = lagged_correlation(rng.standard_normal(n), rng.standard_normal(n))
         assert found.lags == tuple(range(-reach, reach + 1))
 
 
-def test_a_long_series_costs_no_more_arrangements() -> None:
+def test_a_planted_lag_in_a_long_series_is_found() -> None:
     rng = np.random.default_rng(2)
     x = rng.standard_normal(500)
     assert lagged_correlation(x, np.roll(x, 1)).p_value < 0.001
 
 
-def test_what_never_changes_is_said_so() -> None:
+def test_a_constant_series_is_described_as_such() -> None:
     flat = lagged_correlation(np.zeros(20), np.arange(20.0))
     assert flat.describe("Heads", "reward") == "Heads and reward: one of the two never changes."

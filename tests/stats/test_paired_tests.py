@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 def sign_flip_p(differences: Floats, flips: int, rng: np.random.Generator) -> float:
-    """Reference: how often random signs of the per-pair differences make a mean as far from zero as the real one."""
+    """Reference: how often random signs of the differences give a mean as far from zero as the observed one."""
     observed = abs(differences.mean())
     beaten = 0
     for _ in range(flips):
@@ -65,15 +65,15 @@ def test_identical_scores_have_p_of_exactly_one() -> None:
     assert (change.difference == 0.0).all()
 
 
-def test_the_whole_task_shrinking_is_no_change_of_share() -> None:
-    """Rounding leaves differences of 1e-17 with errors as small: the float32 floor keeps them from looking certain."""
+def test_scaling_the_whole_task_is_no_change_of_share() -> None:
+    """Rounding leaves differences of 1e-17 with equally small errors: the float32 floor makes them insignificant."""
     scores, clean, corrupted = random_probe(np.random.default_rng(9))
     before = stats.shares(scores, clean, corrupted)
     after = stats.shares(0.61 * scores, 0.61 * clean, 0.61 * corrupted)
     assert stats.paired_change(before, after).p_value.min() > 0.9
 
 
-def test_pairing_finds_what_unpaired_errors_drown() -> None:
+def test_pairing_finds_changes_below_the_unpaired_error() -> None:
     rng = np.random.default_rng(10)
     scores, clean, corrupted = random_probe(rng)
     before = stats.shares(scores, clean, corrupted)
@@ -114,7 +114,7 @@ def two_probes(
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("n_pairs", [16, 64])
 def test_nothing_is_found_where_nothing_changed(noise: str, n_pairs: int) -> None:
-    """With no true change the false-discovery rate is the chance of any discovery at all: promised 0.01."""
+    """Without a true change the false-discovery rate, at most 0.01, is the probability of any discovery."""
     rng = np.random.default_rng([11, n_pairs])
     runs = 150
     false = sum((two_probes(rng, noise, n_pairs, 0)[0].q_value <= 0.01).any() for _ in range(runs))
@@ -134,7 +134,7 @@ def test_planted_changes_are_found_and_few_others(noise: str) -> None:
     assert np.mean(false_share) < 0.05 + 0.02
 
 
-def test_different_pairs_are_compared_by_welchs_test() -> None:
+def test_an_unpaired_change_is_welchs_test() -> None:
     rng = np.random.default_rng(0)
     one, other = stats.shares(*random_probe(rng, 30)), stats.shares(*random_probe(rng, 50))
     found = stats.unpaired_change(one, other)
@@ -166,8 +166,8 @@ def test_intervals_cover_the_true_change(test: str) -> None:
 
 
 @pytest.mark.parametrize("test", ["t", "sign-flip"])
-def test_under_permuted_signs_a_whole_run_has_a_discovery_in_at_most_q_of_runs(test: str) -> None:
-    """Real-looking differences (heavy tails, correlated over heads and probes) with a random sign for each pair."""
+def test_with_random_signs_at_most_q_of_runs_have_a_discovery(test: str) -> None:
+    """Realistic differences (heavy tails, correlated over heads and probes) with a random sign per pair."""
     rng = np.random.default_rng(6)
     n_pairs, heads, runs = 32, (8, 10), 150
     base = Estimate(0.1 * rng.standard_normal(heads), 0.1 * rng.standard_normal((n_pairs, *heads)), np.zeros(heads))
@@ -185,8 +185,8 @@ def test_under_permuted_signs_a_whole_run_has_a_discovery_in_at_most_q_of_runs(t
     assert false <= 17  # P(more than 17 | 150 runs at 0.05) = 0.0005
 
 
-def test_fresh_pairs_at_every_probe_make_no_life() -> None:
-    """One model, other pairs each time: compared unpaired, under 1 % of head-probes have an event."""
+def test_fresh_pairs_at_every_probe_give_few_events() -> None:
+    """One model, other pairs each time, tested unpaired: under 1 % of heads per probe have an event."""
     rng, events, crossings = np.random.default_rng(8), 0, 0
     share = np.exp(-np.arange(80) / 10.0).reshape(8, 10) * rng.choice([-0.05, 0.1], (8, 10))
     for _ in range(6):
@@ -197,7 +197,7 @@ def test_fresh_pairs_at_every_probe_make_no_life() -> None:
         events += len(history.events)
         crossings += int((history.member[1:] ^ history.member[0]).sum())
     assert events <= 0.01 * 6 * 5 * 80
-    assert crossings > 0.05 * 6 * 5 * 80  # and by membership there would have been plenty
+    assert crossings > 0.05 * 6 * 5 * 80  # membership alone changes far more often
 
 
 def moved(values: Floats) -> tuple[Estimate, Estimate]:
@@ -230,7 +230,7 @@ def test_benjamini_hochberg_is_scipys() -> None:
 
 
 def weighted_step_up(p: Floats, weights: Floats, q: float) -> NDArray[np.bool_]:
-    """Weighted Benjamini-Hochberg as it is written: the most k with k of them at p <= w q k / K, w of mean 1."""
+    """Weighted Benjamini-Hochberg by definition: the largest k with k of them at p <= w q k / K, w of mean 1."""
     w = weights / weights.mean()
     k = max(k for k in range(len(p) + 1) if k == 0 or (p <= w * q * k / len(p)).sum() >= k)
     rejected: NDArray[np.bool_] = p <= w * q * k / len(p)
@@ -260,7 +260,7 @@ def test_weighted_benjamini_hochberg_is_the_step_up_rule() -> None:
 
 
 def test_q_goes_to_the_heads_whose_pairs_moved_farthest() -> None:
-    """Ten heads change, and the pairs of twenty others move a fiftieth of that: no need to answer for those."""
+    """Ten heads change, and the pairs of twenty others move a fiftieth of that: little of q goes to those."""
     rng = np.random.default_rng(20)
     values = rng.standard_normal((20, 30))
     values[:, :10] += 0.9
@@ -275,8 +275,8 @@ def test_q_goes_to_the_heads_whose_pairs_moved_farthest() -> None:
     np.testing.assert_array_equal(*by_t)
 
 
-def test_weighing_heads_by_the_size_of_their_pairs_is_no_peeking() -> None:
-    """Nothing is true: any discovery stays at q. With weights by the difference itself it would not."""
+def test_weights_by_size_keep_the_level() -> None:
+    """Without a true change any discovery has probability q; with weights by the difference itself it has more."""
     rng, q, runs = np.random.default_rng(21), 0.1, 600
     any_found, by_difference = [], []
     for _ in range(runs):
