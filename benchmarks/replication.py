@@ -1,6 +1,6 @@
 """Replication: are the changes that one probe set finds found by another one that shares no pair with it?
 
-    python benchmarks/replication.py run recipes/smollm2-135m/sft_gsm8k.yaml --probe_pairs 128 [--option value ...]
+    python benchmarks/replication.py run recipes/smollm2-135m/sft_gsm8k.yaml [--headwatch.n_pairs 128 ...]
     python benchmarks/replication.py analyse outputs/sft_gsm8k [--splits 20] [--json FILE]
 
 run: a recipe is trained as `headwatch train` does it (give it twice the pairs); at each probe the paper's circuit is
