@@ -178,7 +178,9 @@ def frozen(model_folder: str, steps: int, n_pairs: int, families: list[str]) -> 
     from headwatch.demo.post_training import SftStage, train_sft
 
     with tempfile.TemporaryDirectory() as out:
-        watch = HeadWatchCallback(families, every=2, n_pairs=n_pairs, edges=False, wandb="off", strict=True)
+        watch = HeadWatchCallback(
+            families, every=2, n_pairs=n_pairs, scoring={"edges": False}, wandb="off", strict=True
+        )
         train_sft(model_folder, out, SftStage(steps=steps, batch_size=2, learning_rate=0.0), callbacks=[watch])
         return {
             family: {

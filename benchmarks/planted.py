@@ -176,7 +176,7 @@ def run(base: Path, out: Path, plants: list[Plant], n_pairs: int, seed: int) -> 
     """Train at a learning rate of 0 while the plan is executed and headwatch probes."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     probes = ProbeSet.generate(list(FAMILIES), tokenizer, n_pairs=n_pairs, seed=seed)
-    watch = HeadWatchCallback(probes, every=EVERY, edges=False, wandb="off", strict=True)
+    watch = HeadWatchCallback(probes, every=EVERY, scoring={"edges": False}, wandb="off", strict=True)
     train_sft(
         base,
         out,

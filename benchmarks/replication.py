@@ -1,6 +1,6 @@
 """Replication: are the changes found by one probe set also found by a disjoint one?
 
-    python benchmarks/replication.py run recipes/smollm2-135m/sft_gsm8k.yaml --probe_pairs 128 [--option value ...]
+    python benchmarks/replication.py run recipes/smollm2-135m/sft_gsm8k.yaml [--headwatch.n_pairs 128 ...]
     python benchmarks/replication.py analyse outputs/sft_gsm8k [--splits 20] [--json FILE]
 
 run: trains a recipe like `headwatch train` (give it twice the pairs); at each probe it also computes the circuit of

@@ -129,6 +129,25 @@ class Circuit:
             raise UserError(f"{path} is not a circuit written by Circuit.to_json ({error})") from error
 
 
+@dataclass(frozen=True)
+class CircuitSettings:
+    """The paper's circuit rule.
+
+    Attributes:
+        top_n: edges of the circuit: a number (5000), or a share of the real ones below 1 (0.027).
+        tau: threshold of the simplified circuit: a share of the largest score, or negative for an absolute value.
+
+    Raises:
+        UserError: a value makes no sense.
+    """
+
+    top_n: float = TOP_N
+    tau: float | None = None
+
+    def __post_init__(self) -> None:
+        validate_rule(self.top_n, self.tau)
+
+
 def validate_rule(top_n: float, tau: float | None) -> None:
     """Refuse a rule that makes no sense, in one line."""
     whole = isinstance(top_n, int) or float(top_n).is_integer()

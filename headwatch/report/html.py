@@ -17,6 +17,7 @@ import numpy as np
 
 from headwatch.errors import UserError
 from headwatch.lives.history import RULES, HeadHistory
+from headwatch.record.recorded_settings import recorded_settings
 from headwatch.record.replay import history_from_run
 from headwatch.record.run_folder import ProbeScores, RunFolder
 from headwatch.report import figure_data, head_page_data, sentences
@@ -101,7 +102,7 @@ def run_data(run: RunFolder) -> dict[str, Any]:
         "created": manifest.get("created"),
         "headwatch_version": manifest.get("headwatch_version"),
         "versions": manifest.get("versions") or {},
-        "settings": manifest.get("settings") or {},
+        "settings": recorded_settings(manifest),
         "evidence": asdict(EvidenceSettings.from_dict((manifest.get("settings") or {}).get("evidence") or {})),
         "wandb": wandb.get("url") or wandb.get("id"),
         "model": {key: value for key, value in manifest["model"].items() if key != "sources"},
@@ -166,8 +167,9 @@ def _family_data(run: "_ReadOnce", family: str, training: figure_data.Rows) -> d
     heads, told = head_page_data.ranked_heads(histories.values())
     accuracy = [None if at.correct is None else float(at.correct[pairs].mean()) for at in scores]
     drift = [np.nan if at.kl_from_base is None else float(at.kl_from_base[pairs].mean()) for at in scores]
-    settings = run.manifest.get("settings") or {}
-    metric = settings.get("metric")  # by family, where they are read by different ones
+    metric = (recorded_settings(run.manifest).get("scoring") or {}).get(
+        "metric"
+    )  # by family, where they are read by different ones
     index = run.families.index(family)
     rules = {rule: view_data(history, training, heads, len(pairs)) for rule, history in histories.items()}
     low, high = (_logged(run, f"{family}/circuit/membership_changes_by_chance_{end}") for end in ("low", "high"))

@@ -95,9 +95,9 @@ REFUSED = {
     "other families": ({"probes": ("addition",)}, "probes=8 pairs (addition)"),
     "another seed": ({"seed": 1}, "fingerprint"),
     "more pairs": ({"n_pairs": 9}, "probes=18 pairs"),
-    "another metric": ({"metric": "nll"}, "metric='nll'"),
-    "more points": ({"steps": 6}, "steps=6"),
-    "heads alone": ({"edges": False}, "edges=False"),
+    "another metric": ({"scoring": {"metric": "nll"}}, "scoring.metric='nll'"),
+    "more points": ({"scoring": {"steps": 6}}, "scoring.steps=6"),
+    "heads alone": ({"scoring": {"edges": False}}, "scoring.edges=False"),
     "another rule": ({"evidence": EvidenceSettings(q=0.05)}, "evidence="),
 }
 
