@@ -21,6 +21,12 @@ from headwatch.stats import membership, shares
 PRECISIONS = {"float32": torch.float32, "autocast": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+COLUMNS = (
+    *("model", "family", "precision", "correlation of edges", "head error", "edge error"),
+    *("circuit", "active set", "stream check", "row sums"),
+)
+
+
 def scored(folder: str, precision: str, probes: ProbeSet) -> EdgeScores:
     """One model's scores in one precision."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=PRECISIONS[precision])
@@ -52,10 +58,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=32, help="pairs per family")
     parser.add_argument("--families", nargs="+", default=["addition", "recall"])
     arguments = parser.parse_args()
-    print(
-        "| model | family | precision | correlation of edges | head error | edge error | circuit | active set | stream check | row sums |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("| --- " * len(COLUMNS) + "|")
     for folder in arguments.models:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         for family in arguments.families:
@@ -71,13 +75,15 @@ def main() -> None:
                 real = exact.is_real
                 correlation = torch.corrcoef(torch.stack([edges[real], expected[real]]))[0, 1]
                 circuits = [Circuit.select(scores, 0.027).heads for scores in (found, exact)]
-                print(
-                    f"| {Path(folder).name} | {family} | {precision} | {correlation:.4f} "
-                    f"| {largest_error(found.heads.mean(), exact.heads.mean()):.4f} | {largest_error(edges, expected):.4f} "
-                    f"| {jaccard(circuits[0], set(circuits[1])):.2f} | {jaccard(active(found), active(exact)):.2f} "
-                    f"| {found.checks.stream:.1e} | {found.checks.row_sums:.1e} |",
-                    flush=True,
+                cells = (
+                    *(Path(folder).name, family, precision, f"{correlation:.4f}"),
+                    f"{largest_error(found.heads.mean(), exact.heads.mean()):.4f}",
+                    f"{largest_error(edges, expected):.4f}",
+                    f"{jaccard(circuits[0], set(circuits[1])):.2f}",
+                    f"{jaccard(active(found), active(exact)):.2f}",
+                    *(f"{found.checks.stream:.1e}", f"{found.checks.row_sums:.1e}"),
                 )
+                print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

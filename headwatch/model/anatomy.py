@@ -234,6 +234,11 @@ class Anatomy:
                 f"model: {type(inner).__name__} (config.model_type {model_type!r}) cannot be taken apart: {reason}; "
                 f"supported: {', '.join(sorted(LAYOUTS))}"
             )
+        if inner.get_output_embeddings() is None:
+            raise UnsupportedModelError(
+                f"model: {type(inner).__name__} has no output matrix over the vocabulary, so no metric can be read from "
+                "its tokens; headwatch scores causal language models"
+            )
         layout = LAYOUTS[model_type]
         config = config.get_text_config()
         for option, values, reason in (
