@@ -236,8 +236,8 @@ class Anatomy:
             )
         if inner.get_output_embeddings() is None:
             raise UnsupportedModelError(
-                f"model: {type(inner).__name__} has no output matrix over the vocabulary, so no metric can be read from "
-                "its tokens; headwatch scores causal language models"
+                f"model: {type(inner).__name__} has no output matrix over the vocabulary, so no metric can be read "
+                "from its tokens; headwatch scores causal language models"
             )
         layout = LAYOUTS[model_type]
         config = config.get_text_config()
