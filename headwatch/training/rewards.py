@@ -17,21 +17,19 @@ import difflib
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from headwatch.errors import UserError
-from headwatch.training.math_grader import MathGrader
+from headwatch.training.answers import expression, final_answer, final_latex, number, separators
+from headwatch.training.math_grader import MathGrader, Task
 
 Completion = str | Sequence[Mapping[str, str]]  # plain text, or TRL's list of one assistant message
 Reward = Callable[..., "list[float] | list[float | None]"]
 
 TAG_LINES = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")  # as open-r1 counts them
-MAX_NUMBER = 1000  # digits: longer answers are graded as text below, and no number of a benchmark is
 
 _FORMAT = re.compile(r"<think>\n(.*?)\n</think>\n<answer>\n(.*?)\n</answer>", re.DOTALL)
 _TAGS = re.compile(r"</?(?:think|answer)>")
-_NUMBER = re.compile(r"([-+−]?)\$?(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d*))?\.?")
 _grader = MathGrader()
 
 
@@ -39,43 +37,75 @@ def accuracy(
     completions: Sequence[Completion],
     answer: Sequence[str],
     solution: Sequence[str] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
     **_: object,
 ) -> list[float | None]:
-    r"""1 where the completion's answer is right, 0 where not; None (TRL leaves the row out) where the gold is none.
+    r"""1 where the completion's answer is right as a whole, 0 where not; None where the gold answer cannot be read.
 
-    The last <answer>...</answer> decides where it can be read: a bare number (`72`, `1,234`, `$5`, `3.50`) by value,
-    anything else by math-verify. Otherwise math-verify looks through the whole completion, as in strict_accuracy.
+    The answer is what the last <answer> block holds; without a block the last \boxed{...}, or LaTeX that follows "the
+    answer is". Dollars, a box, "The answer is", `x =`, units and thousands separators around a value are allowed
+    (`headwatch.training.answers`); a text that contains, lists or ends in the right value is wrong.
 
-    answer: column of final answers, such as `72` or `\frac{1}{3}`. solution: column of worked solutions, read where an
-    answer cannot be parsed.
+    Args:
+        completions: texts, or TRL's conversations.
+        answer: column of final answers, such as `72` or `\frac{1}{3}`.
+        solution: column of worked solutions, read where an answer cannot be parsed.
+        log_metric: TRL's logger of reward functions; slow and timed-out comparisons are counted there.
     """
-    solutions: Sequence[str | None] = solution if solution is not None else [None] * len(answer)
-    rewards: list[float | None] = []
-    for completion, right, worked in zip(completions, answer, solutions, strict=True):
-        text = text_of(completion)
-        said, gold = number(last_answer(text)), number(right)
-        if said is not None and gold is not None:
-            rewards.append(float(said == gold))
-        else:
-            rewards.append(_grader.grade(_gold(right, worked, answer_first=True), text, last_answer(text)))
-    return rewards
+    found = [final_answer(text_of(completion)) for completion in completions]
+    return _graded(found, answer, solution, answer_first=True, log_metric=log_metric)
 
 
 def strict_accuracy(
     completions: Sequence[Completion],
     answer: Sequence[str],
     solution: Sequence[str] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
     **_: object,
 ) -> list[float | None]:
-    r"""open-r1's accuracy_reward: math-verify on LaTeX in the completion (`\boxed{72}`, `$72$`) against the solution.
+    r"""As open-r1's accuracy_reward, LaTeX alone: the last \boxed{...} or `$...$` of the completion, as a whole.
 
-    A bare 72 inside <answer> counts as wrong, although the system prompt never asks for a box.
+    A bare 72 inside <answer> counts as wrong, although the system prompt never asks for a box. Gold is the solution,
+    or the answer where there is none. Arguments as for `accuracy`.
     """
+    found = [final_latex(text_of(completion)) for completion in completions]
+    return _graded(found, answer, solution, answer_first=False, log_metric=log_metric)
+
+
+def _graded(
+    found: Sequence[str],
+    answer: Sequence[str],
+    solution: Sequence[str] | None,
+    *,
+    answer_first: bool,
+    log_metric: Callable[[str, float], None] | None,
+) -> list[float | None]:
     solutions: Sequence[str | None] = solution if solution is not None else [None] * len(answer)
-    return [
-        _grader.grade(_gold(right, worked, answer_first=False), text_of(completion))
-        for completion, right, worked in zip(completions, answer, solutions, strict=True)
-    ]
+    rewards: list[float | None] = []
+    open_: dict[int, Task] = {}
+    for index, (text, right, worked) in enumerate(zip(found, answer, solutions, strict=True)):
+        mine, gold = expression(text), expression(right)
+        value, wanted = number(mine), number(gold)
+        golds = _gold(gold or right, worked, answer_first=answer_first)
+        if value is not None and wanted is not None and answer_first:
+            rewards.append(float(value == wanted))
+        elif mine and answer_first and mine.replace(" ", "") == gold.replace(" ", ""):
+            rewards.append(1.0)
+        elif not golds:
+            rewards.append(None)
+        elif not mine or (gold and separators(mine) != separators(gold)):
+            rewards.append(0.0)
+            if not gold:  # whether the gold answer can be read decides between wrong and left out
+                open_[index] = Task(tuple(golds), "0")
+        else:
+            rewards.append(0.0)
+            open_[index] = Task(tuple(golds), mine)
+    for index, grade in zip(open_, _grader.grade(list(open_.values())), strict=True):
+        rewards[index] = None if grade is None else grade if expression(found[index]) else 0.0
+    if log_metric is not None:
+        for name, value_ in vars(_grader.counts).items():
+            log_metric(f"grader/{name}", float(value_))
+    return rewards
 
 
 def format(completions: Sequence[Completion], **_: object) -> list[float]:
@@ -132,30 +162,6 @@ def text_of(completion: Completion) -> str:
         return completion
     content: Any = completion[-1].get("content") if completion else ""
     return content or ""
-
-
-def last_answer(text: str) -> str:
-    """What the last <answer>...</answer> of a text holds, without space around it; "" where there is none."""
-    start = text.rfind("<answer>")
-    end = text.find("</answer>", start)
-    return text[start + len("<answer>") : end].strip() if start >= 0 and end >= 0 else ""
-
-
-def number(text: str) -> Decimal | None:
-    """The value of a text that is one decimal number and nothing else, else None. Commas may group by thousands."""
-    text = text.strip()
-    if not text.isascii() and not text.startswith("−"):
-        return None  # \d takes the digits of every script, Decimal too; an answer is asked for in these
-    match = _NUMBER.fullmatch(text) if len(text) <= MAX_NUMBER else None
-    if match is None:
-        return None
-    sign, whole, part = match.groups()
-    if not whole and not part:
-        return None
-    try:
-        return Decimal(f"{'-' if sign in ('-', '−') else ''}{(whole or '0').replace(',', '')}.{part or '0'}")
-    except InvalidOperation:
-        return None
 
 
 def _gold(answer: str, solution: str | None, *, answer_first: bool) -> list[str]:

@@ -1,6 +1,8 @@
 """The rewards on completions as models write them, and as they write them to be paid without working."""
 
+import json
 import threading
+import time
 
 import pytest
 
@@ -8,7 +10,7 @@ pytest.importorskip("math_verify")
 
 from headwatch.errors import UserError
 from headwatch.training import rewards
-from headwatch.training.math_grader import MathGrader
+from headwatch.training.math_grader import MathGrader, Task, Worker
 
 WORKED = "<think>\nHalf of 48 is 24, and 48 + 24 = 72.\n</think>\n<answer>\n{}\n</answer>"
 
@@ -102,21 +104,68 @@ def test_conversations_are_read_by_their_last_message():
     assert one(rewards.tag_count, [{"role": "assistant", "content": None}]) == 0
 
 
+def task(answer):
+    return Task((r"\boxed{72}",), answer)
+
+
 def test_what_never_ends_is_wrong_and_the_next_one_is_graded():
     """In a thread, where the alarm signal of math-verify's own timeout could not be set."""
-    grader = MathGrader(timeout=1.0)
+    grader = MathGrader(timeout=1.0, workers=1)
     grades = []
 
     def work():
-        for text in (r"\boxed{72}", r"\boxed{9999999999!}", r"\boxed{10^{10^{10^{10}}}}", r"\boxed{72}"):
-            grades.append(grader.grade([r"\boxed{72}"], text))
+        grades.extend(grader.grade([task("72"), task("9999999999!"), task("10^{10^{10^{10}}}"), task("2 \\cdot 36")]))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     grader.close()
     assert grades == [1.0, 0.0, 0.0, 1.0]
-    assert grader.timed_out == 2
+    assert grader.counts.timed_out == 2
+
+
+def test_workers_share_a_step_and_its_budget():
+    grader = MathGrader(timeout=5.0, budget=4.0, workers=2)
+    hostile = [task(f"10^{{10^{{10^{{{n}}}}}}}") for n in range(10, 40)]
+    began = time.monotonic()
+    assert grader.grade([task("72"), *hostile])[1:] == [0.0] * 30
+    assert time.monotonic() - began < 30  # one after the other: 150
+    assert grader.counts.skipped > 20
+    assert grader.grade([task("72")]) == [1.0]
+    grader.close()
+
+
+def test_an_interrupt_between_question_and_answer_shifts_no_grade(monkeypatch):
+    grader = MathGrader(workers=1)
+    assert grader.grade([task("72"), task("71")]) == [1.0, 0.0]
+    original = Worker._exchange
+
+    def interrupted(self, line, seconds):
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Worker, "_exchange", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grader.grade([task("72")])
+    monkeypatch.setattr(Worker, "_exchange", original)
+    assert grader.grade([task("71"), task("72"), task("73")]) == [0.0, 1.0, 0.0]
+    grader.close()
+
+
+def test_a_reply_of_another_task_is_not_read(monkeypatch):
+    worker = Worker()
+    worker._process.stdin.write(json.dumps({"id": 99, "gold": ["72"], "answer": "72"}) + "\n")
+    worker._process.stdin.flush()
+    assert worker.ask(task("71"), 5.0) == (False, None, False)
+    assert not worker.alive
+
+
+def test_counts_are_logged():
+    logged = {}
+    rewards.accuracy([r"<answer>\frac{144}{2}</answer>"], answer=["72"], log_metric=logged.__setitem__)
+    assert set(logged) == {"grader/graded", "grader/slow", "grader/timed_out", "grader/skipped"}
+    assert logged["grader/graded"] >= 1
 
 
 def test_names():
