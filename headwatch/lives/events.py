@@ -1,8 +1,9 @@
 """An event in the life of a head, with the evidence it rests on, and its line in events.jsonl."""
 
-import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from headwatch.io.plain_json import plain
 
 EVENT_KINDS = ("emerged", "pruned", "re-emerged", "dropped", "returned")
 
@@ -60,7 +61,7 @@ class Event:
         A line's "step" is the probe that wrote it, so that a log's steps never go back and a resumed run can cut it;
         an event that was first seen at an earlier probe says so in "seen".
         """
-        values = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in asdict(self).items()}
+        values: dict[str, Any] = plain(asdict(self))
         told = values.pop("told")
         return values if told is None else {**values, "step": told, "seen": self.step}
 

@@ -10,7 +10,7 @@ import safetensors
 import safetensors.torch
 
 from headwatch.errors import UserError
-from headwatch.io.atomic import write_whole
+from headwatch.io.atomic import write_atomic
 from headwatch.probes.families import Candidate
 from headwatch.probes.generate import pad
 from headwatch.probes.pair_set import TENSORS, ProbeSet
@@ -47,7 +47,7 @@ def save(probes: ProbeSet, path: str | os.PathLike[str]) -> None:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
+        write_atomic(path, data)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
