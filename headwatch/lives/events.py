@@ -1,8 +1,9 @@
 """An event of a head, with its evidence, and its line in events.jsonl."""
 
-import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from headwatch.io.plain_json import plain
 
 EVENT_KINDS = ("emerged", "pruned", "re-emerged", "dropped", "returned")
 
@@ -72,7 +73,7 @@ class Event:
         "step" is the probe that wrote the line, so that the steps of a log never decrease and a resumed run can
         truncate it. If an earlier probe found the event first, that step is "seen".
         """
-        values = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in asdict(self).items()}
+        values: dict[str, Any] = plain(asdict(self))
         settled_at = values.pop("settled_at")
         return values if settled_at is None else {**values, "step": settled_at, "seen": self.step}
 

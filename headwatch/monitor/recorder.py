@@ -18,8 +18,9 @@ from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
 from headwatch.monitor.alerts import DEFAULTS, Alert, AlertSettings, alert_scalars, alerts
 from headwatch.probes import ProbeSet
+from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.replay import history_from_run
-from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.record.run_folder import RunFolder
 from headwatch.report import figure_data, plotly
 from headwatch.sinks import Sink
 from headwatch.stats import EvidenceSettings

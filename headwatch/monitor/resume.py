@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.errors import UserError
-from headwatch.io.atomic import write_whole
+from headwatch.io.atomic import write_atomic
 from headwatch.probes import ProbeSet
 from headwatch.record.recorded_settings import recorded_settings
 from headwatch.record.run_folder import RunFolder
@@ -41,7 +41,7 @@ def write_sidecar(checkpoint: Path, run: RunFolder, step: int, last_probe: int |
         "model": {key: manifest["model"][key] for key in ("n_layers", "n_heads")},
         "wandb": manifest.get("wandb"),
     }
-    write_whole(checkpoint / SIDECAR, (json.dumps(note, indent=1) + "\n").encode())
+    write_atomic(checkpoint / SIDECAR, (json.dumps(note, indent=1) + "\n").encode())
 
 
 def read_sidecar(checkpoint: Path) -> dict[str, Any] | None:

@@ -6,11 +6,13 @@ is not finite becomes None, numbers are rounded, nothing is a numpy type. L laye
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from headwatch.io import plain_json
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import ACTIVE, NEWLY_ACTIVE, OF_BASE, is_in
 
@@ -279,18 +281,7 @@ def all_figures(history: HeadHistory, training: Rows = ()) -> dict[str, Figure]:
 # --- plain values ---------------------------------------------------------------------------------------------------
 
 
-def plain(values: ArrayLike, digits: int | None = None) -> Any:
-    """Nested lists (or one number) that json.dumps writes short: rounded, None where not finite."""
-    array = np.asarray(values)
-    if array.ndim:
-        return [plain(entry, digits) for entry in array]
-    if array.dtype.kind in "iub":
-        return int(array)
-    value = float(array)
-    if not math.isfinite(value):
-        return None
-    rounded = round(value, digits) if digits is not None else value
-    return int(rounded) if rounded == int(rounded) else rounded
+plain = partial(plain_json.plain, whole_as_int=True)  # the page's JSON, short
 
 
 def significant(value: float | None, digits: int) -> float | None:

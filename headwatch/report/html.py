@@ -17,9 +17,10 @@ import numpy as np
 
 from headwatch.errors import UserError
 from headwatch.lives.history import RULES, HeadHistory
+from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.recorded_settings import recorded_settings
 from headwatch.record.replay import history_from_run
-from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.record.run_folder import RunFolder
 from headwatch.report import figure_data, head_page_data, sentences
 from headwatch.stats import EvidenceSettings
 from headwatch.version import __version__

@@ -1,6 +1,5 @@
 """What a run says in plain words: the headline, the summary of each family, the alerts. No more than was tested."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,16 +104,13 @@ def alerts(run: RunFolder) -> list[dict[str, Any]]:
     text: the latest. first, last: steps at which it was raised. now: it was raised at the last probe. level: "warning"
     or "status". A line that cannot be read is left out.
     """
-    path, last = run.path / "alerts.jsonl", run.steps[-1] if run.steps else None
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    last = run.steps[-1] if run.steps else None
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-            step, text, family = int(row["step"]), str(row["text"]), str(row.get("family") or "")
-            kind, level = str(row.get("kind") or text), str(row.get("level") or "warning")
-        except (ValueError, TypeError, KeyError, AttributeError):
+    for row in run.alerts():
+        if "text" not in row:
             continue
+        step, text, family = row["step"], str(row["text"]), str(row.get("family") or "")
+        kind, level = str(row.get("kind") or text), str(row.get("level") or "warning")
         alert = found.setdefault((kind, family), {"family": family, "first": step})
         alert |= {"text": text, "level": level, "last": step, "now": step == last}
     return list(found.values())

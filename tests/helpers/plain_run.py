@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.record.probe_scores import ProbeScores
+from headwatch.record.run_folder import RunFolder
 
 
 def write_plain_run(

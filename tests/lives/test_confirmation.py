@@ -14,7 +14,8 @@ from headwatch.errors import UserError
 from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import HeadState
-from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.record.probe_scores import ProbeScores
+from headwatch.record.run_folder import RunFolder
 from headwatch.stats import EvidenceSettings
 
 NEXT = EvidenceSettings(confirm="next")

@@ -171,7 +171,7 @@ def test_a_note_that_cannot_be_left_ends_nothing(
     def full(*_: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("headwatch.monitor.resume.write_whole", full)
+    monkeypatch.setattr("headwatch.monitor.resume.write_atomic", full)
     sft_trainer(model, tmp_path, [callback()], max_steps=6, **SAVING).train()
     assert RunFolder.open(tmp_path).steps == [0, 2, 4, 6]
     assert caplog.text.count("no space left on device") == 1

@@ -49,8 +49,8 @@ def test_alerts_are_shown_latest_first_of_a_kind_and_as_text(grpo: RunFolder, vi
     run = write_plain_run(tmp_path, [0, 10, 20])
     rows = [
         {"step": 10, "kind": "base_dropped", "family": "addition", "text": "old", "level": "warning"},
-        {"step": 20, "kind": "base_dropped", "family": "addition", "text": HOSTILE, "level": "warning"},
         {"step": 10, "kind": "unstable", "family": "", "text": "insufficient data", "level": "status"},
+        {"step": 20, "kind": "base_dropped", "family": "addition", "text": HOSTILE, "level": "warning"},
     ]
     torn = '{"step": 20, "kind": "ine'
     (run.path / "alerts.jsonl").write_text("\n".join([*map(json.dumps, rows), "[1]", torn]), encoding="utf-8")
