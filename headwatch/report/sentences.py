@@ -120,13 +120,16 @@ def _circuit_headline(history: HeadHistory) -> str:
 def _events_headline(history: HeadHistory) -> str:
     until = f"{_on_family(history)} by step {history.steps[-1]:,}"
     newly, dropped, pruned = history.newly_active()[-1], _dropped(history), history.counts()["pruned"][-1]
-    tail = f" {_count(pruned, 'head')} emerged and {_was(pruned)} pruned again." if pruned else ""
     parts = [f"{_count(newly, 'head')} emerged" if newly else "", dropped]
     if any(parts):
+        heads = _count(pruned, "more head" if newly else "head")
+        tail = f" {heads} emerged and {_was(pruned)} pruned." if pruned else ""
         return f"{' and '.join(part for part in parts if part)}{until}.{tail}"
+    if pruned:
+        return f"{_count(pruned, 'head')} emerged and {_was(pruned)} pruned{until}."
     moved = sum(values[-1] for values in changes(history).values())
     shifted = f", though the share of {_count(moved, 'head')} changed significantly and materially" if moved else ""
-    return f"No head has emerged and no base head was dropped{until}{shifted}.{tail}"
+    return f"No head has emerged and no base head was dropped{until}{shifted}."
 
 
 # --- summary ----------------------------------------------------------------------------------------------------------
@@ -150,7 +153,7 @@ def _changed_shares(history: HeadHistory) -> str:
         )
     return (
         f"{_count(up, 'head')} strengthened and {down} weakened since the base (of {tested} heads; significant at "
-        f"q ≤ {history.settings.q:g}, and material)."
+        f"q\u00a0≤\u00a0{history.settings.q:g}, and material)."
     )
 
 
@@ -166,8 +169,9 @@ def _lives(history: HeadHistory) -> str:
         "pruned and re-emerged": int(now.sum()) - stayed - new,
         "pruned": int((ever & ~now).sum()),
     }
-    parts = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
-    emerged = f"{_count(int(ever.sum()), 'head')} emerged ({parts})" if parts else "No head emerged"
+    total = int(ever.sum())
+    parts = ", ".join(f"{'all' if n == total > 1 else n} {what}" for what, n in counts.items() if n)
+    emerged = f"{_count(total, 'head')} emerged ({parts})" if parts else "No head emerged"
     return f"{emerged}; {_dropped(history) or f'none of {_n_base(history)} base heads was dropped'}."
 
 

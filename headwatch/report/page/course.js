@@ -92,7 +92,8 @@ function drawCounts(svg, name, place, view, scales, x, y, right, now) {
   }
   ends.sort((a, b) => a.y - b.y);
   if (ends.length > 1 && ends[1].y - ends[0].y < 14) { const middle = (ends[0].y + ends[1].y) / 2; ends[0].y = middle - 7; ends[1].y = middle + 7; }
-  for (const end of ends) label(svg, right + 8, Math.min(end.y, place.bottom - 2) + 4, end.text, { class: "end" }).style.fill = end.fill;
+  const over = Math.max(0, ...ends.map((end) => end.y - place.bottom + 2));
+  for (const end of ends) label(svg, right + 8, end.y - over + 4, end.text, { class: "end" }).style.fill = end.fill;
 }
 
 function drawCohorts(svg, { cohorts, steps }, x, y, now) {

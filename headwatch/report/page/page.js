@@ -247,7 +247,7 @@ function drawLives(lives, run, view, now, picked, scales) {
 function drawNote(views, nows) {
   const note = byId("rule-note"), settings = (runs[0] && runs[0].evidence) || {};
   if (chosen.rule === "evidence") {
-    note.textContent = `Evidence rule: each head is compared with itself on the same frozen pairs. A change counts if it is significant after correction over the heads (q ≤ ${number(settings.q)}) and material (at least ${percent(settings.min_change)} of the base’s total |share|).`;
+    note.textContent = `Evidence rule: each head is compared with itself on the same frozen pairs. A change counts if it is significant after correction over the heads (q ≤ ${number(settings.q)}) and material (at least ${percent(settings.min_change)} of the base’s total |share|).`.replace(/ (?=[%≤])|(?<=≤) /g, "\u00a0");
     return;
   }
   const means = views.map((view, r) => (view && view.stability ? `${runs.length > 1 ? runs[r].letter + " " : ""}${percent(view.stability.mean[nows[r]])}` : null)).filter(Boolean);

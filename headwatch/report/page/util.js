@@ -12,7 +12,7 @@ function element(parent, tag, attributes, text) {
 }
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
-const minus = (text) => text.replace("-", "−");
+const minus = (text) => text.replace(/-/g, "−");
 const whole = (value) => (isNumber(value) ? value.toLocaleString("en-US") : "–");
 const count = (n, noun) => `${whole(n)} ${noun}${n === 1 ? "" : "s"}`;
 
