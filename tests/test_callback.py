@@ -58,7 +58,7 @@ def test_the_record_holds_what_the_pass_says(model: Path, tmp_path: Path) -> Non
         said = " ".join(run_data(run)["families"][family]["summary"]["sentences"])
         newly, gone = at_end[f"{family}/circuit/newly_active"], at_end[f"{family}/circuit/dropped"]
         inside = newly + gone <= logged["membership_changes_by_chance_high"]
-        assert f"{'within' if inside else 'more than'} its own null band" in said
+        assert f"{'within' if inside else 'above'} its null band" in said
     for row in run.scalars():
         assert row["row_sum_error"] < 1e-5
         assert row["stream_error"] < 1e-5

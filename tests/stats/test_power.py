@@ -161,10 +161,10 @@ def test_a_history_counts_them_and_the_summary_says_so() -> None:
     wanted = history.pairs_needed()
     assert wanted is not None
     assert wanted > PAIRS
-    (said,) = [s for s in summary(history)["sentences"] if "would be told" in s]
+    (said,) = [s for s in summary(history)["sentences"] if "Detection power" in s]
     assert said == (
-        f"On these 64 pairs the loss of 4 of the {active.sum()} active heads would be told; about {wanted:,} pairs "
-        "would do for nine in ten."
+        f"Detection power: the loss of 4 of the {active.sum()} active heads would be detected (64 pairs; {wanted:,} "
+        "would cover nine in ten)."
     )
 
 
