@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, score_heads
 from headwatch.demo.post_training import SftStage, train_sft
-from headwatch.demo.pretraining import BaseStage, teach_base
+from headwatch.demo.pretraining import BaseStage, pretrain
 from headwatch.demo.quiet import one_thread, quiet_libraries
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
 from headwatch.lives.states import OF_BASE, HeadState, advance, changed, event_kind, is_in
@@ -124,7 +124,7 @@ def base_model(folder: Path, seed: int) -> Path:
     if not (folder / "config.json").is_file():
         tokenizer = build_tokenizer()
         model = build_model(tokenizer, SIZE, seed=seed)
-        teach_base(model, tokenizer, BaseStage(seed=seed))
+        pretrain(model, tokenizer, BaseStage(seed=seed))
         save(model, tokenizer, folder)
     return folder
 

@@ -1,25 +1,38 @@
-"""The command line: `headwatch demo`, `train RECIPE`, `score MODEL`, `report RUN_FOLDER ...`, `workspace TARGET`."""
+"""The command line: `headwatch demo`, `train RECIPE`, `score MODEL`, `report FOLDER ...`, `workspace TARGET`.
+
+This module parses and prints. Options are checked before torch, transformers or TRL are imported.
+"""
 
 import argparse
+import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from headwatch.errors import UserError
 from headwatch.version import __version__
 
+# Repeated from headwatch.attribution and headwatch.probes, which import torch; a test compares them.
+METRICS = ("logit_diff", "kl", "nll")
+ALPHAS = ("midpoint", "right", "left", "clean")
+FAMILIES = ("addition", "carry", "sums", "word_problem", "linear_equation", "recall")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 2 with one line on standard error for a user's mistake."""
+    """Run one command.
+
+    Returns:
+        0 on success, 2 after a user's mistake (one line on standard error), 130 after an interrupt.
+    """
     parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and not hasattr(arguments, "options"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.options = rest  # a recipe's, which `train` parses by itself
     try:
+        arguments, rest = parser.parse_known_args(argv)
+        if rest and not hasattr(arguments, "options"):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.options = rest  # options of a recipe, parsed by the launcher
         return arguments.run(arguments)
     except UserError as error:
         print(f"headwatch: {error}", file=sys.stderr)
@@ -29,8 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+# --- the parser -------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="headwatch",
         description="Watch which attention heads your post-training creates, keeps and throws away.",
     )
@@ -45,22 +68,24 @@ def _parser() -> argparse.ArgumentParser:
         "headwatch demo --out my-demo --seed 1",
     )
     demo.add_argument("--out", default="headwatch-demo", help="folder for models, run folders and the report")
-    demo.add_argument("--seed", type=int, default=0, help="the same seed gives the same result")
-    demo.add_argument("--quick", action="store_true", help="a much shorter training: it runs, but shows little")
-    demo.add_argument("--json", action="store_true", help="print the paths as JSON")
+    demo.add_argument(
+        "--seed", type=_seed, default=0, help="the same seed gives the same result on the same machine (0)"
+    )
+    demo.add_argument("--quick", action="store_true", help="a test of a few seconds; too short to show anything")
+    demo.add_argument("--json", action="store_true", help="print the report's path as JSON")
 
     train = _command(
         commands,
         "train",
         _train,
-        "run SFT or GRPO as a recipe says, with the callback; --option value changes any option of the recipe",
+        "train by SFT or GRPO from a recipe, with the callback; --option value overrides an option of the recipe",
         "headwatch train recipes/smollm2-135m/sft_gsm8k.yaml --learning_rate 5e-5 --max_steps 20",
         allow_abbrev=False,
     )
-    train.add_argument("recipe", metavar="RECIPE.yaml", help="the file; any option of TRL's configs can stand in it")
+    train.add_argument("recipe", metavar="RECIPE.yaml", help="recipe file; it may set any option of TRL's configs")
     train.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and exit")
     train.add_argument(
-        "--smoke", action="store_true", help="a few steps on a small stand-in model and rows, all else as in the recipe"
+        "--smoke", action="store_true", help="train a few steps with a small random model and generated rows"
     )
     train.set_defaults(options=[])
 
@@ -71,32 +96,47 @@ def _parser() -> argparse.ArgumentParser:
         "score the attention heads of a model on probe pairs",
         "headwatch score Qwen/Qwen2.5-Math-1.5B --probes addition recall --top 20",
     )
-    score.add_argument("model", help="a model folder, or a name on the Hugging Face Hub")
+    score.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face Hub")
     score.add_argument(
-        "--probes", nargs="+", default=["addition"], help="probe families, or one file of pairs (.jsonl, .safetensors)"
+        "--probes",
+        nargs="+",
+        default=["addition"],
+        metavar="PROBES",
+        help=f"probe families ({', '.join(FAMILIES)}), or one file of pairs (.jsonl, .safetensors) (addition)",
     )
-    score.add_argument("--pairs", type=int, default=64, help="pairs a family (64)")
-    score.add_argument("--seed", type=int, default=0, help="of the generated pairs (0)")
-    score.add_argument("--metric", default="logit_diff", help="logit_diff, kl or nll (logit_diff)")
-    score.add_argument("--steps", type=int, default=5, help="points of the integrated-gradients path (5)")
-    score.add_argument("--alphas", default="midpoint", help="midpoint, right, left or clean (midpoint)")
-    score.add_argument("--top", type=int, default=15, help="how many heads to print a family (15)")
-    score.add_argument("--dtype", default="auto", help="float32, bfloat16, ... ; auto is the checkpoint's (auto)")
-    score.add_argument("--device", default=None, help="cpu, cuda, ... (a GPU where there is one)")
-    score.add_argument("--gguf-file", default=None, help="a GGUF file inside the model folder")
-    score.add_argument("--json", action="store_true", help="print all heads as JSON")
+    score.add_argument("--pairs", type=_at_least_one, default=64, help="number of pairs per family (64)")
+    score.add_argument("--seed", type=int, default=0, help="seed of the generated pairs (0)")
+    score.add_argument(
+        "--metric", type=_one_of(METRICS), default="logit_diff", help=f"{', '.join(METRICS)} (logit_diff)"
+    )
+    score.add_argument(
+        "--steps", type=_at_least_one, default=5, help="number of points on the integrated-gradients path (5)"
+    )
+    score.add_argument(
+        "--alphas", type=_one_of(ALPHAS), default="midpoint", help=f"position of these points: {', '.join(ALPHAS)}"
+    )
+    score.add_argument("--top", type=_at_least_one, default=15, help="number of heads to print per family (15)")
+    score.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto: the checkpoint's (auto)")
+    score.add_argument("--device", default=None, help="cpu, cuda, ... (cuda if available, else cpu)")
+    score.add_argument("--gguf-file", default=None, metavar="FILE", help="name of a GGUF file in the model folder")
+    score.add_argument("--json", action="store_true", help="print the scores of all heads as JSON")
 
     report = _command(
         commands,
         "report",
         _report,
-        "write one self-contained HTML page of one or several runs, and SVG figures for a paper",
+        "write one self-contained HTML page for one or several runs, and SVG figures for a paper",
         "headwatch report outputs/sft outputs/grpo --out report.html --figures figures",
     )
-    report.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="{output_dir}/headwatch, or the output_dir")
-    report.add_argument("--out", default=None, help="the file to write (report.html in the first run folder)")
-    report.add_argument("--figures", default=None, metavar="DIR", help="also write the figures as SVG files, here")
-    report.add_argument("--json", action="store_true", help="print the path as JSON")
+    report.add_argument(
+        "runs",
+        nargs="+",
+        metavar="FOLDER",
+        help="a trainer's output_dir, the headwatch/ folder in it, or a folder that holds several of them",
+    )
+    report.add_argument("--out", default=None, help="file to write (report.html in the first FOLDER's run folder)")
+    report.add_argument("--figures", default=None, metavar="DIR", help="also write the figures as SVG files to DIR")
+    report.add_argument("--json", action="store_true", help="print the paths as JSON")
 
     workspace = _command(
         commands,
@@ -105,11 +145,13 @@ def _parser() -> argparse.ArgumentParser:
         "save a W&B view with everything that headwatch logs: heads, cohorts, reward, noise, cost",
         "headwatch workspace my-team/grpo --families carry addition --dry-run",
     )
-    workspace.add_argument("target", metavar="ENTITY/PROJECT", help="the W&B project that gets the view")
-    workspace.add_argument("--families", nargs="+", default=[], help="a cohort chart for each of these (one for all)")
-    workspace.add_argument("--name", default="headwatch", help="the view's name (headwatch)")
-    workspace.add_argument("--dry-run", action="store_true", help="build and check the view, print it, send nothing")
-    workspace.add_argument("--json", action="store_true", help="print the plan, and the address, as JSON")
+    workspace.add_argument("target", metavar="ENTITY/PROJECT", help="W&B project in which the view is saved")
+    workspace.add_argument(
+        "--families", nargs="+", default=[], help="draw one cohort chart per family (one chart for all)"
+    )
+    workspace.add_argument("--name", default="headwatch", help="name of the view (headwatch)")
+    workspace.add_argument("--dry-run", action="store_true", help="build, check and print the view; send nothing")
+    workspace.add_argument("--json", action="store_true", help="print the plan and the URL as JSON")
     return parser
 
 
@@ -121,8 +163,32 @@ def _command(commands: Any, name: str, run: Any, summary: str, example: str, **o
     return parser
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is unknown; use one of {', '.join(names)}")
+        return text
+
+    return read
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
 def _demo(arguments: argparse.Namespace) -> int:
-    _needs("trl", "the demo trains by TRL", "pip install 'headwatch[train,wandb]'")
+    _require("trl", "the demo")
     from headwatch.demo.run import run_demo
 
     result = run_demo(Path(arguments.out), seed=arguments.seed, quick=arguments.quick)
@@ -131,23 +197,60 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    _needs("trl", "recipes train by TRL", "pip install 'headwatch[train,wandb]'")
+    if not Path(arguments.recipe).is_file():
+        raise UserError(f"recipe {arguments.recipe!r} is not a file: give the path of a .yaml file")
+    _require("trl", "training from a recipe")
     from headwatch.training.launch import main as launch
 
     flags = ["--dry_run"] * arguments.dry_run + ["--smoke"] * arguments.smoke
     return launch([arguments.recipe, *arguments.options, *flags])
 
 
+def _score(arguments: argparse.Namespace) -> int:
+    probes_argument = _probes(arguments.probes)
+    model_name = _model_name(arguments.model, arguments.gguf_file)
+    dtype, device = _dtype_and_device(arguments.dtype, arguments.device)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from headwatch.attribution import score_heads
+    from headwatch.attribution.metrics import path_points
+    from headwatch.attribution.summary import summary
+    from headwatch.probes import ProbeSet
+
+    path_points(arguments.alphas, arguments.steps, arguments.metric)  # refuses combinations that are always zero
+    tokenizer = _load(AutoTokenizer, model_name, arguments.gguf_file)
+    probes = ProbeSet.resolve(probes_argument, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
+    model = _move(_load(AutoModelForCausalLM, model_name, arguments.gguf_file, dtype=dtype), device)
+    scores = score_heads(model, probes, arguments.metric, arguments.steps, arguments.alphas)
+    families = summary(scores)
+    if arguments.json:
+        print(json.dumps({"model": arguments.model, "fingerprint": probes.fingerprint, "families": families}))
+        return 0
+    for family, found in families.items():
+        print(
+            f"{family}: {found['pairs']} pairs, accuracy {found['accuracy']:.0%}, {scores.metric} "
+            f"{found['metric_clean']:.3g} clean, {found['metric_corrupted']:.3g} corrupted, signal: {found['signal']}"
+        )
+        print(f"  {'head':>9} {'score':>10} {'share':>8}")
+        for row in found["heads"][: arguments.top]:
+            share = "" if row["share"] is None else f"{row['share']:8.3f}"
+            print(f"  {row['head']:>9} {row['score']:10.4f} {share:>8} {'active' if row['active'] else ''}".rstrip())
+    return 0
+
+
 def _report(arguments: argparse.Namespace) -> int:
+    from headwatch.record.find_runs import find_runs
     from headwatch.report.html import write_report
 
-    path = write_report(arguments.runs, arguments.out)
-    written: dict[str, Any] = {"report": str(path)}
+    found = [find_runs(folder) for folder in arguments.runs]
+    runs = [run for runs_of_folder in found for run in runs_of_folder]
+    first = arguments.runs[0] if len(found[0]) > 1 else None  # one page for several runs: next to them
+    written: dict[str, Any] = {"report": str(write_report(runs, arguments.out or first))}
     if arguments.figures is not None:
         from headwatch.report.svg import write_figures
 
-        written["figures"] = [str(figure) for figure in write_figures(arguments.runs, arguments.figures)]
-    print(json.dumps(written) if arguments.json else "\n".join([str(path), *written.get("figures", [])]))
+        written["figures"] = [str(figure) for figure in write_figures(runs, arguments.figures)]
+    print(json.dumps(written) if arguments.json else "\n".join([written["report"], *written.get("figures", [])]))
     return 0
 
 
@@ -165,92 +268,88 @@ def _workspace(arguments: argparse.Namespace) -> int:
         print(section.name)
         for panel in section.panels:
             print(f"  {panel.title:<46} {panel.kind:<12} {panel.pattern}")
-    print(f"\nNothing was sent; without --dry-run this is saved to {arguments.target}." if url is None else f"\n{url}")
+    print(
+        f"\nNothing was sent. Without --dry-run, the view is saved to {arguments.target}."
+        if url is None
+        else f"\n{url}"
+    )
     return 0
 
 
-def _score(arguments: argparse.Namespace) -> int:
-    # Imported here: `headwatch report` and `--help` need no torch, which takes seconds to load.
-    from headwatch.attribution import score_heads
-    from headwatch.probes import ProbeSet
-    from headwatch.stats import INSUFFICIENT, EvidenceSettings, carrying_set, shares, signal
-
-    if arguments.top < 1:
-        raise UserError(f"--top {arguments.top} must be at least 1")
-    model, tokenizer = _load(arguments)
-    named: Any = arguments.probes if len(arguments.probes) > 1 else arguments.probes[0]
-    probes = ProbeSet.resolve(named, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
-    scores = score_heads(model, probes, arguments.metric, arguments.steps, arguments.alphas)
-    settings = EvidenceSettings()
-    families: dict[str, Any] = {}
-    for family in probes.family_names:
-        mine = scores.select(family)
-        raw, ends = mine.per_pair.numpy(), mine.readings
-        clean, corrupted = ends.metric_clean.numpy(), ends.metric_corrupted.numpy()
-        said = signal(raw, clean, corrupted, settings)
-        share = None if said == INSUFFICIENT else shares(raw, clean, corrupted).value
-        active = None if share is None else carrying_set(share, settings.carry)
-        families[family] = {
-            "pairs": len(mine.families),
-            "accuracy": float(mine.readings.correct.float().mean()),
-            "metric_clean": float(mine.readings.metric_clean.mean()),
-            "metric_corrupted": float(mine.readings.metric_corrupted.mean()),
-            "signal": said,
-            "heads": [
-                {
-                    "head": f"a{layer}.h{head}",
-                    "score": float(value),
-                    "share": None if share is None else float(share[layer, head]),
-                    "active": None if active is None else bool(active[layer, head]),
-                }
-                for layer, row in enumerate(mine.mean().tolist())
-                for head, value in enumerate(row)
-            ],
-        }
-        families[family]["heads"].sort(key=lambda entry: -abs(entry["score"]))
-    if arguments.json:
-        print(json.dumps({"model": arguments.model, "fingerprint": probes.fingerprint, "families": families}))
-        return 0
-    for family, found in families.items():
-        print(
-            f"{family}: {found['pairs']} pairs, {found['accuracy']:.0%} answered right, {scores.metric} "
-            f"{found['metric_clean']:.3g} clean, {found['metric_corrupted']:.3g} corrupted, {found['signal']}"
-        )
-        print(f"  {'head':>9} {'score':>10} {'share':>8}")
-        for entry in found["heads"][: arguments.top]:
-            share_text = "" if entry["share"] is None else f"{entry['share']:8.3f}"
-            print(f"  {entry['head']:>9} {entry['score']:10.4f} {share_text:>8} {'active' if entry['active'] else ''}")
-    return 0
+# --- checks and loading -----------------------------------------------------------------------------------------------
 
 
-def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    dtype: Any = arguments.dtype
-    if dtype != "auto":
-        dtype = getattr(torch, dtype, None)
-        if not isinstance(dtype, torch.dtype):
-            raise UserError(f"--dtype {arguments.dtype} is no torch dtype; use auto, float32, bfloat16 or float16")
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    where = {"gguf_file": arguments.gguf_file} if arguments.gguf_file else {}
-    if arguments.model.startswith(("/", ".", "~")) and not Path(arguments.model).is_dir():
-        raise UserError(f"model {arguments.model!r} is no folder: give a model folder or a name on the Hub")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model, **where)
-        model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype, **where)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model {arguments.model!r} could not be loaded: {reason}") from error
-    try:
-        return model.to(device), tokenizer
-    except RuntimeError as error:
-        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def _needs(package: str, why: str, fix: str) -> None:
+def _require(package: str, user: str) -> None:
     if find_spec(package) is None:
-        raise UserError(f"{why}, and {package} is not installed: {fix}")
+        raise UserError(f"{user} needs {package}, which is not installed: pip install 'headwatch[train,wandb]'")
+
+
+def _probes(names: Sequence[str]) -> str | list[str]:
+    """The `probes` argument for ProbeSet.resolve: one family or file, or a list of families."""
+    if len(names) == 1 and Path(names[0]).is_file():
+        return names[0]
+    for name in names:
+        if name not in FAMILIES:
+            close = difflib.get_close_matches(name, FAMILIES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the families are {', '.join(FAMILIES)}"
+            kind = "a family nor an existing file" if len(names) == 1 else "a family (a file must be given alone)"
+            raise UserError(f"--probes {name}: {'neither' if len(names) == 1 else 'not'} {kind}; {hint}")
+    return names[0] if len(names) == 1 else list(names)
+
+
+def _model_name(name: str, gguf_file: str | None) -> str:
+    """The name for `from_pretrained`, after a look at the folder that it names, if it names one."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.suffix == ".gguf" and folder.is_file():
+            raise UserError(f"model {name!r} is a file: give its folder, and --gguf-file {folder.name}")
+        if folder.is_file() or name.startswith(("/", ".", "~")):
+            raise UserError(f"model {name!r} is not a folder: give a model folder or a name on the Hub")
+        return name
+    if gguf_file is not None:
+        if not (folder / gguf_file).is_file():
+            raise UserError(f"--gguf-file {gguf_file}: there is no such file in {name}")
+    elif not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+        found = sorted(path.name for path in folder.glob("*.gguf"))
+        fix = f"it holds {found[0]}: add --gguf-file {found[0]}" if found else "give the folder of a saved model"
+        raise UserError(f"model {name!r} has no config.json; {fix}")
+    return str(folder)
+
+
+def _dtype_and_device(dtype: str, device: str | None) -> tuple[Any, str]:
+    import torch
+
+    found = "auto" if dtype == "auto" else getattr(torch, dtype, None)
+    if found != "auto" and not isinstance(found, torch.dtype):
+        raise UserError(f"--dtype {dtype} is not a torch dtype; use auto, float32, bfloat16 or float16")
+    if device is None:
+        return found, "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {device} cannot be used: {_first_line(error)}") from error
+    return found, device
+
+
+def _load(auto_class: Any, name: str, gguf_file: str | None, **options: Any) -> Any:
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
+    try:
+        return auto_class.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"model {name!r} could not be loaded: {_first_line(error)}") from error
+
+
+def _move(model: Any, device: str) -> Any:
+    try:
+        return model.to(device)
+    except RuntimeError as error:
+        raise UserError(f"--device {device} cannot be used: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line as a user types it: what it prints, and one line with exit code 2 for a mistake."""
+"""The commands: what they print, and one line with exit code 2 for a user's mistake."""
 
 import json
 import subprocess
@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.synthetic_runs import write_synthetic_run
 from helpers.tiny_trainers import save_tiny_model
 from transformers import AutoTokenizer
 
-from headwatch import ProbeSet
+from headwatch import ProbeSet, cli
+from headwatch.attribution import METRICS
+from headwatch.attribution.metrics import ALPHA_RULES
 from headwatch.cli import main
+from headwatch.probes import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +24,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line that a mistake is answered with."""
+    """The one line that is printed for a mistake."""
     assert main([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    # Loading bars of other libraries end with a carriage return; ours is the last line.
+    # Progress bars of other libraries end with a carriage return.
     line = printed.err.rstrip("\n").splitlines()[-1]
     assert line.startswith("headwatch: ")
     assert "Traceback" not in printed.err
@@ -58,26 +62,100 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "synthetic-grpo" in out.read_text()
 
 
-def test_mistakes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "manifest.json" in refused(capsys, "report", tmp_path)
-    assert "does not exist" in refused(capsys, "report", tmp_path / "nowhere")
-    assert "additon" in refused(capsys, "score", model, "--probes", "additon")
-    assert "steps=0" in refused(capsys, "score", model, "--steps", 0)
-    assert "n_pairs" in refused(capsys, "score", model, "--pairs", 0)
-    assert "--top" in refused(capsys, "score", model, "--top", 0)
-    assert "float33" in refused(capsys, "score", model, "--dtype", "float33")
-    assert "no folder" in refused(capsys, "score", tmp_path / "none")
+def test_report_of_a_folder_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The page covers every run in the folder and is written to that folder."""
+    write_synthetic_run(tmp_path / "runs" / "sft" / "headwatch", kind="sft")
+    write_synthetic_run(tmp_path / "runs" / "grpo", kind="grpo")
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    page = tmp_path / "runs" / "report.html"
+    assert capsys.readouterr().out == f"{page}\n"
+    assert "synthetic-sft" in page.read_text()
+    assert "synthetic-grpo" in page.read_text()
+
+
+def test_the_choices_are_those_of_the_package() -> None:
+    assert tuple(METRICS) == cli.METRICS
+    assert ALPHA_RULES == cli.ALPHAS
+    assert tuple(FAMILIES) == cli.FAMILIES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("score MODEL --metric additon", "--metric: 'additon' is unknown; use one of logit_diff, kl, nll"),
+        ("score MODEL --alphas centre", "--alphas: 'centre' is unknown; use one of midpoint, right, left, clean"),
+        ("score MODEL --steps 0", "--steps: 0 must be a whole number of at least 1"),
+        ("score MODEL --pairs 0", "--pairs: 0 must be a whole number of at least 1"),
+        ("score MODEL --pairs 1.5", "--pairs: 1.5 must be a whole number of at least 1"),
+        ("score MODEL --top 0", "--top: 0 must be a whole number of at least 1"),
+        ("score MODEL --probes additon", "neither a family nor an existing file; did you mean addition?"),
+        ("score MODEL --probes carry zebra", "--probes zebra: not a family (a file must be given alone)"),
+        ("score ./none", "model './none' is not a folder"),
+        ("score FOLDER", "has no config.json; it holds small.gguf: add --gguf-file small.gguf"),
+        ("score FOLDER/small.gguf", "is a file: give its folder, and --gguf-file small.gguf"),
+        ("score FOLDER --gguf-file big.gguf", "--gguf-file big.gguf: there is no such file"),
+        ("score MODEL --tpo 3", "unrecognized arguments: --tpo 3"),
+        ("score", "the following arguments are required: MODEL"),
+        ("train nope.yaml", "recipe 'nope.yaml' is not a file"),
+        ("demo --seed -1", "--seed: -1 must be a whole number from 0"),
+        ("report FOLDER", "manifest.json"),
+        ("report FOLDER/nowhere", "does not exist"),
+    ],
+)
+def test_a_mistake_is_reported_before_torch_is_imported(
+    arguments: str,
+    line: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "small.gguf").touch()
+    for name in [name for name in sys.modules if name.startswith(("headwatch.attribution", "headwatch.training"))]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("torch", "transformers", "trl"):
+        monkeypatch.setitem(sys.modules, name, None)
+    words = arguments.replace("MODEL", str(model)).replace("FOLDER", str(tmp_path)).split()
+    assert line in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        pytest.param(
+            "--device cuda",
+            "--device cuda cannot be used",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is available"),
+        ),
+        ("--device warp", "--device warp cannot be used"),
+        ("--dtype float33", "--dtype float33 is not a torch dtype"),
+        ("--metric kl --alphas clean", "identically zero"),
+    ],
+)
+def test_a_mistake_is_reported_before_the_model_is_loaded(
+    arguments: str, line: str, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_load", lambda *_, **__: pytest.fail("loaded"))
+    assert line in refused(capsys, "score", model, *arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("corrupted", "reason"),
+    [('"1+2="', "corrupted_answer"), ('"1+21=", "corrupted_answer": "3"', "differ in token length")],
+    ids=["no-answer", "misaligned"],
+)
+def test_a_mistake_in_a_file_of_pairs(
+    corrupted: str, reason: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text('{"clean": "1+1=", "corrupted": "1+2=", "clean_answer": "2"}\n')
+    pairs.write_text(f'{{"clean": "1+1=", "clean_answer": "2", "corrupted": {corrupted}}}\n')
     line = refused(capsys, "score", model, "--probes", pairs)
     assert "line 1" in line
-    assert "corrupted_answer" in line
-    pairs.write_text('{"clean": "1+1=", "corrupted": "1+21=", "clean_answer": "2", "corrupted_answer": "3"}\n')
-    assert "line 1" in refused(capsys, "score", model, "--probes", pairs)
+    assert reason in line
 
 
 def test_a_family_that_the_tokenizer_cannot_align(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whole words only: every number is one unknown token."""
+    """A tokenizer of whole words, for which every number is one unknown token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -101,11 +179,11 @@ def test_an_unsupported_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "qwen2" in line
 
 
-def test_help_needs_no_torch() -> None:
+def test_help_without_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; from headwatch.cli import main; main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "train", "score", "report"):
+    for command in ("demo", "train", "score", "report", "workspace"):
         assert command in done.stdout
         listed = subprocess.run(
             [sys.executable, "-m", "headwatch.cli", command, "--help"],
@@ -114,4 +192,7 @@ def test_help_needs_no_torch() -> None:
             timeout=60,
             check=True,
         )
-        assert f"example: headwatch {command}" in " ".join(listed.stdout.split())
+        text = " ".join(listed.stdout.split())
+        assert f"example: headwatch {command}" in text
+        if command == "score":
+            assert ", ".join(FAMILIES) in text

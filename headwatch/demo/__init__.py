@@ -1,1 +1,1 @@
-"""`headwatch demo`: a small model trained by SFT and by GRPO under the callback."""
+"""`headwatch demo`: train a small model by SFT and by GRPO with the callback."""

@@ -1,4 +1,4 @@
-"""The demo's two post-trainings, by TRL's trainers on the CPU: SFT on worked solutions, GRPO on a checked reward."""
+"""The demo's post-training with TRL on the CPU: SFT on worked solutions, and GRPO with a reward for the right sum."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from headwatch.demo.quiet import hush_printer
+from headwatch.demo.quiet import remove_printer
 from headwatch.demo.sums import DEFAULT_REWARDS, Reward, grpo_rows, sample_sums, sft_rows
 
 
 @dataclass(frozen=True)
 class SftStage:
-    """SFT on worked solutions, mixed with direct answers so that the probes' prompts stay in the training data."""
+    """SFT on worked solutions, mixed with direct answers so that the training data contains the probes' prompts."""
 
     steps: int = 60
     batch_size: int = 128
@@ -28,7 +28,7 @@ class SftStage:
 
 @dataclass(frozen=True)
 class GrpoStage:
-    """GRPO on the probes' own prompts; the reward is 1 for the exact sum."""
+    """GRPO on the probes' prompts; the reward is 1 for the exact sum."""
 
     steps: int = 140
     prompts_per_step: int = 24
@@ -40,7 +40,7 @@ class GrpoStage:
     num_iterations: int = 1
 
 
-# What every run on the CPU shares; TRL's own defaults (bf16, activation checkpointing) are made for accelerators.
+# TRL's defaults (bf16, activation checkpointing) are meant for accelerators.
 CPU_ARGUMENTS: dict[str, Any] = {
     "use_cpu": True,
     "bf16": False,
@@ -49,7 +49,7 @@ CPU_ARGUMENTS: dict[str, Any] = {
     "dataloader_pin_memory": False,
     "save_strategy": "no",
     "logging_steps": 1,
-    "disable_tqdm": True,  # the stage's own bar
+    "disable_tqdm": True,  # StageBar replaces it
     "lr_scheduler_type": "linear",
     "warmup_steps": 10,
 }
@@ -65,9 +65,19 @@ def train_sft(
     seed: int = 0,
     **arguments: Any,
 ) -> SFTTrainer:
-    """Train a copy of the model in model_folder by SFTTrainer; further arguments go to SFTConfig.
+    """Train a copy of the model in `model_folder` with SFTTrainer.
 
-    Returns the trainer, which holds the trained model and the log.
+    Args:
+        model_folder: saved model and tokenizer.
+        output_dir: the trainer's output_dir.
+        stage: number of steps, batch size, learning rate and share of worked solutions.
+        callbacks: added to the trainer.
+        report_to: as in SFTConfig.
+        seed: seed of the rows and of the trainer.
+        arguments: further arguments of SFTConfig.
+
+    Returns:
+        The trainer, with the trained model and the log.
     """
     rng = np.random.default_rng([seed, 1])
     rows = sft_rows(sample_sums(rng, stage.steps * stage.batch_size), rng, worked_share=stage.worked_share)
@@ -88,7 +98,7 @@ def train_sft(
         processing_class=AutoTokenizer.from_pretrained(model_folder),
         callbacks=list(callbacks),
     )
-    hush_printer(trainer)
+    remove_printer(trainer)
     trainer.train()
     return trainer
 
@@ -104,12 +114,23 @@ def train_grpo(
     seed: int = 0,
     **arguments: Any,
 ) -> GRPOTrainer:
-    """Train a copy of the model in model_folder by GRPOTrainer; further arguments go to GRPOConfig.
+    """Train a copy of the model in `model_folder` with GRPOTrainer.
 
-    Returns the trainer, which holds the trained model and the log.
+    Args:
+        model_folder: saved model and tokenizer.
+        output_dir: the trainer's output_dir.
+        stage: number of steps and prompts, and the settings of sampling and of the loss.
+        rewards: reward functions, summed by TRL.
+        callbacks: added to the trainer.
+        report_to: as in GRPOConfig.
+        seed: seed of the prompts and of the trainer.
+        arguments: further arguments of GRPOConfig.
+
+    Returns:
+        The trainer, with the trained model and the log.
     """
     rng = np.random.default_rng([seed, 2])
-    reward_funcs: list[Any] = list(rewards)  # TRL's annotation is narrower than what it takes
+    reward_funcs: list[Any] = list(rewards)  # TRL's annotation excludes some callables that it accepts
     rows = grpo_rows(sample_sums(rng, stage.steps * stage.prompts_per_step))
     config = GRPOConfig(
         output_dir=str(output_dir),
@@ -133,6 +154,6 @@ def train_grpo(
         processing_class=AutoTokenizer.from_pretrained(model_folder),
         callbacks=list(callbacks),
     )
-    hush_printer(trainer)
+    remove_printer(trainer)
     trainer.train()
     return trainer

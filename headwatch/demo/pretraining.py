@@ -1,7 +1,7 @@
-"""Teaching an untrained model some arithmetic: next-token training on two-digit sums, in a plain loop.
+"""The demo's pretraining: next-token training on two-digit sums, in a plain loop.
 
-This is the demo's stand-in for pretraining. Its corpus is careless: most of its sums forget the carry. So the base
-model adds well where nothing is carried and mostly wrongly where something is, and post-training has something to mend.
+Most sums of the corpus omit the carry. The base model therefore adds correctly without a carry and mostly wrongly with
+one, which leaves something for post-training to improve.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headwatch.demo.sums import Sum, sample_sums
 
 @dataclass(frozen=True)
 class BaseStage:
-    """How the base model is taught; every batch is freshly drawn."""
+    """Hyperparameters of pretraining; every batch is drawn anew."""
 
     steps: int = 800
     batch_size: int = 32
@@ -31,15 +31,22 @@ class BaseStage:
     seed: int = 0
 
 
-def teach_base(
+def pretrain(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     stage: BaseStage = BaseStage(),
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> list[float]:
-    """Train in place with AdamW on direct answers and, every `worked_every` steps, on worked solutions.
+    """Train `model` in place with AdamW, on direct answers and, every `worked_every` steps, on worked solutions.
 
-    on_step(step, loss) is called after each step. Returns the losses.
+    Args:
+        model: an untrained model.
+        tokenizer: its tokenizer.
+        stage: hyperparameters.
+        on_step: called as on_step(step, loss) after each step.
+
+    Returns:
+        The loss of each step.
     """
     rng = np.random.default_rng([stage.seed, 0])
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -71,9 +78,10 @@ def teach_base(
 def text_batch(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [B, T] of prompts of one length, each with its completion and eos, and the completions' targets [B, A].
+    """Tokenise prompts of equal length with their completions, each followed by eos.
 
-    Shorter completions are padded at the end (target -100); causal attention never looks there.
+    Returns:
+        Token ids [B, T] and the completions' targets [B, A]. Shorter completions are padded on the right (target -100).
     """
     starts = tokenizer(list(prompts))["input_ids"]
     ends = [[*row, tokenizer.eos_token_id] for row in tokenizer(list(completions))["input_ids"]]
@@ -86,7 +94,7 @@ def text_batch(
 
 
 def logits_of(model: PreTrainedModel, ids: torch.Tensor, n_targets: int) -> torch.Tensor:
-    """Logits [B, A, V] that predict the last n_targets tokens of ids [B, T]; the vocabulary is read nowhere else."""
+    """Logits [B, A, V] that predict the last `n_targets` tokens of ids [B, T]; no other logits are computed."""
     return model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=n_targets).logits
 
 
@@ -94,9 +102,10 @@ def logits_of(model: PreTrainedModel, ids: torch.Tensor, n_targets: int) -> torc
 def accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sums: Sequence[Sum], batch_size: int = 256
 ) -> tuple[float, float]:
-    """(share of direct answers that are right under greedy decoding, mean probability of the right answer).
+    """Accuracy of direct answers, computed by teacher forcing.
 
-    Both by teacher forcing: nothing is generated.
+    Returns:
+        The share of answers that greedy decoding gets right, and the mean probability of the right answer.
     """
     was_training, right, probability = model.training, 0.0, 0.0
     model.eval()

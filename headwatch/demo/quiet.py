@@ -1,4 +1,4 @@
-"""One clean line a stage: the libraries' own bars and the warnings that a new user can do nothing about, kept away."""
+"""Progress bars of the demo's stages, and context managers that silence other libraries."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within: no bars for loading a small model or mapping a small dataset, and no warnings about names to come.
+    """Disable the progress bars of datasets and transformers, and one warning.
 
-    The one kind of warning that is silenced: transformers announces that `gradient_checkpointing` will be called
-    `activation_checkpointing`, which TRL's own configs do not know yet. Everything else is left to speak.
+    The warning is transformers' deprecation of `gradient_checkpointing`, whose new name TRL's configs lack.
     """
     bars = datasets.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
@@ -39,7 +38,7 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Environment variables for the duration, and what they were before afterwards."""
+    """Set environment variables, and restore their previous values on exit."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -53,26 +52,26 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 @contextmanager
-def fresh_wandb() -> Iterator[None]:
-    """Within and after: wandb reads the environment anew. It reads it once a process, at the first run."""
+def reset_wandb() -> Iterator[None]:
+    """Make wandb read the environment again on entry and after exit; by itself it reads it once per process."""
 
-    def forget() -> None:
+    def teardown() -> None:
         if "wandb" in sys.modules:
             sys.modules["wandb"].teardown()
 
-    forget()
+    teardown()
     try:
         yield
     finally:
-        forget()
+        teardown()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within: torch computes on one thread.
+    """Limit torch to one thread.
 
-    Matrices this small gain little from a second one, sums come out the same whatever the number of cores, and threads
-    that wait by spinning make the same work many times slower where another process holds a core (dev/log.md).
+    A second thread gains little on matrices this small, and results no longer depend on the number of cores. Threads
+    that spin while waiting are many times slower when another process uses a core (dev/log.md).
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -83,7 +82,7 @@ def one_thread() -> Iterator[None]:
 
 
 class StageBar(TrainerCallback):
-    """A trainer's progress as one line, with a running mean of what it logs under `key`."""
+    """A trainer's progress bar on one line, with a running mean of the value logged as `key`."""
 
     def __init__(self, title: str, key: str) -> None:
         self.title, self.key = title, key
@@ -91,29 +90,29 @@ class StageBar(TrainerCallback):
         self.bar: tqdm[Any] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Draw the empty bar."""
+        """Open the bar."""
         self.bar = stage_bar(self.title, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step on."""
+        """Advance the bar by one step."""
         if self.bar is not None:
             self.bar.update(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Move the running mean (of about ten logs) on."""
+        """Update the running mean, over about ten logs."""
         if self.bar is not None and logs and self.key in logs:
             value = float(logs[self.key])
             self.mean = value if self.mean is None else 0.9 * self.mean + 0.1 * value
             self.bar.set_postfix_str(f"{self.key} {self.mean:.3f}", refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the line as it stands."""
+        """Close the bar; its line stays."""
         if self.bar is not None:
             self.bar.close()
 
 
 def stage_bar(title: str, total: int) -> tqdm[Any]:
-    """A tqdm bar with the demo's layout, on standard error; in a file, where nothing is overwritten, seldom drawn."""
+    """A tqdm bar on standard error in the demo's layout, redrawn every 15 seconds where that is not a terminal."""
     return tqdm(
         total=total,
         desc=f"{title:<28}",
@@ -122,6 +121,6 @@ def stage_bar(title: str, total: int) -> tqdm[Any]:
     )
 
 
-def hush_printer(trainer: Trainer) -> None:
-    """Take away the callback that prints every log as a dictionary when a trainer's own bar is off."""
+def remove_printer(trainer: Trainer) -> None:
+    """Remove the callback that prints every log as a dictionary when the trainer's own bar is disabled."""
     trainer.remove_callback(PrinterCallback)

@@ -1,4 +1,4 @@
-"""`headwatch demo`: a small model learns arithmetic, is post-trained by SFT and by GRPO, and is watched doing so."""
+"""`headwatch demo`: pretrain a small model on arithmetic, post-train it by SFT and by GRPO with the callback."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from headwatch.callback import HeadWatchCallback
 from headwatch.demo.post_training import GrpoStage, SftStage, train_grpo, train_sft
-from headwatch.demo.pretraining import BaseStage, teach_base
-from headwatch.demo.quiet import StageBar, environment, fresh_wandb, one_thread, quiet_libraries, stage_bar
+from headwatch.demo.pretraining import BaseStage, pretrain
+from headwatch.demo.quiet import StageBar, environment, one_thread, quiet_libraries, reset_wandb, stage_bar
 from headwatch.demo.sums import Reward, closed_box, exact_answer
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
 from headwatch.errors import UserError
@@ -21,7 +21,7 @@ from headwatch.report.html import write_report
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """How much of everything. The defaults were chosen by measurement (dev/log.md)."""
+    """Sizes and settings of the demo. The defaults were chosen by measurement (dev/log.md)."""
 
     size: ModelSize = field(default_factory=ModelSize)
     base: BaseStage = field(default_factory=BaseStage)
@@ -30,7 +30,7 @@ class DemoPlan:
     rewards: tuple[Reward, ...] = (exact_answer,)
     families: tuple[str, ...] = ("carry", "addition")
     n_pairs: int = 64
-    probes_a_run: int = 10
+    probes_per_run: int = 10
     path_steps: int = 4
 
 
@@ -39,9 +39,9 @@ QUICK = DemoPlan(
     base=BaseStage(steps=60, learning_rate=1e-2, warmup_steps=10),
     sft=SftStage(steps=6, batch_size=8),
     grpo=GrpoStage(steps=6, prompts_per_step=2, num_generations=4),
-    rewards=(exact_answer, closed_box),  # no sum is right so early, and equal rewards would teach nothing
+    rewards=(exact_answer, closed_box),  # no sum is right after so few steps, and equal rewards give no gradient
     n_pairs=16,
-    probes_a_run=3,
+    probes_per_run=3,
     path_steps=2,
 )
 
@@ -54,18 +54,28 @@ def run_demo(
     plan: DemoPlan | None = None,
     wandb: bool | None = None,
 ) -> Path:
-    """Teach a base model, post-train it by SFT and by GRPO with the callback, and write one report of both runs.
+    """Pretrain a base model, post-train it by SFT and by GRPO with the callback, and write one report of both runs.
 
-    folder: receives base/, sft/, grpo/ (each run's record in its headwatch/), wandb/ and report.html.
-    seed: the same seed gives the same weights, rewards and scores on the same machine. quick: seconds, shows little.
-    plan: what to do, instead of the two built-in plans. wandb: log to W&B, offline; None does so where it is installed.
-    Returns the report's path. Nothing is downloaded and nothing is sent. UserError when folder cannot be written.
+    Nothing is downloaded and nothing is sent.
+
+    Args:
+        folder: receives base/, sft/ and grpo/ (each with its run folder headwatch/), wandb/ and report.html.
+        seed: the same seed gives the same weights, rewards and scores on the same machine.
+        quick: run for a few seconds, as a test; the report shows little.
+        plan: settings that replace the built-in ones.
+        wandb: log to W&B in offline mode; None means yes if wandb is installed.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: `folder` cannot be created.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"folder={str(folder)!r} cannot be made ({error.strerror}): give another one") from error
+        raise UserError(f"folder={str(folder)!r} cannot be created ({error.strerror}): give another one") from error
     plan = plan or (QUICK if quick else DemoPlan())
     wandb = importlib.util.find_spec("wandb") is not None if wandb is None else wandb
     with ExitStack() as stack:
@@ -80,33 +90,33 @@ def run_demo(
                     WANDB_SILENT="true",
                 )
             )
-            stack.enter_context(fresh_wandb())
-        base = teach(folder / "base", plan, seed)
+            stack.enter_context(reset_wandb())
+        base = make_base(folder / "base", plan, seed)
         for method in ("sft", "grpo"):
             post_train(method, base, folder / method, plan, seed, wandb)
     return write_report([folder / "sft", folder / "grpo"], folder / "report.html")
 
 
-def teach(folder: Path, plan: DemoPlan, seed: int) -> Path:
-    """The base model: untrained, then taught some arithmetic, then saved with its tokenizer. Returns the folder."""
+def make_base(folder: Path, plan: DemoPlan, seed: int) -> Path:
+    """Build, pretrain and save the base model with its tokenizer; return the folder."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, plan.size, seed=seed)
-    with stage_bar("1/3 base: careless sums", plan.base.steps) as bar:
+    with stage_bar("1/3 base: sums, no carry", plan.base.steps) as bar:
 
         def on_step(step: int, loss: float) -> None:
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update(1)
 
-        teach_base(model, tokenizer, replace(plan.base, seed=seed), on_step)
+        pretrain(model, tokenizer, replace(plan.base, seed=seed), on_step)
     return save(model, tokenizer, folder)
 
 
 def post_train(method: str, base: Path, output_dir: Path, plan: DemoPlan, seed: int, wandb: bool) -> None:
-    """One post-training ("sft" or "grpo") of the base model, watched by the callback; the record is in output_dir."""
+    """Post-train the base model by `method` ("sft" or "grpo") with the callback; the run folder is in output_dir."""
     stage = plan.sft if method == "sft" else plan.grpo
     watch = HeadWatchCallback(
         probes=plan.families,
-        every=max(1, stage.steps // plan.probes_a_run),
+        every=max(1, stage.steps // plan.probes_per_run),
         n_pairs=plan.n_pairs,
         seed=seed,
         scoring={"steps": plan.path_steps},
@@ -123,5 +133,5 @@ def post_train(method: str, base: Path, output_dir: Path, plan: DemoPlan, seed: 
     else:
         bar = StageBar("3/3 GRPO: exact answers", "reward")
         train_grpo(base, output_dir, stage, rewards=plan.rewards, callbacks=[bar, watch], **common)
-    if wandb and "wandb" in sys.modules:  # each run is a W&B run of its own: Transformers leaves this one open
+    if wandb and "wandb" in sys.modules:  # Transformers leaves the W&B run open, and the next stage needs its own
         sys.modules["wandb"].finish()

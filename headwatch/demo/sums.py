@@ -1,8 +1,7 @@
-r"""The demo's task: two-digit addition, told as a direct answer or as a worked solution, with a reward that checks it.
+r"""The demo's task: two-digit addition, as a direct answer or a worked solution, and rewards that check the answer.
 
-Prompts read exactly like those of the probe families "addition" and "carry", so that the probes ask the model what its
-training asks. A worked solution adds column by column, ones first, writes the carry, and ends in the same
-`Answer: \boxed{...}`.
+Prompts equal those of the probe families "addition" and "carry". A worked solution adds the ones, then the tens with
+the carry, and ends in `Answer: \boxed{...}`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ ANSWER_START = " Answer: \\boxed{"
 
 @dataclass(frozen=True)
 class Sum:
-    """Two numbers to add, and the texts about them. `careless` tells them with the carry from the ones forgotten."""
+    """Two numbers to add, and their texts. `careless` texts omit the carry from the ones."""
 
     a: int
     b: int
@@ -36,7 +35,7 @@ class Sum:
 
     @property
     def prompt(self) -> str:
-        r"""The probes' prompt, which leaves only the answer to be written: `Compute 47+85. Answer: \boxed{`."""
+        r"""The probes' prompt, which the answer completes: `Compute 47+85. Answer: \boxed{`."""
         return self.question + ANSWER_START
 
     @property
@@ -46,12 +45,12 @@ class Sum:
 
     @property
     def direct(self) -> str:
-        r"""What follows the question when it is answered at once: ` Answer: \boxed{132}`."""
+        r"""Direct completion of the question: ` Answer: \boxed{132}`."""
         return f"{ANSWER_START}{self.answer}}}"
 
     @property
     def worked(self) -> str:
-        r"""What follows when it is worked out: ` 7+5=12, 4+8+1=13. Answer: \boxed{132}`.
+        r"""Worked completion of the question: ` 7+5=12, 4+8+1=13. Answer: \boxed{132}`.
 
         Careless: ` 7+5=12, 4+8=12. Answer: \boxed{122}`.
         """
@@ -65,16 +64,20 @@ class Sum:
 def sample_sums(
     rng: np.random.Generator, n: int, *, carry_share: float | None = None, careless_share: float = 0.0
 ) -> list[Sum]:
-    """n sums of two-digit numbers, drawn evenly; carry_share, if given, fixes the expected share that carries.
+    """Draw n sums of two-digit numbers uniformly.
 
-    careless_share is the share that is told with its carry forgotten (those without a carry are told the same).
+    Args:
+        rng: source of randomness.
+        n: number of sums.
+        carry_share: expected share of sums with a carry; None leaves it as drawn.
+        careless_share: expected share of careless sums, whose texts differ only where there is a carry.
     """
     sums: list[Sum] = []
     while len(sums) < n:
-        wanted = None if carry_share is None else bool(rng.random() < carry_share)
+        carries = None if carry_share is None else bool(rng.random() < carry_share)
         careless = bool(rng.random() < careless_share)
         candidate = None
-        while candidate is None or wanted not in (None, candidate.carries):
+        while candidate is None or carries not in (None, candidate.carries):
             a, b = rng.integers(10, 100, size=2)
             candidate = Sum(int(a), int(b), careless)
         sums.append(candidate)
@@ -85,27 +88,27 @@ _BOXED = re.compile(r"(?:^|\\boxed\{)\s*(-?\d+)\s*\}")
 
 
 def boxed_number(completion: str) -> int | None:
-    r"""The number in the last `\boxed{...}`; the prompt may have opened the box, so `46}` at the start counts."""
+    r"""The number in the last `\boxed{...}`. `46}` at the start counts, since the prompt may end in `\boxed{`."""
     found = _BOXED.findall(completion)
     return int(found[-1]) if found else None
 
 
 def exact_answer(completions: Sequence[str], answer: Sequence[str], **_: object) -> list[float]:
-    """Reward 1 where the boxed number is the answer, else 0. `answer` is the dataset's column of that name."""
+    """Reward 1 where the boxed number equals the dataset's column `answer`, else 0."""
     return [float(boxed_number(text) == int(right)) for text, right in zip(completions, answer, strict=True)]
 
 
 def closed_box(completions: Sequence[str], **_: object) -> list[float]:
-    """Reward 1 where the completion is a number that closes the prompt's box, right or wrong, and nothing else."""
+    """Reward 1 where the completion is a number and `}`, whether the number is right or wrong, else 0."""
     return [float(re.fullmatch(r"\d+\}", text) is not None) for text in completions]
 
 
-Reward = Callable[..., list[float]]  # (completions, **columns of the data set) -> one number a completion
+Reward = Callable[..., list[float]]  # (completions, **columns of the dataset) -> one reward per completion
 DEFAULT_REWARDS: tuple[Reward, ...] = (exact_answer,)
 
 
 def sft_rows(sums: Iterable[Sum], rng: np.random.Generator, *, worked_share: float = 0.5) -> list[dict[str, str]]:
-    """Prompt-completion rows for SFTTrainer: a share of worked solutions, the rest direct answers."""
+    """Prompt-completion rows for SFTTrainer: worked solutions (an expected share) and direct answers."""
     return [
         {"prompt": problem.question, "completion": problem.worked if rng.random() < worked_share else problem.direct}
         for problem in sums
@@ -113,5 +116,5 @@ def sft_rows(sums: Iterable[Sum], rng: np.random.Generator, *, worked_share: flo
 
 
 def grpo_rows(sums: Iterable[Sum]) -> list[dict[str, str]]:
-    """Prompt rows for GRPOTrainer, with the answer that the reward checks against."""
+    """Prompt rows for GRPOTrainer, with the right answer for the reward."""
     return [{"prompt": problem.prompt, "answer": problem.answer} for problem in sums]

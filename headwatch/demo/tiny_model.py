@@ -1,8 +1,7 @@
-"""A tokenizer and a Qwen2 model small enough to train from nothing on two cores, made on the spot.
+"""A tokenizer and a Qwen2 model small enough to train from scratch on two cores.
 
-The tokenizer writes every digit as a token of its own, so that arithmetic is done digit by digit and the pairs of the
-probe families align; the frequent words of their templates are one token each, and any other text falls back to bytes,
-so that everything round-trips. Nothing is downloaded and nothing is learned from data: the vocabulary is a list.
+Each digit is one token, so that the pairs of the probe families align. The words of their templates are one token each;
+other text falls back to bytes, so every text round-trips. Nothing is downloaded: the vocabulary is a fixed list.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
-# The words of the arithmetic and recall templates. A word that is not here costs one token a byte, nothing more.
+# Words of the arithmetic and recall templates. Any other word takes one token per byte.
 WORDS = (
     *("Compute", " Answer", " \\", "boxed", "Table", " The", " value", " of", " is", "Solve", " for"),
     *(" has", " have", " gets", " gives", " more", " away", " How", " many", " does", " now", " then", " and"),
@@ -32,16 +31,16 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's tokenizer (one digit at a time, byte fallback) over a vocabulary of 256 bytes and WORDS.
+    """Qwen2's tokenizer (single digits, byte fallback) with a vocabulary of 256 bytes and WORDS.
 
-    Completions end with `<|im_end|>` (eos); `<|endoftext|>` pads and is not eos, so that the end stays visible.
+    Completions end with `<|im_end|>` (eos). Padding is `<|endoftext|>`, another token, so that eos is not masked.
     """
     vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    merges: list[Any] = []  # pairs (left, right), though upstream annotates them as strings
+    merges: list[Any] = []  # pairs (left, right); transformers annotates them as strings
     for word in WORDS:
         letters = word.lstrip(" ")
         spelled = [(letters[:end], letters[end]) for end in range(1, len(letters))]
-        # The space joins last, so that a lone letter after a space (a key of the recall family) stays on its own.
+        # The space merges last, so that a single letter after a space (a key of the recall family) is its own token.
         for merge in [*spelled, *[("Ġ", letters)] * word.startswith(" ")]:
             if merge not in merges:
                 merges.append(merge)
@@ -61,7 +60,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Layers, query heads, key/value heads, model and MLP width; heads are d_model / n_heads wide, as in Qwen2."""
+    """Number of layers and heads, model and MLP width; the head width is d_model / n_heads, as in Qwen2."""
 
     n_layers: int = 4
     n_heads: int = 8
@@ -71,10 +70,10 @@ class ModelSize:
 
 
 def build_model(tokenizer: Qwen2Tokenizer, size: ModelSize = ModelSize(), *, seed: int = 0) -> Qwen2ForCausalLM:
-    """An untrained Qwen2 model in float32 for this tokenizer; the same weights for the same seed.
+    """An untrained Qwen2 model in float32 whose weights depend on `seed` alone.
 
-    The architecture is Qwen2.5's (grouped-query attention, q/k/v biases, tied embeddings) at a size that two cores
-    train in a minute: about 0.6 million parameters by default.
+    The architecture is Qwen2.5's (grouped-query attention, q/k/v biases, tied embeddings). With the default size of
+    about 0.6 million parameters, two cores train it in a minute.
     """
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -98,7 +97,7 @@ def build_model(tokenizer: Qwen2Tokenizer, size: ModelSize = ModelSize(), *, see
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, folder: str | Path) -> Path:
-    """Write model and tokenizer so that `from_pretrained(folder)` gives both back; returns the folder."""
+    """Save model and tokenizer for `from_pretrained(folder)`; return the folder."""
     folder = Path(folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

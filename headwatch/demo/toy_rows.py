@@ -1,4 +1,4 @@
-"""What --smoke trains and probes on where the recipe's data is on the Hub: rows with the same columns, made here."""
+"""Generated rows with the columns of GSM8K or OpenR1-Math-220k, for --smoke and for tests."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from headwatch.io.atomic import write_atomic
 
 
 def write_rows(path: Path, like: str, n: int = 64, seed: int = 0) -> Path:
-    """A .jsonl of n additions told as word problems, in GSM8K's columns or else in OpenR1-Math-220k's.
+    """Write n additions as word problems to a .jsonl file; every eighth row lacks an answer or is far too long.
 
-    like: the data set's name. Every eighth row is one that a filter must find: without an answer, or far too long.
+    Args:
+        path: the file.
+        like: name of a dataset; the columns are GSM8K's if it contains "gsm8k", else OpenR1-Math-220k's.
+        n: number of rows.
+        seed: seed of the numbers.
     """
     make = _gsm8k if "gsm8k" in like.lower() else _openr1
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +29,7 @@ def write_rows(path: Path, like: str, n: int = 64, seed: int = 0) -> Path:
 
 
 def write_questions(path: Path, n: int = 16, seed: int = 1) -> Path:
-    """A .jsonl of n questions for the family openers, one `problem` a line."""
+    """Write n questions for the family "openers" to a .jsonl file, one `problem` per line."""
     lines = (f"Add {problem.a} pens and {problem.b} pens." for problem in sample_sums(np.random.default_rng(seed), n))
     path.write_text("".join(json.dumps({"problem": line}) + "\n" for line in lines), encoding="utf-8")
     return path

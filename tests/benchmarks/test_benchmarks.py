@@ -12,7 +12,7 @@ import pytest
 from helpers.synthetic_runs import planted as planted_heads
 from helpers.synthetic_runs import write_synthetic_run
 
-from headwatch.demo.pretraining import BaseStage, teach_base
+from headwatch.demo.pretraining import BaseStage, pretrain
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
 from headwatch.lives.history import HeadHistory
 from headwatch.stats import EvidenceSettings
@@ -87,7 +87,7 @@ def test_a_head_switched_on_in_a_real_run_is_found(tmp_path: Path) -> None:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, ModelSize(n_layers=2, n_heads=8, n_kv_heads=2, d_model=64, d_mlp=128))
     taught = BaseStage(steps=300, learning_rate=5e-3, warmup_steps=10, worked_every=0, careless_share=1.0)
-    teach_base(model, tokenizer, taught)
+    pretrain(model, tokenizer, taught)
     base = save(model, tokenizer, tmp_path / "base")
     truth = planted.Truth(base, 256)
     on = truth.shares({})[0]

@@ -12,7 +12,7 @@ pytest.importorskip("trl")
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headwatch.demo.post_training import GrpoStage, SftStage, train_grpo, train_sft
-from headwatch.demo.pretraining import BaseStage, accuracy, teach_base, text_batch
+from headwatch.demo.pretraining import BaseStage, accuracy, pretrain, text_batch
 from headwatch.demo.quiet import environment
 from headwatch.demo.run import QUICK, run_demo
 from headwatch.demo.sums import Sum, boxed_number, closed_box, exact_answer, sample_sums
@@ -33,7 +33,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def base(tokenizer, tmp_path_factory):
     model = build_model(tokenizer, SMALL)
-    teach_base(model, tokenizer, BaseStage(steps=10, careless_share=0.0))
+    pretrain(model, tokenizer, BaseStage(steps=10, careless_share=0.0))
     return save(model, tokenizer, tmp_path_factory.mktemp("base"))
 
 
@@ -160,7 +160,7 @@ def test_text_batch_reads_back(tokenizer):
 def test_accuracy_agrees_with_generation(tokenizer, base):
     """Teacher forcing and greedy generation must call the same answers right."""
     model = AutoModelForCausalLM.from_pretrained(base)
-    teach_base(model, tokenizer, BaseStage(steps=40, learning_rate=1e-2, warmup_steps=10, careless_share=0.0))
+    pretrain(model, tokenizer, BaseStage(steps=40, learning_rate=1e-2, warmup_steps=10, careless_share=0.0))
     problems = ALL_SUMS[5::203]
     inputs = tokenizer([p.prompt for p in problems], return_tensors="pt")
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_the_base_stage_learns_and_repeats(tokenizer):
     losses, weights = [], []
     for _ in range(2):
         model = build_model(tokenizer, SMALL, seed=4)
-        losses.append(teach_base(model, tokenizer, BaseStage(steps=40, learning_rate=1e-2, warmup_steps=10, seed=4)))
+        losses.append(pretrain(model, tokenizer, BaseStage(steps=40, learning_rate=1e-2, warmup_steps=10, seed=4)))
         weights.append(model.state_dict())
     assert losses[0] == losses[1]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
