@@ -15,7 +15,9 @@ MAX_LINES, MAX_WIDTH = 160, 120
 
 def prose(page: Path) -> str:
     """The text of a page without code blocks and code spans."""
-    return re.sub(r"`[^`\n]*`", "", re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE))
+    return re.sub(
+        r"`[^`\n]*`", "", re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    )
 
 
 def anchors(page: Path) -> Iterator[str]:
@@ -31,7 +33,8 @@ def test_relative_links_resolve(page: Path) -> None:
             continue
         name, _, anchor = unquote(link).partition("#")
         target = (page.parent / name).resolve() if name else page
-        assert target.is_relative_to(ROOT) and target.exists(), f"{page.relative_to(ROOT)}: {link} does not exist"
+        exists = target.is_relative_to(ROOT) and target.exists()
+        assert exists, f"{page.relative_to(ROOT)}: {link} does not exist"
         assert not anchor or anchor in anchors(target), f"{page.relative_to(ROOT)}: {link} has no such heading"
 
 
