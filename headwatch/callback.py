@@ -23,12 +23,12 @@ from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.read_only import left_trace
 from headwatch.monitor.alerts import AlertSettings
-from headwatch.monitor.distributed import FAILED, FINE, REFUSED, agree, from_main, is_sharded, on_main, world
+from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, is_sharded, on_main, world
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.recorder import Recorder
-from headwatch.monitor.resume import cut_to, find_record, refuse_another_run, write_sidecar
+from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
 from headwatch.monitor.settings import WatchSettings, recorded
-from headwatch.monitor.sharded_scoring import Share
+from headwatch.monitor.sharded_scoring import PairShard
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
 from headwatch.record.run_folder import RunFolder, describe_probes
@@ -208,7 +208,7 @@ class HeadWatchCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if resumed is not None:
-            refuse_another_run(resumed, self.probes, shape, self._recorded)
+            check_same_run(resumed, self.probes, shape, self._recorded)
             run = resumed
         else:
             run = RunFolder.create(path, self._manifest(args, model, anatomy))
@@ -218,7 +218,7 @@ class HeadWatchCallback(TrainerCallback):
         recorder = Recorder(run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts)
         earlier = run.manifest.get("wandb") or {}
         if resumed is not None:
-            self._probed = cut_to(run, state.global_step, self.settings.every)
+            self._probed = truncate_record(run, state.global_step, self.settings.every)
             recorder.restore()
             self._base = load_base_answers(run.path)
             run.update_manifest(status="running")
@@ -260,7 +260,7 @@ class HeadWatchCallback(TrainerCallback):
         """One probe, on every process. Whether any of them has failed is agreed on before anything is exchanged."""
         if self._off or self.probes is None or model is None:
             return
-        if agree(FAILED if self._failed else FINE) != FINE:  # a record may fail on the main process alone
+        if agree(ERROR if self._failed else OK) != OK:  # a record may fail on the main process alone
             self._off = True
             return
         step, probes = state.global_step, self.probes
@@ -269,7 +269,7 @@ class HeadWatchCallback(TrainerCallback):
         began = time.perf_counter()
         scoring = self.settings.scoring
         score: Any = partial(score_by_metric, score_edges if scoring.edges else score_heads)
-        share = Share.of(len(probes), model)
+        share = PairShard.of(len(probes), model)
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
@@ -305,7 +305,7 @@ class HeadWatchCallback(TrainerCallback):
             error = caught
         self._told = self._all_fine(error, step, "failed") or self._told
 
-    def _answers(self, share: Share, observer: AnswerObserver | None) -> Any:
+    def _answers(self, share: PairShard, observer: AnswerObserver | None) -> Any:
         """The KL from the base, [N]; at the base itself its answers are kept for later."""
         if observer is None:
             return None
@@ -325,14 +325,14 @@ class HeadWatchCallback(TrainerCallback):
 
     def _all_fine(self, error: Exception | None, step: int, what: str) -> bool:
         """Whether no process has failed; if one has, probing ends on all of them."""
-        mine = FINE if error is None else REFUSED if isinstance(error, UserError) else FAILED
+        mine = OK if error is None else USER_ERROR if isinstance(error, UserError) else ERROR
         worst = agree(mine)
-        if worst == FINE:
+        if worst == OK:
             return True
         self._off = True
         if error is None:
             other = "another process could not go on: its message says why"
-            error = UserError(other) if worst == REFUSED else RuntimeError(other)
+            error = UserError(other) if worst == USER_ERROR else RuntimeError(other)
         self._fail(error, step, what)
         return False
 

@@ -1,8 +1,7 @@
-"""Alerts: what a user should be told at once, from histories and rows alone. Pure numpy, thresholds named here.
+"""Alerts of a probe, from histories and logged rows alone.
 
-Two kinds of sentence. A *warning* says that something is probably wrong with the training or with the scores. A
-*status* says that headwatch has nothing to say, and why: silence could be taken for "all is well". A run in which
-nothing happens raises no warning.
+A *warning* means that something is probably wrong with the training or with the scores. A *status* means that a family
+gives no verdict, and why; without it, silence could be taken for "all is well".
 """
 
 import math
@@ -31,18 +30,20 @@ KINDS = {
 
 @dataclass(frozen=True)
 class AlertSettings:
-    """The thresholds.
+    """Alert thresholds.
 
-    p_answers, p_trend: of the one-sided tests behind "reward_up_probes_down", the exact sign test on pairs whose answer
-      changed between right and wrong, and the trend test on the reward; the first is the stricter one because it is
-      made at every probe. min_drop: the smallest fall of accuracy that counts.
-      window: the probe so many probes ago is compared with besides the base, so that a late fall is seen too.
-    min_windows: rewards of so many probes are needed to speak of a trend.
-    dropped: this part of the base's heads gone is "nearly all"; of at least min_base heads.
-    completeness, row_sums, stream: above these the pass's own checks say that scores are not what they should be, in
-      any dtype (1-2 % were measured in bfloat16).
-    split_half: where random halves of the pairs agree less than this on the order of heads (Spearman), half of that
-      order is noise of the pairs.
+    Attributes:
+        p_answers: level of the exact sign test on pairs whose answer changed; strict, because every probe tests.
+        p_trend: level of the trend test on the reward.
+        min_drop: smallest drop of accuracy that counts.
+        window: a probe is compared with the base and with the probe this many probes ago, to detect late drops.
+        min_windows: smallest number of rewards for a trend test.
+        dropped: fraction of the base heads whose loss raises "base_dropped".
+        min_base: smallest number of base heads for that alert.
+        completeness: largest accepted completeness error.
+        row_sums: largest accepted row-sum error.
+        stream: largest accepted stream error beyond rounding.
+        split_half: smallest accepted Spearman correlation of head scores between random halves of the pairs.
     """
 
     p_answers: float = 0.001
@@ -63,7 +64,13 @@ DEFAULTS = AlertSettings()
 
 @dataclass(frozen=True)
 class Alert:
-    """One sentence about one probe. value and limit: the number that crossed a threshold, and the threshold."""
+    """One sentence about one probe.
+
+    Attributes:
+        step, kind, family: what it is about; family "" means all.
+        text: the sentence.
+        value, limit: the number that crossed a threshold, and the threshold.
+    """
 
     step: int
     kind: str
@@ -94,8 +101,8 @@ def alerts(
 
     Args:
         histories: a HeadHistory by the evidence rule for each family, all with the same last step.
-        checks: the pass's own errors: completeness_error, row_sum_error, stream_error (None where not computed).
-        correct: family -> for each probe, whether each of its pairs was answered right, bool [N].
+        checks: the pass's own errors: completeness_error, row_sum_error, stream_error (None if not computed).
+        correct: family -> per probe, whether the model answered each pair correctly, bool [N].
         training: rows of the trainer's log, each with its "step".
     """
     found: list[Alert] = []
@@ -107,14 +114,14 @@ def alerts(
         here = [
             reward_up_probes_down(history.family, history.steps, correct.get(history.family, ()), training, settings),
             base_dropped(history, settings),
-            nothing_to_say(history, len(answers[-1]) if (answers := correct.get(history.family)) else None, settings),
+            no_verdict(history, len(answers[-1]) if (answers := correct.get(history.family)) else None, settings),
         ]
         found += [alert for alert in here if alert is not None]
     return found
 
 
 def alert_scalars(found: Iterable[Alert]) -> dict[str, int]:
-    """alerts: how many there are now; alerts/<kind>: of each kind, 0 where there is none."""
+    """Number of alerts, in all ("alerts") and of each kind ("alerts/<kind>")."""
     found = list(found)
     return {"alerts": len(found)} | {f"alerts/{kind}": sum(a.kind == kind for a in found) for kind in KINDS}
 
@@ -129,10 +136,10 @@ def reward_up_probes_down(
     training: Sequence[Mapping[str, Any]],
     settings: AlertSettings = DEFAULTS,
 ) -> Alert | None:
-    """The reward rises while the model gets worse at the frozen probes: what reward hacking looks like from outside.
+    """The reward rises while accuracy on the frozen probes drops, as in reward hacking.
 
-    Both are tests: of the reward's means between probes for a rising trend (Kendall), and of the pairs that
-    went from right to wrong against those that went the other way (exact sign test).
+    Tests: a rising trend of the reward's means between probes (Kendall), and pairs that changed from right to wrong
+    against pairs that changed from wrong to right (exact sign test).
     """
     n = len(steps)
     if len(correct) != n or n < 2:
@@ -152,7 +159,7 @@ def reward_up_probes_down(
             family,
             f"{family}: since step {steps[reference]} the reward has risen from {reward[0]:.3g} to {reward[-1]:.3g} "
             f"while the accuracy on the frozen probes fell from {before.mean():.0%} to {now.mean():.0%} ({lost} pairs "
-            f"lost, {won} won): look at samples, the reward may be hacked.",
+            f"lost, {won} gained): inspect samples, the reward may be hacked.",
             drop,
             settings.min_drop,
         )
@@ -160,7 +167,7 @@ def reward_up_probes_down(
 
 
 def base_dropped(history: Any, settings: AlertSettings = DEFAULTS) -> Alert | None:
-    """Nearly all heads that carried the base model's work have lost it, each with evidence."""
+    """Nearly all base heads were dropped."""
     counts = {label: n[-1] for label, n in history.counts().items()}
     base = counts["base"] + counts["retained"] + counts["dropped"]
     if base < settings.min_base or counts["dropped"] < settings.dropped * base:
@@ -169,17 +176,17 @@ def base_dropped(history: Any, settings: AlertSettings = DEFAULTS) -> Alert | No
         history.steps[-1],
         "base_dropped",
         history.family,
-        f"{history.family}: {counts['dropped']} of {base} heads that carried the base model's work were dropped: "
-        "the model no longer does this the way the base did.",
+        f"{history.family}: {counts['dropped']} of {base} base heads were dropped: "
+        "the model no longer solves this as the base did.",
         counts["dropped"] / base,
         settings.dropped,
     )
 
 
 def inexact_scores(step: int, checks: Mapping[str, float | None], settings: AlertSettings = DEFAULTS) -> list[Alert]:
-    """The pass's own checks fail."""
+    """A check of the pass exceeds its threshold."""
     limits = {
-        "completeness_error": (settings.completeness, "; take more points of the path (steps=10)"),
+        "completeness_error": (settings.completeness, "; use more points of the path (scoring.steps: 10)"),
         "row_sum_error": (settings.row_sums, ""),
         "stream_error": (settings.stream, ""),
     }
@@ -188,7 +195,7 @@ def inexact_scores(step: int, checks: Mapping[str, float | None], settings: Aler
             step,
             "inexact",
             "",
-            f"{name.replace('_', ' ')} is {value:.3g}, above {limit:.2g}: scores are only roughly right{fix}",
+            f"{name.replace('_', ' ')} is {value:.3g}, above {limit:.2g}: scores are approximate{fix}",
             value,
             limit,
         )
@@ -197,24 +204,24 @@ def inexact_scores(step: int, checks: Mapping[str, float | None], settings: Aler
     ]
 
 
-def nothing_to_say(history: Any, n_pairs: int | None = None, settings: AlertSettings = DEFAULTS) -> Alert | None:
-    """Too few pairs, too small a gap, or an order of heads that is mostly noise of the pairs."""
+def no_verdict(history: Any, n_pairs: int | None = None, settings: AlertSettings = DEFAULTS) -> Alert | None:
+    """Too few pairs, too small a metric gap, or unstable head scores."""
     step, family = history.steps[-1], history.family
     if history.signal[-1] != "ok":
         least = history.settings.min_pairs
         if n_pairs is not None and n_pairs < least:
-            text = f"{family}: insufficient data, {n_pairs} pairs where {least} are needed: no lives are told."
+            text = f"{family}: insufficient data, {n_pairs} pairs where {least} are needed: no events are recorded."
             return Alert(step, "insufficient_data", family, text, n_pairs, least)
         text = (
-            f"{family}: insufficient signal, clean and corrupted prompts score too much alike (mean metric gap "
-            f"{history.metric_gap[-1]:.3g}): no lives are told from this probe."
+            f"{family}: insufficient signal, the metric differs too little between clean and corrupted prompts (mean "
+            f"gap {history.metric_gap[-1]:.3g}): this probe records no events."
         )
         return Alert(step, "insufficient_signal", family, text, history.metric_gap[-1], None)
     agreement = history.split_half[-1]
     if agreement < settings.split_half:
         text = (
-            f"{family}: random halves of the pairs agree on the order of heads with {agreement:.2f} only (below "
-            f"{settings.split_half:.2g}): too unstable to say much about single heads; take more pairs (n_pairs)."
+            f"{family}: head scores of random halves of the pairs correlate with {agreement:.2f} (below "
+            f"{settings.split_half:.2g}): too unstable for conclusions about single heads; use more pairs (n_pairs)."
         )
         return Alert(step, "unstable", family, text, agreement, settings.split_half)
     return None

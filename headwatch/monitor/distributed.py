@@ -1,6 +1,6 @@
-"""Several training processes: what all of them must agree on, and how they share the work of a probe.
+"""Agreement between training processes: status, broadcast from the main process, reductions.
 
-One process needs none of this, and every function here then does nothing.
+With one process every function here returns at once.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headwatch.errors import UserError
 
-FINE, FAILED, REFUSED = 0, 1, 2  # what a process has to say of an attempt: higher wins
+OK, ERROR, USER_ERROR = 0, 1, 2  # status of one process, reduced by max
 
 
 def world() -> tuple[int, int]:
@@ -21,7 +21,7 @@ def world() -> tuple[int, int]:
 
 
 def agree(outcome: int) -> int:
-    """The worst outcome of all processes, known to all of them."""
+    """The highest status of all processes, the same on each."""
     if world()[1] == 1:
         return outcome
     worst = torch.tensor([outcome], device=_device())
@@ -44,7 +44,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def from_main(value: Any) -> Any:
-    """What the main process has, on every process; pickled, so not for large things every probe."""
+    """Broadcast a value of the main process; it is pickled, so keep it small."""
     if world()[1] == 1:
         return value
     box = [value]
@@ -53,28 +53,30 @@ def from_main(value: Any) -> Any:
 
 
 def on_main(action: Callable[[], Any]) -> Any:
-    """What `action` returns on the main process, on every process; every process must come here.
+    """Run `action` on the main process and broadcast its result; every process must call this.
 
-    Where it raises, it raises there, and an error of the same kind (the user's mistake or not) everywhere else.
+    Raises:
+        Exception: on the main process, what `action` raised; on the others UserError or RuntimeError accordingly.
     """
     error: Exception | None = None
-    outcome: tuple[int, Any] = (FINE, None)
+    outcome: tuple[int, Any] = (OK, None)
     if world()[0] == 0:
         try:
-            outcome = (FINE, action())
+            outcome = (OK, action())
         except Exception as caught:
             error = caught
-            outcome = (REFUSED if isinstance(caught, UserError) else FAILED, None)
+            outcome = (USER_ERROR if isinstance(caught, UserError) else ERROR, None)
     kind, value = from_main(outcome)
     if error is not None:
         raise error
-    if kind != FINE:
-        other = "the main process could not go on: its message says why"
-        raise UserError(other) if kind == REFUSED else RuntimeError(other)
+    if kind != OK:
+        other = "the main process failed: see its message"
+        raise UserError(other) if kind == USER_ERROR else RuntimeError(other)
     return value
 
 
-def _reduced(values: Tensor, how: str) -> Tensor:
+def reduce_over_ranks(values: Tensor, how: str) -> Tensor:
+    """All-reduce a tensor; `how` is "SUM" or "MAX". On the CPU."""
     if world()[1] == 1:
         return values
     moved = values.to(_device())
@@ -83,6 +85,6 @@ def _reduced(values: Tensor, how: str) -> Tensor:
 
 
 def _device() -> torch.device:
-    """Where the processes' backend can add up a tensor."""
+    """The device on which the process group reduces tensors."""
     on_gpu = "nccl" in torch.distributed.get_backend()
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Recorder: what one probe means, told to the histories, the run folder and the sinks, in this order."""
+"""Update histories, write the run folder, then log to the sinks, after each probe."""
 
 import logging
 import time
@@ -27,7 +27,7 @@ from headwatch.stats import EvidenceSettings
 
 logger = logging.getLogger(__name__)
 
-COUPLED = "reward"  # the logged value that lives are coupled with
+COUPLED = "reward"  # the logged value whose correlation with the heads is tested
 
 
 class Recorder:
@@ -37,9 +37,9 @@ class Recorder:
         run: the run folder.
         probes: the probe set.
         shape: layers and heads.
-        evidence: the numbers of the evidence rule.
+        evidence: settings of the evidence rule.
         circuit_rule: top_n, tau and the seed of the paper's circuit rule; None where edges are not scored.
-        thresholds: of the alerts.
+        thresholds: alert thresholds.
 
     .histories, .circuits: family -> HeadHistory by the evidence and by the circuit rule. .training: the trainer's logs.
     """
@@ -64,7 +64,7 @@ class Recorder:
         self._linked = False  # whether the manifest names the service's run
 
     def restore(self) -> None:
-        """Read back what the run folder tells, to go on with it."""
+        """Restore the histories from the run folder, to continue them."""
         self.training = self.run.training()
         for family in self.histories:
             self.histories[family] = history_from_run(self.run, family)
@@ -77,7 +77,7 @@ class Recorder:
             self.circuits[family] = history_from_run(self.run, family, rule="circuit")
 
     def log(self, step: int, logs: dict[str, Any]) -> None:
-        """Keep what the trainer logged."""
+        """Record what the trainer logged."""
         self.training.append({**logs, "step": step})
         self.run.append_training(step, logs)
 
@@ -90,53 +90,65 @@ class Recorder:
         sinks: Sequence[Sink],
         final: bool,
     ) -> None:
-        """One probe: kl is [N], from the base; began is when the pass began (perf_counter)."""
+        """Process one probe.
+
+        Args:
+            step: the trainer's global step.
+            scores: of all pairs.
+            kl: KL from the base model, [N]; None without a base.
+            began: time.perf_counter() at the start of the pass.
+            sinks: where the probe is shown.
+            final: whether it is the last probe of the run.
+        """
         heads = scores.heads if isinstance(scores, EdgeScores) else scores
-        checks = {
-            "completeness_error": heads.checks.completeness,
-            "row_sum_error": heads.checks.row_sums,
-            "stream_error": heads.checks.stream,
-        }
-        scalars: dict[str, Any] = {key: value for key, value in checks.items() if value is not None}
-        events: list[Event] = []
+        checks = _checks(heads)
+        scalars: dict[str, Any] = {name: value for name, value in checks.items() if value is not None}
         circuits: list[CircuitHeads] = []
         mean_abs: list[np.ndarray[Any, Any]] = []
-        for family, history in self.histories.items():
-            mine = heads.select(family)
-            readings = mine.readings
-            events += history.add(
-                step, mine.per_pair.numpy(), readings.metric_clean.numpy(), readings.metric_corrupted.numpy()
-            )
-            self._correct[family].append(readings.correct.numpy())
-            scalars |= {f"{family}/{key}": value for key, value in history.latest_scalars().items()}
-            scalars[f"{family}/accuracy"] = float(readings.correct.float().mean())
+        events: list[Event] = []
+        for family in self.histories:
+            events += self._update_history(step, family, heads.select(family), scalars)
             if isinstance(scores, EdgeScores):
-                found = self._circuit(scores.select(family))
-                circuits.append(found)
-                mean_abs.append(scores.select(family).mean_abs().numpy())
-                circuit = self.circuits[family]
-                events += circuit.add_membership(
-                    step, found.active, found.importance, found.stability, found.importance_draws
-                )
-                told = circuit.latest_scalars() | found.scalars()
-                scalars |= {f"{family}/circuit/{key}": value for key, value in told.items()}
+                mine = scores.select(family)
+                circuits.append(self._circuit(mine))
+                mean_abs.append(mine.mean_abs().numpy())
+                events += self._update_circuit(step, family, circuits[-1], scalars)
         if kl is not None:
             scalars |= {f"{name}/kl_from_base": value for name, value in mean_by_family(kl, heads.families).items()}
-        alerted: list[Alert] = self._or_warn(lambda: self._alerts(checks), "the alerts") or []
+        raised: list[Alert] = self._or_warn(lambda: self._alerts(checks), "the alerts") or []
         scalars |= self._or_warn(self._coupling, "the reward coupling") or {}
-        scalars |= alert_scalars(alerted)
+        scalars |= alert_scalars(raised)
         scalars |= {"pass_seconds": heads.seconds, "seconds": time.perf_counter() - began}
         if heads.peak_memory_mb is not None:
             scalars["peak_memory_mb"] = heads.peak_memory_mb
         self._write(step, heads, kl, circuits, mean_abs)
         self.run.append_events(events)
-        self.run.append_alerts([alert.to_json() for alert in alerted])
-        text = " | ".join(alert.text for alert in alerted)
+        self.run.append_alerts([alert.to_json() for alert in raised])
+        text = " | ".join(alert.text for alert in raised)
         self.run.append_scalars(step, {**scalars, "alerts_text": text})
-        self._warn_of(alerted)
+        self._warn_of(raised)
         self._show(step, scalars, text, sinks, final)
 
-    # --- parts ------------------------------------------------------------------------------------------------------
+    # --- histories --------------------------------------------------------------------------------------------------
+
+    def _update_history(self, step: int, family: str, heads: HeadScores, scalars: dict[str, Any]) -> list[Event]:
+        """Add a family's scores to its history and its numbers to `scalars`; returns its events."""
+        history, readings = self.histories[family], heads.readings
+        events = history.add(
+            step, heads.per_pair.numpy(), readings.metric_clean.numpy(), readings.metric_corrupted.numpy()
+        )
+        self._correct[family].append(readings.correct.numpy())
+        scalars |= {f"{family}/{key}": value for key, value in history.latest_scalars().items()}
+        scalars[f"{family}/accuracy"] = float(readings.correct.float().mean())
+        return events
+
+    def _update_circuit(self, step: int, family: str, found: CircuitHeads, scalars: dict[str, Any]) -> list[Event]:
+        """The same by the circuit rule."""
+        circuit = self.circuits[family]
+        events = circuit.add_membership(step, found.active, found.importance, found.stability, found.importance_draws)
+        latest = circuit.latest_scalars() | found.scalars()
+        scalars |= {f"{family}/circuit/{key}": value for key, value in latest.items()}
+        return events
 
     def _circuit(self, scores: EdgeScores) -> CircuitHeads:
         assert self._rule is not None
@@ -152,8 +164,8 @@ class Recorder:
             return {}
         found: dict[str, float] = {}
         for family, history in self.histories.items():
-            told = coupling_scalars(history.steps, history.newly_active(), history.turnover(), self.training, COUPLED)
-            found |= {f"{family}/{key}": value for key, value in told.items()}
+            mine = coupling_scalars(history.steps, history.newly_active(), history.turnover(), self.training, COUPLED)
+            found |= {f"{family}/{key}": value for key, value in mine.items()}
         return found
 
     def _write(
@@ -180,18 +192,18 @@ class Recorder:
             ),
         )
 
-    def _warn_of(self, told: list[Alert]) -> None:
-        """One line in the console for each kind of alert; the others are in the record."""
-        for alert in told:
+    def _warn_of(self, raised: list[Alert]) -> None:
+        """Log the first alert of each kind to the console; all of them are in the record."""
+        for alert in raised:
             if alert.kind not in self._warned:
                 self._warned.add(alert.kind)
                 logger.warning("headwatch, step %d: %s", alert.step, alert.text)
 
     def _show(self, step: int, scalars: dict[str, Any], text: str, sinks: Sequence[Sink], final: bool) -> None:
-        """The record is written: what fails from here on costs a view, and never the probing."""
+        """Log to the sinks. The record is complete by now, so a failure here only costs a view."""
         if not sinks:
             return
-        # Figures are data of their own by now: a sink draws them in its thread while training goes on.
+        # The data is a snapshot: a sink draws the figures in its own thread while training continues.
         data = self._or_warn(
             lambda: {family: figure_data.all_figures(h, self.training) for family, h in self.histories.items()},
             "the figures",
@@ -207,7 +219,7 @@ class Recorder:
                 self._linked = True
 
     def _or_warn(self, action: Callable[[], Any], what: str) -> Any:
-        """What `action` returns; None, and one warning for the first time, when it raises."""
+        """The result of `action`; None if it raises, with a warning the first time."""
         try:
             return action()
         except Exception as error:
@@ -217,6 +229,16 @@ class Recorder:
                     "headwatch: %s failed (%s: %s); the probes are recorded without.", what, type(error).__name__, error
                 )
             return None
+
+
+def _checks(heads: HeadScores) -> dict[str, float | None]:
+    """The pass's own errors, by the names under which they are logged."""
+    checks = heads.checks
+    return {
+        "completeness_error": checks.completeness,
+        "row_sum_error": checks.row_sums,
+        "stream_error": checks.stream,
+    }
 
 
 def _drawn(data: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Going on after a checkpoint: the note that is left in it, the record it leads back to, and what is refused."""
+"""Resuming from a checkpoint: its sidecar file, the record that belongs to it, and the checks before continuing."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _ABSENT = object()
 SIDECAR = "headwatch_state.json"
 
-# Settings that decide what a score or an event is: a history cannot change them on its way.
+# Settings that define a score or an event: they must stay the same within a history.
 FIXED = (
     *("scoring.metric", "scoring.steps", "scoring.alphas", "scoring.edges", "circuit.top_n", "circuit.tau"),
     *("openers", "evidence"),
@@ -27,7 +27,7 @@ FIXED = (
 
 
 def write_sidecar(checkpoint: Path, run: RunFolder, step: int, last_probe: int | None) -> None:
-    """Leave a note in a checkpoint of which record belongs to it; nothing where the folder is not there."""
+    """Write the sidecar that names the record of a checkpoint; do nothing if the checkpoint folder is missing."""
     if not checkpoint.is_dir():
         return
     manifest = run.manifest
@@ -45,7 +45,7 @@ def write_sidecar(checkpoint: Path, run: RunFolder, step: int, last_probe: int |
 
 
 def read_sidecar(checkpoint: Path) -> dict[str, Any] | None:
-    """The note of a checkpoint; None where there is none or it cannot be read."""
+    """The sidecar of a checkpoint; None if it is missing or unreadable."""
     try:
         note = json.loads((checkpoint / SIDECAR).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -54,9 +54,9 @@ def read_sidecar(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def find_record(args: Any, step: int, path: Path) -> RunFolder | None:
-    """The record that a run resumed at `step` goes on with, at `path`; None where there is none (a warning says so).
+    """The record at `path` that a run resumed at `step` continues; None, with a warning, if there is none.
 
-    A checkpoint of another output_dir leads to its own record, of which a copy is made at `path`.
+    The record of a checkpoint in another output_dir is copied to `path`.
     """
     checkpoints = [Path(args.output_dir) / f"checkpoint-{step}"]
     if isinstance(given := getattr(args, "resume_from_checkpoint", None), str):
@@ -72,27 +72,33 @@ def find_record(args: Any, step: int, path: Path) -> RunFolder | None:
             if there.manifest.get("created") == note.get("created"):
                 return there.copy_to(path)
     logger.warning(
-        "headwatch: the run resumes at step %d, but %s holds no record of it: lives are told from here on", step, path
+        "headwatch: the run resumes at step %d, but %s holds no record of it: events are recorded from here on",
+        step,
+        path,
     )
     return None
 
 
-def refuse_another_run(run: RunFolder, probes: ProbeSet, shape: tuple[int, int], settings: Mapping[str, Any]) -> None:
-    """UserError, in one line, when the record at hand was made of other pairs, another model or by other rules."""
+def check_same_run(run: RunFolder, probes: ProbeSet, shape: tuple[int, int], settings: Mapping[str, Any]) -> None:
+    """Check that a record was made with the same pairs, model and rules.
+
+    Raises:
+        UserError: it was not; the message names what differs.
+    """
     manifest = run.manifest
     began = f"the record in {run.path} was begun"
     way_out = f"give the same again, or move {run.path} away to begin a new record"
     before, file = manifest["probes"], run.path / "probes.safetensors"
     if (on_disk := ProbeSet.load(file).fingerprint) != before["fingerprint"]:
         raise UserError(
-            f"{file} has fingerprint {on_disk}, but the manifest says {before['fingerprint']}: lives can only be told "
-            f"on the pairs they began with; restore the file or move {run.path} away"
+            f"{file} has fingerprint {on_disk}, but the manifest has {before['fingerprint']}: a history needs "
+            f"the pairs that it began with; restore the file or move {run.path} away"
         )
     if probes.fingerprint != before["fingerprint"]:
         raise UserError(
             f"probes={_pairs(len(probes), probes.family_names)} with fingerprint {probes.fingerprint}: {began} on "
-            f"{_pairs(before['n_pairs'], before['families'])} with fingerprint {before['fingerprint']}, and lives can "
-            f"only be told on the pairs they began with; {way_out} (probes={str(file)!r} are the old ones)"
+            f"{_pairs(before['n_pairs'], before['families'])} with fingerprint {before['fingerprint']}, and a "
+            f"history needs the pairs that it began with; {way_out} (the old ones: probes={str(file)!r})"
         )
     had = (manifest["model"]["n_layers"], manifest["model"]["n_heads"])
     if shape != had:
@@ -119,11 +125,11 @@ def _value(settings: Mapping[str, Any], name: str) -> Any:
     return found
 
 
-def cut_to(run: RunFolder, step: int, every: int) -> int | None:
-    """Take back what the record tells of after `step`; returns the step of its last probe then.
+def truncate_record(run: RunFolder, step: int, every: int) -> int | None:
+    """Truncate the record to `step`; return the step of its last remaining probe.
 
-    A probe at `step` itself that is off the schedule was taken because training ended there. A training that goes on
-    would not have taken it, so it is taken back too.
+    A probe at `step` that is off the schedule was taken because training ended there. A longer training would not have
+    taken it, so it is removed too.
     """
     steps = [s for s in run.steps if s <= step]
     ended_there = bool(steps) and steps[-1] == step and step % every != 0
@@ -139,7 +145,7 @@ def _pairs(n: int, families: Any) -> str:
 
 
 def _where_they_differ(now: Any, then: Any) -> tuple[Any, Any]:
-    """Both values; of two mappings only the keys whose values differ."""
+    """Both values; of two mappings only the keys that differ."""
     if not isinstance(now, Mapping) or not isinstance(then, Mapping):
         return now, then
     keys = [key for key in {**now, **then} if now.get(key) != then.get(key)]

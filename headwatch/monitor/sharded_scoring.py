@@ -1,4 +1,4 @@
-"""Pairs of a probe shared over the ranks, and their scores put together again."""
+"""The pairs of a probe distributed over the ranks, and their scores gathered."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.per_family import Metrics, completeness
 from headwatch.attribution.scores import Checks, Readings
-from headwatch.monitor.distributed import _reduced, is_sharded, world
+from headwatch.monitor.distributed import is_sharded, reduce_over_ranks, world
 from headwatch.probes import ProbeSet
 
 Scores = TypeVar("Scores", HeadScores, EdgeScores)
 
 
 @dataclass(frozen=True)
-class Share:
-    """The pairs this process scores: r, r + W, ... of W processes; all, where the model is sharded or pairs are few.
+class PairShard:
+    """The pairs that this rank scores: r, r + W, ... of W ranks; all pairs if the model is sharded or pairs are few.
 
-    Where a forward pass is no collective (DDP), processes may well run different numbers of batches.
+    Under DDP a forward pass is not a collective, so ranks may run different numbers of batches.
 
     Attributes:
         rows: which of the n pairs.
-        split: whether other processes score the others.
+        split: whether other ranks score the other pairs.
     """
 
     rows: tuple[int, ...]
@@ -32,14 +32,14 @@ class Share:
     split: bool
 
     @classmethod
-    def of(cls, n_pairs: int, model: nn.Module) -> "Share":
-        """This process's share."""
+    def of(cls, n_pairs: int, model: nn.Module) -> "PairShard":
+        """The pairs of this rank."""
         rank, size = world()
         split = 1 < size <= n_pairs and not is_sharded(model)
         return cls(tuple(range(rank, n_pairs, size) if split else range(n_pairs)), n_pairs, split)
 
     def score(self, score: Callable[..., Scores], model: nn.Module, probes: ProbeSet, **options: Any) -> Scores:
-        """`score(model, probes, ...)` of these pairs. `observe` is told them by their numbers in the whole set."""
+        """Call `score(model, probes, ...)` with these pairs; `observe` gets their indices in the whole set."""
         if not self.split:
             return score(model, probes, **options)
         observe = options.pop("observe", None)
@@ -52,19 +52,19 @@ class Share:
         return score(model, probes.select(rows), observe=renumbered, **options)
 
     def whole(self, values: Tensor) -> Tensor:
-        """Every process's rows [len(rows), ...] put into one [n, ...]; on the CPU, in the type they have."""
+        """Gather the rows [len(rows), ...] of all ranks into [n, ...]; on the CPU, same dtype."""
         if not self.split:
             return values
         filled = torch.zeros(
             self.n, *values.shape[1:], dtype=torch.uint8 if values.dtype == torch.bool else values.dtype
         )
         filled[list(self.rows)] = values.to(filled)
-        return _reduced(filled, "SUM").to(values.dtype)
+        return reduce_over_ranks(filled, "SUM").to(values.dtype)
 
     def gather(self, part: Scores, probes: ProbeSet, metrics: Metrics) -> Scores:
-        """The scores of all pairs out of every process's part. Every process must come here.
+        """Gather the scores of all pairs; every rank must call this.
 
-        metrics: family -> the metric that its pairs were read by.
+        metrics: the metric of each family.
         """
         if not self.split:
             return part
@@ -73,7 +73,7 @@ class Share:
         readings = Readings(*(self.whole(x) for x in (found.metric_clean, found.metric_corrupted, found.correct)))
         at_input = self.whole(heads.input)
         worst = [checks.row_sums or 0.0, checks.stream, heads.seconds, heads.peak_memory_mb or 0.0]
-        row_sums, stream, seconds, memory = _reduced(torch.tensor(worst), "MAX").tolist()
+        row_sums, stream, seconds, memory = reduce_over_ranks(torch.tensor(worst), "MAX").tolist()
         whole = replace(
             heads,
             per_pair=self.whole(heads.per_pair),

@@ -1,4 +1,4 @@
-"""Where a run is shown while it trains: one small class a service, behind the interface `Sink`."""
+"""Services that show a run while it trains: one class per service, with the interface `Sink`."""
 
 from headwatch.sinks.base import Figure, Figures, Row, Scalars, Sink, Texts
 from headwatch.sinks.factory import check_report_to, make_sinks

@@ -1,4 +1,4 @@
-"""Where a run's numbers and figures are shown. The run folder is the record; a sink only shows it and may fail."""
+"""Interface of the services that show a run. The run folder is the record; a sink only shows it and may fail."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ Figures = Mapping[str, Figure] | Callable[[], Mapping[str, Figure]]
 
 @dataclass
 class Row:
-    """One probe as a sink shows it: finite scalars, texts and, where there are some, figures (see Sink.log)."""
+    """One probe: finite scalars, texts and optional figures (see Sink.log)."""
 
     step: int
     scalars: dict[str, float] = field(default_factory=dict)
@@ -29,9 +29,9 @@ class Row:
 
 
 class Sink:
-    """A sink that shows nothing, the base of the others, which say in `show` how they show a row.
+    """Base class; shows nothing. Subclasses implement `show`.
 
-    No service that is away or fails makes a sink raise.
+    A sink never raises, whatever its service does.
     """
 
     def log(
@@ -43,50 +43,38 @@ class Sink:
         texts: Texts | None = None,
         final: bool = False,
     ) -> None:
-        """Show one probe: its scalars and texts and, where the sink wants them, its figures.
+        """Show one probe: scalars, texts and, if the sink draws them, figures.
 
         Args:
             step: the trainer's global step that the probe describes.
-            scalars: by name, without a prefix ("active", "cohort/100"); None and what is not finite are left out.
-            figures: plotly JSON by name, or a function that draws them. It may be called later and in another thread:
-                it must own what it draws from (a snapshot), not read a history that goes on growing.
-            texts: short lines by name ("alerts_text"); empty ones too, so that what is no longer so is taken back.
-            final: this is known to be the run's last probe: its figures are not thinned out.
+            scalars: by name, without a prefix ("active", "cohort/100"); None and non-finite values are left out.
+            figures: plotly JSON by name, or a function that draws them. The function may run later and in another
+                thread, so it must own its data.
+            texts: short lines by name ("alerts_text"); an empty line replaces an earlier one.
+            final: this is the last probe of the run; its figures are always shown.
         """
         self.show(Row(step, finite(scalars), dict(texts or {}), figures, final))
 
-    def scalars(self, step: int, scalars: Scalars) -> None:
-        """Scalars alone."""
-        self.log(step, scalars)
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """One text alone."""
-        self.log(step, {}, texts={name: text})
-
-    def figure(self, step: int, name: str, figure: Figure) -> None:
-        """One figure alone; where figures are thinned out it counts as a probe."""
-        self.log(step, {}, {name: figure})
-
     def show(self, row: Row) -> None:
-        """Show one row, whatever of it the service can show."""
+        """Show what the service supports of one row."""
 
     def finish(self, timeout: float = 30.0) -> None:
-        """Deliver what is still on its way, waiting at most `timeout` seconds; calling it twice does no harm."""
+        """Deliver pending rows within `timeout` seconds; may be called twice."""
 
     def run_info(self) -> dict[str, str | None] | None:
-        """What the manifest keeps to find the run again: id, project, entity, url; None where there is no run."""
+        """Id, project, entity and url of the service's run, for the manifest; None if there is none."""
         return None
 
 
-class Patience:
-    """Warns of the first failure of something; after `limit` failures it is out."""
+class FailureBreaker:
+    """Circuit breaker: warns on the first failure and opens after `limit` failures."""
 
     def __init__(self, what: str, limit: int = 3) -> None:
         self.what, self.limit, self.failures = what, limit, 0
 
     @property
     def out(self) -> bool:
-        """Whether it is no longer to be tried."""
+        """Whether the limit is reached: do not try again."""
         return self.failures >= self.limit
 
     def failed(self, error: Exception | str) -> None:
@@ -95,8 +83,8 @@ class Patience:
         if self.failures == 1:
             said = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
             logger.warning(
-                "headwatch: %s failed (%s). Training goes on and the run folder has everything; "
-                "after %d failures it is no longer tried.",
+                "headwatch: %s failed (%s). Training continues and the run folder is complete; "
+                "disabled after %d failures.",
                 *(self.what, said, self.limit),
             )
 

@@ -1,4 +1,4 @@
-"""Which sinks a training has: those it reports to anyway, or those that are named."""
+"""Create the sinks of a training: those that the trainer reports to, or those that are named."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec

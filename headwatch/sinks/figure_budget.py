@@ -1,4 +1,4 @@
-"""Which probes of a run carry figures, when nobody knows how many probes there will be."""
+"""Which probes log figures, when the number of probes is not known in advance."""
 
 import math
 from collections.abc import Mapping

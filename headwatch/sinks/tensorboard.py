@@ -1,10 +1,10 @@
-"""TensorBoard: scalars and texts, in the folder that the trainer writes to, so that both are one run there."""
+"""TensorBoard: scalars and texts, in the trainer's own log folder, so that both appear as one run."""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from headwatch.sinks.base import PREFIX, Patience, Row, Sink
+from headwatch.sinks.base import PREFIX, FailureBreaker, Row, Sink
 
 
 class TensorBoardSink(Sink):
@@ -17,17 +17,17 @@ class TensorBoardSink(Sink):
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
         self._writer: Any = None
-        self._patience = Patience("writing for TensorBoard")
+        self._breaker = FailureBreaker("writing for TensorBoard")
 
     def show(self, row: Row) -> None:
         """The scalars and texts of one probe, flushed: they are on disk whatever happens next."""
-        if self._patience.out or not (row.scalars or row.texts):
+        if self._breaker.out or not (row.scalars or row.texts):
             return
         try:
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter
 
-                # Once a training: a resumed one hides what the earlier file tells from its first step on.
+                # Once per training: a resumed one hides the earlier file's rows from its first step on.
                 self._writer = SummaryWriter(
                     str(self._folder), purge_step=row.step if row.step else None, filename_suffix=".headwatch"
                 )
@@ -38,7 +38,7 @@ class TensorBoardSink(Sink):
                     self._writer.add_text(PREFIX + name, text, row.step)
             self._writer.flush()
         except Exception as error:
-            self._patience.failed(error)
+            self._breaker.failed(error)
 
     def finish(self, timeout: float = 30.0) -> None:
         """Close the event file."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from headwatch.sinks.base import PREFIX, STEP_KEY, Patience, Row, Sink
+from headwatch.sinks.base import PREFIX, STEP_KEY, FailureBreaker, Row, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -26,31 +26,31 @@ class TrackioSink(Sink):
     ) -> None:
         self._options: dict[str, Any] = {"project": project, "name": name, "config": dict(config or {})}
         self._own_run: Any = None
-        self._patience = Patience("logging to trackio")
+        self._breaker = FailureBreaker("logging to trackio")
 
     def show(self, row: Row) -> None:
-        """One row a probe."""
+        """Log one row per probe."""
         values = row.scalars | row.texts
-        if self._patience.out or not values:
+        if self._breaker.out or not values:
             return
         try:
             self._run().log({PREFIX + name: value for name, value in values.items()} | {STEP_KEY: row.step})
         except Exception as error:
-            self._patience.failed(error)
+            self._breaker.failed(error)
 
     def finish(self, timeout: float = 30.0) -> None:
-        """Write what is on its way and close the run, if this sink made it; the trainer's own is left open."""
+        """Flush, and finish the run if this sink started it."""
         if self._own_run is None:
             return
         try:
             self._own_run.finish()
             sys.modules["trackio"].context_vars.current_run.set(None)
         except Exception as error:
-            self._patience.failed(error)
+            self._breaker.failed(error)
         self._own_run = None
 
     def _run(self) -> Any:
-        """The live run, whoever made it; else one of our own, which goes on with the one before it."""
+        """The live run; else one of our own, which continues the previous one."""
         import trackio
 
         run = trackio.context_vars.current_run.get()

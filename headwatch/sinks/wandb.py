@@ -1,7 +1,7 @@
-"""Weights & Biases: one row a probe, in the run that the training already has or in one of our own.
+"""Weights & Biases: one row per probe, in the run of the training or in a run of our own.
 
-Why it is written this way (measured with wandb 0.31):
-- `step=` is never passed: W&B drops a row whose step lies behind its own counter, and TRL's profiling rows advance that
+Design (measured with wandb 0.31):
+- `step=` is never passed: W&B drops a row whose step is below its own counter, and TRL's profiling rows advance that
   counter. The x axis comes from a `train/global_step` in the row and one `define_metric`.
 - No wandb.Table and no wandb.plot.*: each is a blocking call to the server. Scalars and Plotly figures are not.
 - A row's scalars and figures must reach `run.log` together, and drawing must not hold up the training: so one daemon
@@ -18,18 +18,18 @@ from typing import Any
 
 from headwatch.errors import UserError
 from headwatch.io.plain_json import plain
-from headwatch.sinks.base import PREFIX, STEP_KEY, Patience, Row, Sink
+from headwatch.sinks.base import PREFIX, STEP_KEY, FailureBreaker, Row, Sink
 from headwatch.sinks.figure_budget import Budget
 from headwatch.sinks.wandb_run import existing_run, finish_run, run_info, start_run
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING = 32  # rows, each a probe: more means that W&B hangs
+MAX_WAITING = 32  # rows (probes); more means that W&B hangs
 
 
 @dataclass
 class _Bound(Row):
-    """A row with the run that it is for, bound when it is handed over: a hyper-parameter search goes on to another."""
+    """A row and its run: a hyper-parameter search may start another run before the row is logged."""
 
     run: Any = None
 
@@ -68,29 +68,29 @@ class WandbSink(Sink):
         self._finished = False
         self._budget = Budget(media_limit)
         self._skipped: _Bound | None = None  # the latest probe, if its figures were not shown
-        self._logging = Patience("logging to W&B")
-        self._drawing = Patience("drawing figures for W&B")
+        self._logging = FailureBreaker("logging to W&B")
+        self._drawing = FailureBreaker("drawing figures for W&B")
 
     def show(self, row: Row) -> None:
-        """Hand over one probe as one row; costs the training microseconds. A text is a plain string, no table."""
+        """Queue one probe as one row. A text is a plain string, not a table."""
         if self._finished or self._logging.out:
             return
         self._held.append(row)
         self._hand_over()
 
     def run_info(self) -> dict[str, str | None] | None:
-        """The run's id, project, entity and url (the last two None offline); None without a run that keeps anything."""
+        """Id, project, entity and url of the run (the last two None offline); None without a run."""
         run = self._current_run()
         return None if run is None or getattr(run, "disabled", False) else run_info(run)
 
     def finish(self, timeout: float = 30.0) -> None:
-        """Deliver the rows on their way, then finish the run if this sink made it: each within `timeout` seconds."""
+        """Deliver pending rows, then finish the run if this sink started it; each within `timeout` seconds."""
         if self._finished:
             return
         self._hand_over()
         self._finished = True
         if self._held:
-            logger.info("headwatch: there was no W&B run to show the probes in; the run folder has them.")
+            logger.info("headwatch: no W&B run was found for the probes; they are in the run folder.")
         if self._thread is not None:
             try:
                 self._rows.put(None, timeout=timeout)
@@ -98,14 +98,14 @@ class WandbSink(Sink):
             except queue.Full:
                 pass
             if self._thread.is_alive():
-                logger.warning("headwatch: W&B took more than %g s; %d rows are left out.", timeout, self._rows.qsize())
+                logger.warning("headwatch: W&B took more than %g s; %d rows were dropped.", timeout, self._rows.qsize())
         if self._own_run is not None:
             finish_run(self._own_run, timeout)
 
     # ---- the training's thread
 
     def _hand_over(self) -> None:
-        """Give the held rows to the thread, as soon as there is a run."""
+        """Pass the held rows to the thread once a run exists."""
         if not self._held or (run := self._current_run()) is None:
             return
         if getattr(run, "disabled", False):
@@ -119,10 +119,10 @@ class WandbSink(Sink):
             try:
                 self._rows.put_nowait(row)
             except queue.Full:
-                self._logging.failed(f"{MAX_WAITING} rows wait for it; the one of step {row.step} is left out")
+                self._logging.failed(f"{MAX_WAITING} rows are pending; the row of step {row.step} was dropped")
 
     def _current_run(self) -> Any:
-        """The run to log to, None while there is none. One that takes the place of another is prepared afresh."""
+        """The run to log to; None if there is none. Metrics are defined once per run."""
         run = existing_run()
         if run is None and self._may_start:
             run = self._own_run = start_run(*self._start_options)
@@ -154,7 +154,7 @@ class WandbSink(Sink):
             self._logging.failed(error)
 
     def _media(self, row: _Bound) -> dict[str, Any]:
-        """A row's figures as W&B media; empty where it has none, they are thinned out or drawing fails."""
+        """The figures of a row as W&B media; empty if there are none, they are skipped or drawing fails."""
         if row.figures is None or self._drawing.out:
             return {}
         self._skipped = None if row.final else row

@@ -1,4 +1,4 @@
-"""The W&B run: the one that exists, or one of our own that neither asks, waits nor raises."""
+"""The W&B run: the existing one, or one of our own, started without prompts and without raising."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ EXIT_TIMEOUT_S = 60.0
 
 
 def existing_run() -> Any:
-    """The process's W&B run, or None. Where nobody has imported wandb there is none: it need not be imported."""
+    """The W&B run of the process, or None; wandb is not imported for this."""
     return getattr(sys.modules.get("wandb"), "run", None)
 
 
@@ -61,14 +61,14 @@ def start_run(
     try:
         return wandb.init(mode="offline", **options)
     except Exception as error:
-        logger.warning("headwatch: no offline W&B run either (%s); training goes on without one.", error)
+        logger.warning("headwatch: no offline W&B run either (%s); training continues without one.", error)
         return None
 
 
 def finish_run(run: Any, timeout: float) -> None:
-    """Finish a run within `timeout` seconds, or leave it: with a server that is away, finishing has no end.
+    """Finish a run, or give up after `timeout` seconds: without a server wandb's finish never returns.
 
-    In a thread of its own, because wandb's own time limit is younger than the versions that are supported.
+    Runs in a thread, because older supported versions of wandb have no time limit.
     """
 
     def finish() -> None:
@@ -96,7 +96,7 @@ def run_info(run: Any) -> dict[str, str | None]:
 
 
 def _asks_for_key(wandb: Any) -> bool:
-    """Whether wandb.init would ask for a key on the terminal: a training must not wait for an answer."""
+    """Whether wandb.init would prompt for a key, which would block the training."""
     if os.environ.get("WANDB_MODE", "online") not in ("online", "run", "shared"):
         return False
     try:

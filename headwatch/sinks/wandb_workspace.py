@@ -27,14 +27,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """Some panels under one heading."""
+    """Panels under one heading."""
 
     name: str
     panels: tuple[Panel, ...]
 
 
 def plan(families: tuple[str, ...] = ()) -> list[Section]:
-    """The sections of the view. families: cohorts get a chart for each; without names, one chart of all of them."""
+    """Sections of the view; with `families`, one cohort chart per family instead of one for all."""
     of_any = PREFIX + FAMILY + "/"
     cohorts = (
         [
@@ -82,7 +82,7 @@ def plan(families: tuple[str, ...] = ()) -> list[Section]:
                 Panel("Alerts by kind", f"{PREFIX}alerts/[a-z_]+"),
                 Panel("Split-half agreement", f"{of_any}split_half_agreement"),
                 Panel("Membership changes and their null band", f"{of_any}membership_changes(_by_chance)?"),
-                Panel("Active heads whose loss the pairs would tell", f"{of_any}detectable"),
+                Panel("Active heads whose loss is detectable", f"{of_any}detectable"),
                 Panel("Signal: 1 where there is enough", f"{of_any}signal"),
                 Panel("Completeness error", f"{PREFIX}completeness_error"),
                 Panel("Row-sum and stream errors", f"{PREFIX}(row_sum|stream)_error"),
@@ -132,20 +132,24 @@ def build(entity: str, project: str, families: tuple[str, ...] = (), name: str =
         ],
         settings=workspaces.WorkspaceSettings(x_axis=STEP_KEY),
     )
-    if hasattr(view, "_to_model"):  # what `save` would send: here it is checked without being sent
+    if hasattr(view, "_to_model"):  # validated without being sent
         view._to_model().model_dump_json()
     return view
 
 
 def save(workspace: Any) -> str:
-    """Save it as a new view in W&B and return its address. UserError where W&B cannot be reached or says no."""
+    """Save the workspace as a new view in W&B and return its URL.
+
+    Raises:
+        UserError: W&B cannot be reached or refuses.
+    """
     try:
         workspace.save()
     except Exception as error:  # the package passes on whatever its transport raises
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the view could not be saved to {workspace.entity}/{workspace.project} ({said}): `wandb login` first, and "
-            "check that the project exists; --dry-run shows the view without saving it"
+            f"the view could not be saved to {workspace.entity}/{workspace.project} ({reason}): `wandb login` first, "
+            "and check that the project exists; --dry-run shows the view without saving it"
         ) from error
     return str(workspace.url)
 
@@ -159,5 +163,5 @@ def parse_target(target: str) -> tuple[str, str]:
 
 
 def plan_json(families: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The plan as plain values."""
+    """The plan as JSON values."""
     return [asdict(section) for section in plan(families)]

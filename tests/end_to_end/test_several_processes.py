@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from headwatch import ProbeSet, RunFolder, score_edges
 from headwatch.monitor.distributed import FAILED, FINE, REFUSED, agree, from_main, is_sharded, world
-from headwatch.monitor.sharded_scoring import Share
+from headwatch.monitor.sharded_scoring import PairShard
 
 pytestmark = pytest.mark.slow
 
@@ -134,5 +134,5 @@ def test_one_process_needs_nothing_of_this() -> None:
     assert from_main("value") == "value"
     linear = torch.nn.Linear(2, 2)
     assert not is_sharded(linear)
-    share = Share.of(5, linear)
+    share = PairShard.of(5, linear)
     assert (share.rows, share.split) == ((0, 1, 2, 3, 4), False)

@@ -15,7 +15,7 @@ from headwatch.monitor.alerts import (
     alerts,
     base_dropped,
     inexact_scores,
-    nothing_to_say,
+    no_verdict,
     reward_up_probes_down,
     sign_test,
     trend_p,
@@ -130,7 +130,7 @@ class Lost:
 def test_nearly_all_base_heads_dropped() -> None:
     found = base_dropped(Lost(9))
     assert found is not None
-    assert "9 of 10 heads" in found.text
+    assert "9 of 10 base heads" in found.text
     assert base_dropped(Lost(8)) is None
     assert base_dropped(Lost(2, base=2)) is None
     assert base_dropped(history()) is None
@@ -140,27 +140,27 @@ def test_scores_that_are_not_what_they_should_be() -> None:
     assert inexact_scores(10, FINE) == []
     (found,) = inexact_scores(10, {"completeness_error": 0.4, "row_sum_error": 1e-6})
     assert "completeness error is 0.4, above 0.25" in found.text
-    assert "steps=10" in found.text
+    assert "scoring.steps: 10" in found.text
     assert len(inexact_scores(10, {"completeness_error": float("nan"), "stream_error": 0.1})) == 2
 
 
 def test_nothing_to_say_is_said() -> None:
-    assert nothing_to_say(history(), 32) is None
-    flat = nothing_to_say(history(gap=0.0), 32)
+    assert no_verdict(history(), 32) is None
+    flat = no_verdict(history(gap=0.0), 32)
     assert flat is not None
     assert (flat.kind, flat.level) == ("insufficient_signal", "status")
-    few = nothing_to_say(history(n_pairs=4), 4)
+    few = no_verdict(history(n_pairs=4), 4)
     assert few is not None
     assert few.kind == "insufficient_data"
     assert "4 pairs where 8 are needed" in few.text
-    unstable = nothing_to_say(history(noise=30.0), 32)
+    unstable = no_verdict(history(noise=30.0), 32)
     assert unstable is not None
     assert unstable.kind == "unstable"
     edge = history(noise=30.0)
     edge.arrays.rows[-1].split_half = 0.49
-    assert nothing_to_say(edge, 32) is not None
+    assert no_verdict(edge, 32) is not None
     edge.arrays.rows[-1].split_half = 0.5
-    assert nothing_to_say(edge, 32) is None
+    assert no_verdict(edge, 32) is None
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import FSDPModule  # noqa: F401  (what is loaded her
 
 from headwatch.attribution import HeadScores
 from headwatch.attribution.scores import Checks, Readings
-from headwatch.monitor.distributed import FAILED, FINE, REFUSED, agree, from_main, world
-from headwatch.monitor.sharded_scoring import Share
+from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, world
+from headwatch.monitor.sharded_scoring import PairShard
 from headwatch.probes import ProbeSet
 
 N = 5
@@ -59,12 +59,12 @@ def scored(model: nn.Module, probes: ProbeSet, observe: Any = None) -> HeadScore
 
 def test_the_worst_outcome_and_the_main_processs_word_hold_for_all(tmp_path: Path) -> None:
     def what(rank: int) -> Any:
-        worst = [agree(outcome) for outcome in ((FINE, FAILED)[rank], (REFUSED, FAILED)[rank], FINE)]
+        worst = [agree(outcome) for outcome in ((OK, ERROR)[rank], (USER_ERROR, ERROR)[rank], OK)]
         return world(), worst, from_main(("step", rank))
 
     first, second = in_two_processes(what, tmp_path)
     assert (first[0], second[0]) == ((0, 2), (1, 2))
-    assert first[1] == second[1] == [FAILED, REFUSED, FINE]
+    assert first[1] == second[1] == [ERROR, USER_ERROR, OK]
     assert first[2] == second[2] == ("step", 0)
 
 
@@ -72,7 +72,7 @@ def test_every_pair_is_scored_once_and_told_by_its_number(tmp_path: Path) -> Non
     probes, model = pairs(N), nn.Linear(2, 2)
 
     def what(rank: int) -> Any:
-        share, seen = Share.of(N, model), []
+        share, seen = PairShard.of(N, model), []
         part = share.score(
             scored, model, probes, observe=lambda rows, own, _: seen.append((rows.tolist(), own.tolist()))
         )
@@ -100,7 +100,7 @@ def test_every_pair_is_scored_once_and_told_by_its_number(tmp_path: Path) -> Non
 
 def test_too_few_pairs_to_share_are_scored_by_all(tmp_path: Path) -> None:
     first, second = in_two_processes(
-        lambda rank: (Share.of(1, nn.Linear(2, 2)), Share.of(2, nn.Linear(2, 2))), tmp_path
+        lambda rank: (PairShard.of(1, nn.Linear(2, 2)), PairShard.of(2, nn.Linear(2, 2))), tmp_path
     )
-    assert first[0] == second[0] == Share((0,), 1, split=False)
+    assert first[0] == second[0] == PairShard((0,), 1, split=False)
     assert (first[1].rows, second[1].rows) == ((0,), (1,))

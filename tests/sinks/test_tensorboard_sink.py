@@ -39,7 +39,7 @@ def test_a_resumed_training_takes_the_place_of_what_it_repeats(tmp_path: Path) -
     for begin, value in ((0, 1.0), (20, 2.0)):
         sink = TensorBoardSink(tmp_path)
         for step in range(begin, 50, 10):
-            sink.scalars(step, {"active": value})
+            sink.log(step, {"active": value})
         sink.finish()
         os.utime(max(tmp_path.iterdir(), key=lambda file: file.name), (begin + 1, begin + 1))
     assert scalars(read(tmp_path), "headwatch/active") == [(0, 1.0), (10, 1.0), (20, 2.0), (30, 2.0), (40, 2.0)]
@@ -49,7 +49,7 @@ def test_a_folder_that_cannot_be_written_warns_once(tmp_path: Path, caplog: pyte
     (tmp_path / "file").write_text("")
     sink = TensorBoardSink(tmp_path / "file" / "inside")
     for step in range(5):
-        sink.scalars(step, {"active": 1})
+        sink.log(step, {"active": 1})
     sink.finish()
     assert caplog.text.count("writing for TensorBoard failed") == 1
 

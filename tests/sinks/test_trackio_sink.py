@@ -96,6 +96,6 @@ def test_trackio_not_installed_warns_once(monkeypatch: pytest.MonkeyPatch, caplo
     monkeypatch.setitem(sys.modules, "trackio", None)
     sink = TrackioSink()
     for step in range(5):
-        sink.scalars(step, {"active": 1})
+        sink.log(step, {"active": 1})
     sink.finish()
     assert caplog.text.count("logging to trackio failed") == 1

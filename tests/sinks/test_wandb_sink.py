@@ -198,7 +198,7 @@ def test_a_run_that_is_over_warns_once_and_is_given_up(
     sink.finish()
     assert tried == [1, 2, 3]
     assert [record.levelname for record in caplog.records if record.name.startswith("headwatch")] == ["WARNING"]
-    assert "run folder has everything" in caplog.text
+    assert "run folder is complete" in caplog.text
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_scalars(
@@ -231,7 +231,7 @@ def test_a_queue_that_is_full_drops_rows_instead_of_waiting(
     for step in range(1, 60):
         sink.log(step, {"active": 1})
     sink.finish(timeout=0.2)
-    assert caplog.text.count("rows wait for it") == 1
+    assert caplog.text.count("rows are pending") == 1
     assert "W&B took more than 0.2 s" in caplog.text
     hanging.set()
     run.finish()
