@@ -1,4 +1,4 @@
-"""HeadWatchCallback: when to probe, and whom to tell. No mathematics."""
+"""HeadWatchCallback: connects the probes, the record and the sinks to a trainer's events."""
 
 import logging
 import re
@@ -18,7 +18,7 @@ from headwatch.attribution.base_kl import AnswerObserver, BaseAnswers
 from headwatch.attribution.per_family import Metrics, described, score_by_metric
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.circuits.circuit import CircuitSettings
-from headwatch.errors import UserError
+from headwatch.errors import StartError, UnsupportedModelError, UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.read_only import left_trace
@@ -40,11 +40,13 @@ logger = logging.getLogger(__name__)
 
 
 class HeadWatchCallback(TrainerCallback):
-    """Watches the attention heads of the model in training: add it to a Trainer's callbacks.
+    """Monitor the attention heads of a model while it trains: add it to a Trainer's callbacks.
 
     At step 0, every `every` steps and at the end, one attribution pass scores all heads and edges on a frozen set of
-    probe pairs; training itself is left bit-identical. What it finds goes to {output_dir}/headwatch/ and, when a W&B
-    run is live, there too. A probe that fails is reported once and turned off; it never ends the training.
+    probe pairs; training itself stays bit-identical. The results go to {output_dir}/headwatch/ and to a live W&B run.
+
+    A mistake in an option raises UserError before the first step. Everything else that fails (an unsupported model, a
+    full disk, NaN, a failing probe) turns probing off with one warning, and the training continues.
 
     >>> trainer = GRPOTrainer(..., callbacks=[HeadWatchCallback(every=100)])        # doctest: +SKIP
 
@@ -114,7 +116,7 @@ class HeadWatchCallback(TrainerCallback):
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
         self._probed: int | None = None
-        self._told = False  # whether a probe is in the record
+        self._has_probe = False  # whether a probe is in the record
         self._failed = False  # here
         self._off = False  # everywhere, by agreement
         self._sidecar_warned = False
@@ -144,21 +146,21 @@ class HeadWatchCallback(TrainerCallback):
             self._begin(args, state, **kwargs)
         except Exception as caught:
             error = caught
-        if not self._all_fine(error, state.global_step, "could not start"):
+        if not self._all_fine(error, state.global_step, "headwatch could not start"):
             return
         last, has_base = from_main((self._probed, self._base is not None))
         if last is not None:  # a resumed run has its base already
             self._probed = last
             self._base = from_main(self._base) if has_base else None
-            self._told = True
+            self._has_probe = True
         else:
             self._probe(state, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Keep what the trainer logs (reward, loss) beside the probes, on the same steps."""
+        """Record what the trainer logs (reward, loss), on the step axis of the probes."""
         if logs and self._recorder is not None:
             recorder = self._recorder
-            self._guarded(lambda: recorder.log(state.global_step, logs), state, "could not keep the trainer's log")
+            self._guarded(lambda: recorder.log(state.global_step, logs), state, "could not record the trainer's log")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Probe every `every` steps and at the end, decided from the step alone so that all processes agree."""
@@ -166,18 +168,18 @@ class HeadWatchCallback(TrainerCallback):
             self._probe(state, **kwargs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave a note in the checkpoint of which record belongs to it."""
+        """Write a sidecar into the checkpoint that names the record."""
         if self.run is None or self._sidecar_warned:
             return
         try:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_sidecar(checkpoint, self.run, state.global_step, self._probed)
-        except Exception as error:  # a checkpoint can be resumed from without it: by the record in its place
+        except Exception as error:  # resuming works without it, by the record in its usual place
             self._sidecar_warned = True
-            logger.warning("headwatch: no note could be left in %s (%s)", checkpoint, error)
+            logger.warning("headwatch: no sidecar could be written into %s (%s)", checkpoint, error)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Probe what training ended with, where it ended before its last step, and close the record."""
+        """Probe the final weights, if training ended before its last step, and close the record."""
         if self._probed != state.global_step:
             self._probe(state, **kwargs)
         if self.run is not None:
@@ -185,10 +187,10 @@ class HeadWatchCallback(TrainerCallback):
             status = "failed" if self._failed else "finished"
             self._guarded(lambda: run.update_manifest(status=status), state, "could not close the record")
         for sink in self._sinks:
-            sink.finish()
+            self._guarded(sink.finish, state, f"could not finish {type(sink).__name__}")
 
     def on_scores(self, step: int, scores: HeadScores | EdgeScores) -> None:
-        """For subclasses: called with the whole scores of every probe, on every process, before they are recorded."""
+        """For subclasses: called on every process with the scores of all pairs, before they are recorded."""
 
     # --- beginning --------------------------------------------------------------------------------------------------
 
@@ -202,6 +204,11 @@ class HeadWatchCallback(TrainerCallback):
         if state.global_step > 0:  # the record is the main process's alone
             resumed = on_main(lambda: find_record(args, state.global_step, path))
         spec = ProbeSpec.of(self.settings)
+        if tokenizer is None and (self.settings.families or spec.has_openers):
+            raise StartError(
+                "probe pairs need a tokenizer, and the trainer has no processing_class: give "
+                "HeadWatchCallback(tokenizer=...) or a ProbeSet"
+            )
         self.probes = spec.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
         self._metrics = metrics_of(self.probes, self.settings.scoring.metric, self.settings.openers)
         self._recorded = recorded(self.settings, described(self._metrics), spec.has_openers)
@@ -257,7 +264,7 @@ class HeadWatchCallback(TrainerCallback):
     # --- probing ----------------------------------------------------------------------------------------------------
 
     def _probe(self, state: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
-        """One probe, on every process. Whether any of them has failed is agreed on before anything is exchanged."""
+        """One probe, on every process. All agree on whether one has failed before they exchange anything."""
         if self._off or self.probes is None or model is None:
             return
         if agree(ERROR if self._failed else OK) != OK:  # a record may fail on the main process alone
@@ -288,25 +295,27 @@ class HeadWatchCallback(TrainerCallback):
                 observe=observer,
             )
         except Exception as caught:
-            if world()[1] > 1 and is_sharded(model):  # the others may be waiting inside the pass: no agreeing with them
+            if world()[1] > 1 and is_sharded(
+                model
+            ):  # the others may be waiting inside the pass, so agreeing would hang
                 raise
             error = caught
-        if not self._all_fine(error, step, "failed"):
+        if not self._all_fine(error, step, "the probe failed"):
             return
         try:
             scores = share.gather(part, probes, self._metrics)
             kl = self._answers(share, observer)
             self.on_scores(step, scores)
             if self._recorder is not None:
-                if first and self._base is not None:  # before the scores: a probe on disk has its base beside it
+                if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
                 self._recorder.probe(step, scores, kl, began, self._sinks, final=step >= state.max_steps)
         except Exception as caught:
             error = caught
-        self._told = self._all_fine(error, step, "failed") or self._told
+        self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
 
     def _answers(self, share: PairShard, observer: AnswerObserver | None) -> Any:
-        """The KL from the base, [N]; at the base itself its answers are kept for later."""
+        """KL from the base, [N]; the base probe itself stores its answers."""
         if observer is None:
             return None
         rows = list(share.rows)
@@ -324,30 +333,34 @@ class HeadWatchCallback(TrainerCallback):
             self._fail(error, state.global_step, what)
 
     def _all_fine(self, error: Exception | None, step: int, what: str) -> bool:
-        """Whether no process has failed; if one has, probing ends on all of them."""
+        """Whether no process has failed; a failure turns probing off on all of them."""
         mine = OK if error is None else USER_ERROR if isinstance(error, UserError) else ERROR
         worst = agree(mine)
         if worst == OK:
             return True
         self._off = True
         if error is None:
-            other = "another process could not go on: its message says why"
+            other = "another process failed: see its message"
             error = UserError(other) if worst == USER_ERROR else RuntimeError(other)
         self._fail(error, step, what)
         return False
 
     def _fail(self, error: Exception, step: int, what: str) -> None:
-        """Turn probing off with one warning; raise only when asked to, or when the model is not as it was.
+        """Turn probing off with one warning.
 
-        What the user can mend (a model that cannot be taken apart, pairs without answers, a record of other pairs)
-        shows before anything has been trained, and is raised there too.
+        Raises:
+            Exception: `error` itself, if strict, if the pass left a trace in the model, or if it is a mistake in an
+                option (pairs without answers, a record of other pairs) found before the first probe is recorded.
         """
-        if self.settings.strict or left_trace(error) or (isinstance(error, UserError) and not self._told):
+        mistake = isinstance(error, UserError) and not isinstance(error, UnsupportedModelError)
+        if self.settings.strict or left_trace(error) or (mistake and not self._has_probe):
             raise error
+        if self._failed:  # one warning for one fault
+            return
         self._failed = True
         logger.warning(
-            "headwatch, step %d: the probe %s and is turned off for the rest of this run; training goes on "
-            "(%s: %s). Pass strict=True to see where.",
+            "headwatch, step %d: %s; probing is off for the rest of this run, training continues "
+            "(%s: %s). Pass strict=True for the traceback.",
             step,
             what,
             type(error).__name__,
@@ -356,6 +369,6 @@ class HeadWatchCallback(TrainerCallback):
 
 
 def _model_name(model: Any) -> str:
-    """The name on the Hub, or the folder's own name: a whole path says more about the machine than about the model."""
+    """The name on the Hub, or the last part of a local path."""
     name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
     return Path(name).name if Path(name).is_dir() else name

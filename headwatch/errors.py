@@ -9,5 +9,9 @@ class UnsupportedModelError(UserError):
     """The model's residual stream could not be taken apart; the message names what was looked for."""
 
 
+class StartError(RuntimeError):
+    """Probing cannot start for a reason that is no mistake in an option."""
+
+
 class NonFiniteError(RuntimeError):
     """NaN or infinity where a score needs a number: the training has diverged, and no option mends it."""

@@ -1,23 +1,45 @@
-"""The callback in real trainers: what it records, how it resumes, what it refuses. Whole-run equality: invariants/."""
+"""The callback in real trainers: what it records, how it resumes, what it refuses. Whole runs: end_to_end/."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers.tiny_trainers import save_tiny_model, sft_trainer
+from transformers import TrainerCallback
 
-from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, UserError, score_edges
+from headwatch import (
+    HeadHistory,
+    HeadWatchCallback,
+    ProbeSet,
+    RunFolder,
+    UnsupportedModelError,
+    UserError,
+    score_edges,
+)
 from headwatch.attribution import EdgeScores
 from headwatch.circuits.circuit import Graph
 from headwatch.circuits.stability import CircuitHeads, circuit_heads
 from headwatch.lives.history import RULES
 from headwatch.report.html import run_data
+from headwatch.sinks import Sink
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+class _AddsSink(TrainerCallback):
+    """Adds a sink once the callback has made its own."""
+
+    def __init__(self, watch: HeadWatchCallback, sink: Sink) -> None:
+        self.watch, self.sink = watch, sink
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        if self.sink not in self.watch._sinks:
+            self.watch._sinks.append(self.sink)
 
 
 def callback(**options) -> HeadWatchCallback:
@@ -171,11 +193,65 @@ def test_pairs_that_the_metric_cannot_read_are_refused_before_the_first_step(mod
     assert trainer.state.global_step == 0
 
 
-def test_a_model_that_cannot_be_taken_apart_is_refused(tmp_path: Path) -> None:
+def test_an_unsupported_model_turns_probing_off_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from transformers import BloomConfig, BloomForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
     bloom = BloomForCausalLM(BloomConfig(vocab_size=20, hidden_size=8, n_layer=1, n_head=2))
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     probes = ProbeSet.from_token_ids(torch.tensor([[1, 2]]), torch.tensor([[1, 3]]), answers=torch.tensor([[4, 5]]))
-    with pytest.raises(UserError, match="bloom"):
-        HeadWatchCallback(probes).on_train_begin(arguments, TrainerState(), TrainerControl(), model=bloom)
+    state, control = TrainerState(max_steps=2), TrainerControl()
+    watch = HeadWatchCallback(probes)
+    watch.on_train_begin(arguments, state, control, model=bloom)
+    watch.on_step_end(arguments, state, control, model=bloom)
+    watch.on_train_end(arguments, state, control, model=bloom)
+    (line,) = [record.getMessage() for record in caplog.records if "headwatch" in record.name]
+    assert "could not start; probing is off" in line
+    assert "bloom" in line
+    with pytest.raises(UnsupportedModelError, match="bloom"):
+        HeadWatchCallback(probes, strict=True).on_train_begin(arguments, state, control, model=bloom)
+
+
+def test_a_trainer_without_a_tokenizer_names_the_argument(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = sft_trainer(model, tmp_path, [])
+    watch = HeadWatchCallback("addition")
+    watch.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model, processing_class=None)
+    assert "HeadWatchCallback(tokenizer=" in caplog.text
+
+
+def test_a_disk_that_is_full_at_the_start_turns_probing_off(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "create", full)
+    trainer = sft_trainer(model, tmp_path, [HeadWatchCallback("addition", n_pairs=8)])
+    trainer.train()
+    assert trainer.state.global_step == 5
+    assert caplog.text.count("probing is off") == 1
+
+
+def test_weights_that_are_not_finite_at_the_start_turn_probing_off(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = sft_trainer(model, tmp_path, [HeadWatchCallback("addition", n_pairs=8)])
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(float("nan"))
+    trainer.train()
+    assert trainer.state.global_step == 5
+    assert caplog.text.count("probing is off") == 1
+    assert "NaN or infinite" in caplog.text
+
+
+def test_a_sink_that_fails_at_the_end_does_not_end_the_training(model: Path, tmp_path: Path) -> None:
+    class Fails(Sink):
+        def finish(self, timeout: float = 30.0) -> None:
+            raise OSError("gone")
+
+    watch = HeadWatchCallback("addition", n_pairs=8)
+    trainer = sft_trainer(model, tmp_path, [watch])
+    trainer.add_callback(_AddsSink(watch, Fails()))
+    trainer.train()
+    assert trainer.state.global_step == 5

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(arguments: Sequence[str], watch: type[HeadWatchCallback] = HeadWatchCallback) -> Any:
-    """Parse, say what will be done, do it. Returns the trainer, or None after --dry-run.
+    """Parse, print the plan, run it. Returns the trainer, or None after --dry-run.
 
     watch: the class of the callback, for a subclass that does more with the scores.
 
@@ -87,7 +87,7 @@ def _run(
             if first:
                 write_stand_ins(stand_ins)
     if first:
-        _say(recipe, replaced)
+        _print_header(recipe, replaced)
     tokenizer = load_tokenizer(recipe)
     if recipe.launch.dry_run:
         if first:
@@ -142,7 +142,7 @@ def _check(options: Options) -> None:
     options.settings()  # raises for what makes no sense
 
 
-def _say(recipe: Recipe, replaced: Sequence[Substitution]) -> None:
+def _print_header(recipe: Recipe, replaced: Sequence[Substitution]) -> None:
     print(f"recipe: {recipe.path} ({recipe.launch.method}), output: {recipe.training.output_dir}")
     if replaced:
         print(f"{len(replaced)} options are not the recipe's here, and no others:")

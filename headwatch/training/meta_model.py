@@ -1,4 +1,4 @@
-"""The model of a recipe without its weights: what can be known of it before they are loaded."""
+"""The model of a recipe on the meta device: its shapes, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def skeleton(name: str, revision: str | None = None, trust_remote_code: bool = F
     """The model that TRL would train, on the meta device: with shapes, without values.
 
     Raises:
-        UserError: the model has no configuration, or its heads cannot be told apart; in one line.
+        UserError: the model has no configuration, or is not supported.
     """
     option = f"--model_name_or_path {name}"
     try:
@@ -37,6 +37,6 @@ def skeleton(name: str, revision: str | None = None, trust_remote_code: bool = F
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """What an error says, on one line of at most so many characters; its kind where it says nothing."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= most else said[:most] + " ..."
+    """The message of an error on one line of at most `most` characters; its type if it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[:most] + " ..."

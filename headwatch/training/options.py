@@ -40,7 +40,7 @@ SECRETS = ("token", "key", "password", "secret")
 
 @dataclass
 class LaunchArguments:
-    """What to run, beyond what TRL's own classes say."""
+    """Options of the launcher, in addition to TRL's own classes."""
 
     method: str = field(default="sft", metadata={"help": "sft or grpo", "choices": list(CONFIGS)})
     dry_run: bool = field(default=False, metadata={"help": "print the plan (steps, tokens, memory, probes) and exit"})
@@ -314,7 +314,7 @@ def _plain(name: str, value: Any, action: argparse.Action, path: Path) -> Any:
         return value
     if isinstance(value, list):
         if action.nargs != "+":
-            raise UserError(f"{path}: {name}: one value is wanted, not the list {value}")
+            raise UserError(f"{path}: {name}: give one value, not the list {value}")
         return [action.type(str(item)) if callable(action.type) else item for item in value]
     if isinstance(value, bool) and getattr(action.type, "__name__", "") != "string_to_bool":
         return "yes" if value else "no"  # YAML reads a bare `no` as false; save_strategy: no means the word

@@ -1,4 +1,4 @@
-"""What a recipe will do, worked out from its options, its tokenizer and a few rows: --dry-run prints it."""
+"""The plan of a recipe, from its options, its tokenizer and a few rows; --dry-run prints it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOOKED_AT = 64  # rows
 
 @dataclass(frozen=True)
 class Memory:
-    """GiB a device, estimated. What the logits take is not in it: TRL computes them in chunks."""
+    """Estimated memory per device, in GiB, without logits: TRL computes them in chunks."""
 
     weights: float
     gradients_and_optimizer: float
@@ -36,13 +36,13 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """A step's; a probe comes between steps, when no gradient is held."""
+        """Peak of a step or of a probe, which runs between steps, when no gradient is held."""
         return self.weights + self.reference + max(self.gradients_and_optimizer + self.activations, self.probe)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The resolved numbers of a run."""
+    """The numbers of a run."""
 
     recipe: Recipe
     rows: int
@@ -60,7 +60,7 @@ class Plan:
     openers: str = ""
 
     def text(self) -> str:
-        """The plan as lines to read."""
+        """The plan as text, one line per topic."""
         recipe, memory, training = self.recipe, self.memory, self.recipe.training
         grpo = recipe.launch.method == "grpo"
         world = _world()
@@ -68,12 +68,12 @@ class Plan:
         if grpo:
             completions = self.step_rows * training.num_generations
             step = f"{self.step_rows} prompts x {training.num_generations} completions ({accumulated} = {completions})"
-            tokens = f"about {self.mean_tokens:.0f} a prompt, up to {training.max_completion_length} a completion"
+            tokens = f"about {self.mean_tokens:.0f} per prompt, up to {training.max_completion_length} per completion"
             most = self.steps * completions * training.max_completion_length
             total = f"at most {most:,} sampled"
         else:
             step = f"{self.step_rows} conversations ({accumulated})"
-            tokens = f"about {self.mean_tokens:.0f} a conversation, at most {training.max_length}"
+            tokens = f"about {self.mean_tokens:.0f} per conversation, at most {training.max_length}"
             total = f"about {self.steps * self.step_rows * self.mean_tokens:,.0f} trained on"
         available = "unknown" if self.rows_available is None else f"{self.rows_available:,}"
         project = os.environ.get("WANDB_PROJECT") or recipe.launch.wandb_project or "huggingface"
@@ -90,7 +90,7 @@ class Plan:
             ("learning rate", f"{training.learning_rate:g}, {_word(training.lr_scheduler_type)}"),
             (
                 "memory",
-                f"about {memory.total:.1f} GiB a device, estimated: weights {memory.weights:.1f}, reference "
+                f"about {memory.total:.1f} GiB per device, estimated: weights {memory.weights:.1f}, reference "
                 f"{memory.reference:.1f}, gradients and Adam {memory.gradients_and_optimizer:.1f}, activations "
                 f"{memory.activations:.1f}; a probe, between steps, up to {memory.probe:.1f}"
                 + (f"; vLLM {training.vllm_gpu_memory_utilization:.0%} of the device" if self._vllm else ""),
@@ -115,10 +115,10 @@ class Plan:
             weights = training.reward_weights or [1.0] * len(recipe.launch.rewards)
             named = zip(recipe.launch.rewards, weights, strict=False)
             lines.insert(5, ("rewards", " + ".join(f"{weight:g} x {name}" for name, weight in named)))
-        return "\n".join(f"  {name:<14} {said}" for name, said in lines)
+        return "\n".join(f"  {name:<14} {text}" for name, text in lines)
 
     def checkpoints(self) -> str:
-        """How many are kept, and what they and the final model take on the disk, in GB (10^9 bytes)."""
+        """Number of checkpoints kept, and disk space with the final model, in GB (10^9 bytes)."""
         training, keep = self.recipe.training, self.recipe.launch.keep_optimizers
         wide = 4 if self.recipe.model.use_peft or self.recipe.model.dtype in (None, "float32") else 2
         weights, optimizer = self.trainable * wide / 1e9, 2 * self.trainable * wide / 1e9
@@ -134,11 +134,9 @@ class Plan:
             kept = min(kept, training.save_total_limit)
         whole = 0 if training.save_only_model else kept if keep is None else min(kept, keep)
         total = (kept + 1) * weights + whole * optimizer
-        said = f"{kept} kept ({when}) of {weights:.1f} GB"
-        said += (
-            f", the last {whole} with {optimizer:.1f} GB of optimizer" if whole else ", which cannot be resumed from"
-        )
-        return f"{said}; about {total:.0f} GB with the final model"
+        text = f"{kept} kept ({when}) of {weights:.1f} GB"
+        text += f", the last {whole} with {optimizer:.1f} GB of optimizer" if whole else ", not resumable"
+        return f"{text}; about {total:.0f} GB with the final model"
 
     @property
     def _vllm(self) -> bool:
@@ -146,7 +144,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
-    """Work the plan out; of the data a few rows are read, of the model only its configuration."""
+    """Make the plan; reads a few rows of the data, and only the configuration of the model."""
     training, launch, data = recipe.training, recipe.launch, recipe.data
     some, available = few_rows(data)
     wanted, data.n_problems = data.n_problems, None
@@ -187,27 +185,27 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
 
 
 def _probes(recipe: Recipe, tokenizer: Any) -> tuple[int, str, str]:
-    """(pairs, the set's fingerprint, what the openers are made of); "" for what is not known before training begins."""
+    """(pairs, fingerprint of the set, description of the openers); "" if not known before training begins."""
     watch = recipe.watch
     given, openers, n_pairs, seed = watch.probes, watch.openers, watch.n_pairs, watch.seed
     if not names_openers(given):
         probes = resolve(given, tokenizer, n_pairs, seed)
         return len(probes), probes.fingerprint, ""
     questions, _ = load_questions(openers.sources)
-    told = (
-        f"{openers.source}{' at step 0' if openers.source == 'sampled' else ''}, up to {openers.tokens} tokens, behind "
+    described = (
+        f"{openers.source}{' at step 0' if openers.source == 'sampled' else ''}, up to {openers.tokens} tokens, after "
         f"{len(questions)} questions ({', '.join(openers.sources)}), read by {openers.metric}"
     )
     if openers.source == "fixed":
         probes = resolve(given, tokenizer, n_pairs, seed, openers.make(tokenizer, n_pairs, seed))
-        return len(probes), probes.fingerprint, told
+        return len(probes), probes.fingerprint, described
     others = [name for name in watch.families if name != OPENERS]
     known = len(ProbeSet.generate(others, tokenizer, n_pairs, seed)) if others else 0
-    return known + n_pairs, "", told
+    return known + n_pairs, "", described
 
 
 def few_rows(arguments: DataArguments) -> tuple[Dataset, int | None]:
-    """The first rows of the data and how many there are; from the Hub they are streamed, not downloaded whole."""
+    """The first rows of the data and the number of all rows; streamed from the Hub."""
     name = str(arguments.dataset_name)
     if not arguments.dataset_name or Path(name).expanduser().exists() or name.startswith(("/", ".", "~")):
         rows = load_rows(arguments)
@@ -229,7 +227,7 @@ def few_rows(arguments: DataArguments) -> tuple[Dataset, int | None]:
 
 
 def steps_of(recipe: Recipe, rows: int) -> tuple[int, int]:
-    """(rows a step, optimizer steps): GRPO leaves the last incomplete batch of prompts out, SFT does not."""
+    """(rows per step, optimizer steps); GRPO drops the last incomplete batch of prompts, SFT does not."""
     training = recipe.training
     batch = training.per_device_train_batch_size * _world()
     accumulation = training.gradient_accumulation_steps
@@ -246,7 +244,7 @@ def steps_of(recipe: Recipe, rows: int) -> tuple[int, int]:
 
 
 def _memory(recipe: Recipe, config: Any, parameters: int, trainable: int, lengths: list[int]) -> Memory:
-    """States: weights in their dtype; for each trained parameter a float32 gradient and Adam's two moments.
+    """Weights in their dtype; for each trained parameter a float32 gradient and two Adam moments.
 
     Activations, with checkpointing: each layer's float32 input, and about 16 M + 5 (width of the MLP) floats of the
     one layer that is being recomputed.

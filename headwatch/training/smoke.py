@@ -1,4 +1,4 @@
-"""--smoke and machines without a GPU: which options are replaced, by what and why. Nothing is replaced unsaid."""
+"""--smoke, and machines without a GPU: which options are replaced, by what and why. Every replacement is printed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BYTES_A_TOKEN = 8  # the stand-in's tokenizer falls back to bytes: its texts are
 
 @dataclass(frozen=True)
 class Substitution:
-    """One option that is not what the recipe says."""
+    """One option that differs from the recipe."""
 
     name: str
     recipe: Any
@@ -31,9 +31,9 @@ class Substitution:
 
 
 def without_gpu(options: Options) -> list[Substitution]:
-    """Replace the options that a CPU cannot do; the run stays the same otherwise. Returns what was replaced."""
+    """Replace the options that need a GPU. Returns the replacements."""
     values = options.values
-    wanted: list[tuple[str, Any, Callable[[Any], bool], str]] = [
+    replacements: list[tuple[str, Any, Callable[[Any], bool], str]] = [
         ("use_cpu", True, lambda v: not v, "no GPU is used"),
         ("bf16", False, lambda v: v is not False, "bf16 kernels need a GPU"),
         ("bf16_full_eval", False, bool, "bf16 kernels need a GPU"),
@@ -50,10 +50,10 @@ def without_gpu(options: Options) -> list[Substitution]:
         ("dataloader_pin_memory", False, bool, "pinned memory is for copies to a GPU"),
     ]
     done = []
-    for name, here, applies, why in wanted:
+    for name, here, applies, why in replacements:
         if name in values and applies(values[name]):
-            said = "true (TRL's default)" if name == "bf16" and values[name] is None else values[name]
-            done.append(Substitution(name, said, here, why))
+            before = "true (TRL's default)" if name == "bf16" and values[name] is None else values[name]
+            done.append(Substitution(name, before, here, why))
             values[name] = here
     if values.get("ddp_backend") is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         done.append(Substitution("ddp_backend", "nccl", "gloo", "NCCL needs a GPU"))
@@ -62,10 +62,9 @@ def without_gpu(options: Options) -> list[Substitution]:
 
 
 def make_small(options: Options, folder: Path) -> list[Substitution]:
-    """Replace the model, the Hub's rows and every size, so that the recipe runs in seconds. Returns what was replaced.
+    """Replace the model, the Hub's rows and every size, so that the recipe runs in seconds. Returns the replacements.
 
-    What was typed on the command line stays. The model and rows are written into folder; every rank must wait for the
-    first to have done so.
+    Options of the command line stay. The model and rows are written into `folder` by the first rank; the others wait.
     """
     values, grpo = options.values, options.method == "grpo"
     done: list[Substitution] = []

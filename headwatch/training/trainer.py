@@ -103,11 +103,11 @@ def load_tokenizer(recipe: Recipe) -> Any:
             raise UserError(f"--chat_template {template}: give chatml, or the path of a .jinja file")
         tokenizer.chat_template = path.read_text(encoding="utf-8")
         try:
-            shown = tokenizer.apply_chat_template([{"role": "user", "content": "said"}], tokenize=False)
+            shown = tokenizer.apply_chat_template([{"role": "user", "content": "message"}], tokenize=False)
         except Exception as error:  # jinja's kinds, and whatever a template raises
             raise UserError(f"--chat_template {template}: not a chat template ({one_line(error)})") from error
-        if "said" not in shown:
-            raise UserError(f"--chat_template {template}: it leaves out what a message says")
+        if "message" not in shown:
+            raise UserError(f"--chat_template {template}: it leaves out the message text")
     stops = recipe.launch.stop_tokens or []
     vocabulary = tokenizer.get_vocab() if stops else {}
     for token in stops:

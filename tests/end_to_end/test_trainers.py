@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from headwatch import HeadWatchCallback, RunFolder, UnsupportedModelError
+from headwatch import HeadWatchCallback, RunFolder
 
 PAIRS = [(a, b) for a in range(10, 14) for b in range(20, 23)]
 PROMPTS = [{"prompt": f"{a}+{b}="} for a, b in PAIRS]
@@ -152,7 +152,7 @@ TRAINERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def test_a_reward_model_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_reward_model_turns_probing_off_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from trl import RewardConfig, RewardTrainer
 
     model = save_tiny_model(tmp_path / "model")
@@ -163,8 +163,9 @@ def test_a_reward_model_is_refused_in_one_line(tmp_path: Path) -> None:
         processing_class=AutoTokenizer.from_pretrained(model),
         callbacks=[HeadWatchCallback("addition", every=2, n_pairs=8)],
     )
-    with pytest.raises(UnsupportedModelError, match="no output matrix over the vocabulary"):
-        trainer.train()
+    trainer.train()
+    (line,) = [record.getMessage() for record in caplog.records if "probing is off" in record.getMessage()]
+    assert "no output matrix over the vocabulary" in line
 
 
 @pytest.mark.parametrize("name", list(TRAINERS))

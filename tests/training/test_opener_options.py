@@ -54,7 +54,7 @@ def test_the_plan_says_what_the_openers_will_be(recipe: str, capsys: pytest.Capt
     assert "10 pairs of addition, openers" in sampled["probes"]
     assert ", set " not in sampled["probes"]  # which it will be is not known before the model has spoken
     said = sampled["openers"]
-    assert said.startswith("sampled at step 0, up to 16 tokens, behind 16 questions (")
+    assert said.startswith("sampled at step 0, up to 16 tokens, after 16 questions (")
     assert said.endswith("questions.jsonl), read by kl")
     fixed = planned(
         capsys,
