@@ -23,7 +23,10 @@ def test_examples_are_the_first_pairs_of_seed_0(char_tokenizer):
 
 
 def test_options_are_those_of_the_families():
-    for family, described in re.findall(r"^\| `(\w+)` \| (.*?) ?\|", PAGE, re.MULTILINE):
+    table = PAGE.split("## Families")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\|", table, re.MULTILINE)
+    assert [family for family, _ in rows] == list(FAMILIES)
+    for family, described in rows:
         options = {f"`{k}` ({o.default}; {o.lowest} to {o.highest})" for k, o in FAMILIES[family].options.items()}
         assert {described} - {""} == options
 
