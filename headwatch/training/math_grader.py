@@ -1,9 +1,8 @@
-"""Whether two mathematical answers are the same, decided by math-verify in a child process that can be killed.
+"""Compare mathematical answers with math-verify in a child process that a timer can kill.
 
-A completion can hold anything: `10^{10^{10}}` keeps sympy busy for longer than the training lasts. math-verify's own
-timeout is an alarm signal, which works only in a process's main thread and not inside one long multiplication. Here the
-work is done by a child (math_worker.py), one to a training process and started on first use, and a timer kills it: that
-works from any thread, in every rank, and stops anything. The next completion gets a new child.
+A completion can contain anything, and sympy does not finish `10^{10^{10}}`. math-verify's own timeout is an alarm
+signal, which works only in the main thread and does not interrupt a long multiplication. Killing a child process
+(math_worker.py) works from any thread. Each training process starts one on first use, and a new one after a timeout.
 """
 
 from __future__ import annotations
@@ -26,31 +25,37 @@ from headwatch.errors import UserError
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 5.0  # math-verify's own default for one comparison
-START_SECONDS = 120.0  # sympy is large, and many ranks may load it from one disk at once
+START_SECONDS = 120.0  # sympy is large, and many ranks may load it from one disk at the same time
 
 
 class MathGrader:
-    """Grades completions one after the other, each within `timeout` seconds. Threads may share one.
+    """Grade completions one by one, each within `timeout` seconds. Thread-safe.
 
     Attributes:
-        timed_out: how many completions took too long and were called wrong.
+        timed_out: number of completions that exceeded the time limit and were graded as wrong.
     """
 
     def __init__(self, timeout: float = TIMEOUT_SECONDS) -> None:
         self.timeout, self.timed_out = timeout, 0
         self._lock = threading.Lock()
         self._worker: subprocess.Popen[str] | None = None
-        self._owner = 0  # the process that started the worker: a fork must not share its pipes
+        self._owner = 0  # process that started the worker; a fork must not use its pipes
 
     def grade(self, gold: Sequence[str], text: str, answer: str = "") -> float | None:
-        """1.0 where text's answer equals the first parseable one of gold, 0.0 where not; None where none is parseable.
+        """Compare the answer in `text` with the first parseable text of `gold`.
 
-        answer: the part of text that is nothing but its answer, where there is one: it is read first, as any notation;
-        the whole text is read as open-r1 does (LaTeX alone). Too slow, too large or unreadable is 0.0.
+        Args:
+            gold: texts that contain the right answer, in order of preference.
+            text: the completion, read as open-r1 does (LaTeX only).
+            answer: the part of `text` that is only its answer, or ""; read first, in any notation.
+
+        Returns:
+            1.0 if equal, else 0.0, also for a completion that is too slow, too large or unreadable. None if no text of
+            `gold` can be parsed.
         """
         task = json.dumps({"gold": list(gold), "text": text, "answer": answer})
         with self._lock:
-            for _ in range(2):  # a worker can have died between two completions (its memory limit): once more
+            for _ in range(2):  # retry once: the worker may have died at its memory limit
                 worker = self._running()
                 reply, late = self._ask(worker, task, self.timeout)
                 if reply:
@@ -60,11 +65,14 @@ class MathGrader:
                     break
             self.timed_out += late
             if self.timed_out == 1 and late:
-                logger.warning("headwatch: a completion took math-verify over %g s and is called wrong", self.timeout)
+                logger.warning(
+                    "headwatch: math-verify took more than %g s for a completion, which is graded as wrong",
+                    self.timeout,
+                )
         return 0.0
 
     def close(self) -> None:
-        """End the child process; the next grade starts a new one."""
+        """Stop the child process; the next call of `grade` starts a new one."""
         with self._lock:
             self._stop()
 
@@ -75,7 +83,7 @@ class MathGrader:
             if find_spec("math_verify") is None:
                 raise UserError("the accuracy reward needs math-verify: pip install 'headwatch[train]'")
             script = Path(__file__).with_name("math_worker.py")
-            # -P: the script's folder, full of modules called data and arguments, stays off the child's path.
+            # -P keeps the script's folder, which has modules named data and options, off the child's sys.path.
             self._worker = subprocess.Popen(
                 [sys.executable, "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
@@ -89,7 +97,7 @@ class MathGrader:
 
     @staticmethod
     def _ask(worker: subprocess.Popen[str], task: str | None, seconds: float) -> tuple[str, bool]:
-        """The worker's next line, "" where it died; and whether that was by the timer."""
+        """The worker's next line ("" if it died), and whether the timer killed it."""
         late = threading.Event()
 
         def kill() -> None:
@@ -105,7 +113,7 @@ class MathGrader:
                 stdin.write(task + "\n")
                 stdin.flush()
             return cast(IO[str], worker.stdout).readline(), late.is_set()
-        except OSError:  # it is gone
+        except OSError:  # the worker died
             return "", late.is_set()
         finally:
             timer.cancel()
@@ -116,5 +124,5 @@ class MathGrader:
             worker.kill()
             worker.wait()
             for pipe in (worker.stdin, worker.stdout):
-                with contextlib.suppress(OSError):  # what was still unsent to a dead worker
+                with contextlib.suppress(OSError):  # unsent data for a dead worker
                     cast(IO[str], pipe).close()

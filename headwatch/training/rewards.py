@@ -1,7 +1,7 @@
-r"""The recipes' rewards: is the answer right, is the completion laid out as asked, how much of the layout is there.
+r"""Reward functions for the recipes: whether the answer is right, and whether the completion follows the format.
 
-Each takes TRL's (completions, **columns of the data set) and returns one number a completion. Layout, from the system
-prompt (open-r1's, which the paper uses):
+Each is called by TRL as reward(completions, **columns of the dataset) and returns one reward per completion. The format
+is that of the system prompt (open-r1's, which the paper uses):
 
     <think>
     ...
@@ -26,8 +26,8 @@ from headwatch.training.math_grader import MathGrader
 Completion = str | Sequence[Mapping[str, str]]  # plain text, or TRL's list of one assistant message
 Reward = Callable[..., "list[float] | list[float | None]"]
 
-TAG_LINES = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")  # as open-r1 counts them
-MAX_NUMBER = 1000  # digits: longer answers are graded as text below, and no number of a benchmark is
+TAG_LINES = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")  # open-r1's
+MAX_NUMBER_LENGTH = 1000  # characters; longer answers are graded by math-verify, and no benchmark has such numbers
 
 _FORMAT = re.compile(r"<think>\n(.*?)\n</think>\n<answer>\n(.*?)\n</answer>", re.DOTALL)
 _TAGS = re.compile(r"</?(?:think|answer)>")
@@ -41,23 +41,28 @@ def accuracy(
     solution: Sequence[str] | None = None,
     **_: object,
 ) -> list[float | None]:
-    r"""1 where the completion's answer is right, 0 where not; None (TRL leaves the row out) where the gold is none.
+    r"""Reward 1 for a right answer, 0 for a wrong one, None (TRL skips the row) if the dataset has no readable answer.
 
-    The last <answer>...</answer> decides where it can be read: a bare number (`72`, `1,234`, `$5`, `3.50`) by value,
-    anything else by math-verify. Otherwise math-verify looks through the whole completion, as in strict_accuracy.
+    The last <answer>...</answer> is compared by value if it is a bare number (`72`, `1,234`, `$5`, `3.50`), else by
+    math-verify. If it cannot be parsed, math-verify reads the whole completion, as in strict_accuracy.
 
-    answer: column of final answers, such as `72` or `\frac{1}{3}`. solution: column of worked solutions, read where an
-    answer cannot be parsed.
+    Args:
+        completions: texts, or conversations, of which the last message counts.
+        answer: column of final answers, such as `72` or `\frac{1}{3}`.
+        solution: column of worked solutions, read if `answer` cannot be parsed.
+
+    Returns:
+        One reward per completion.
     """
     solutions: Sequence[str | None] = solution if solution is not None else [None] * len(answer)
     rewards: list[float | None] = []
-    for completion, right, worked in zip(completions, answer, solutions, strict=True):
+    for completion, gold, worked in zip(completions, answer, solutions, strict=True):
         text = text_of(completion)
-        said, gold = number(last_answer(text)), number(right)
-        if said is not None and gold is not None:
-            rewards.append(float(said == gold))
+        value, gold_value = number(last_answer(text)), number(gold)
+        if value is not None and gold_value is not None:
+            rewards.append(float(value == gold_value))
         else:
-            rewards.append(_grader.grade(_gold(right, worked, answer_first=True), text, last_answer(text)))
+            rewards.append(_grader.grade(_gold_texts(gold, worked, answer_first=True), text, last_answer(text)))
     return rewards
 
 
@@ -67,19 +72,20 @@ def strict_accuracy(
     solution: Sequence[str] | None = None,
     **_: object,
 ) -> list[float | None]:
-    r"""open-r1's accuracy_reward: math-verify on LaTeX in the completion (`\boxed{72}`, `$72$`) against the solution.
+    r"""open-r1's accuracy_reward: compare LaTeX in the completion (`\boxed{72}`, `$72$`) with the solution.
 
-    A bare 72 inside <answer> counts as wrong, although the system prompt never asks for a box.
+    A bare 72 in <answer> is wrong, although the system prompt does not ask for a box. Arguments and return value are
+    those of `accuracy`, but `solution` is read before `answer`.
     """
     solutions: Sequence[str | None] = solution if solution is not None else [None] * len(answer)
     return [
-        _grader.grade(_gold(right, worked, answer_first=False), text_of(completion))
-        for completion, right, worked in zip(completions, answer, solutions, strict=True)
+        _grader.grade(_gold_texts(gold, worked, answer_first=False), text_of(completion))
+        for completion, gold, worked in zip(completions, answer, solutions, strict=True)
     ]
 
 
 def format(completions: Sequence[Completion], **_: object) -> list[float]:
-    """1 where the whole completion is one block of thought and one answer, laid out as above, each tag once."""
+    """Reward 1 where the whole completion has the format above and contains each tag once, else 0."""
     return [
         float(_FORMAT.fullmatch(text) is not None and len(_TAGS.findall(text)) == 4)
         for text in map(text_of, completions)
@@ -87,7 +93,7 @@ def format(completions: Sequence[Completion], **_: object) -> list[float]:
 
 
 def tag_count(completions: Sequence[Completion], **_: object) -> list[float]:
-    """A quarter for each of the four tags that stands on its own line exactly once (open-r1's tag_count_reward)."""
+    """Reward 0.25 for each of the four tags that occurs exactly once on its own line (open-r1's tag_count_reward)."""
     return [0.25 * sum(text.count(tag) == 1 for tag in TAG_LINES) for text in map(text_of, completions)]
 
 
@@ -100,9 +106,10 @@ REWARDS: dict[str, Reward] = {
 
 
 def resolve(names: Sequence[str]) -> list[Reward]:
-    """The rewards of these names: one of REWARDS, or a dotted path such as `my_package.rewards.brevity`.
+    """Look up rewards by name: a key of REWARDS, or a dotted path such as `my_package.rewards.brevity`.
 
-    UserError for a name that is neither, or a path that leads to no function.
+    Raises:
+        UserError: no name, an unknown name, or a path that is not a function.
     """
     found: list[Reward] = []
     for name in names:
@@ -111,8 +118,8 @@ def resolve(names: Sequence[str]) -> list[Reward]:
             continue
         if "." not in name:
             near = difflib.get_close_matches(name, REWARDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(REWARDS)}"
-            raise UserError(f"--rewards {name}: no such reward; {hint} (a dotted path names a function of your own)")
+            hint = f"did you mean {near[0]}?" if near else f"the rewards are {', '.join(REWARDS)}"
+            raise UserError(f"--rewards {name}: no such reward; {hint} (for your own function, give a dotted path)")
         module, _, attribute = name.rpartition(".")
         try:
             function = getattr(importlib.import_module(module), attribute)
@@ -127,7 +134,7 @@ def resolve(names: Sequence[str]) -> list[Reward]:
 
 
 def text_of(completion: Completion) -> str:
-    """The text of a completion; of a conversation, its last message's."""
+    """The text of a completion, or of the last message of a conversation."""
     if isinstance(completion, str):
         return completion
     content: Any = completion[-1].get("content") if completion else ""
@@ -135,18 +142,18 @@ def text_of(completion: Completion) -> str:
 
 
 def last_answer(text: str) -> str:
-    """What the last <answer>...</answer> of a text holds, without space around it; "" where there is none."""
+    """The stripped content of the last <answer>...</answer>; "" if there is none."""
     start = text.rfind("<answer>")
     end = text.find("</answer>", start)
     return text[start + len("<answer>") : end].strip() if start >= 0 and end >= 0 else ""
 
 
 def number(text: str) -> Decimal | None:
-    """The value of a text that is one decimal number and nothing else, else None. Commas may group by thousands."""
+    """The value of a text that is a single decimal number, else None. Commas may group thousands."""
     text = text.strip()
     if not text.isascii() and not text.startswith("−"):
-        return None  # \d takes the digits of every script, Decimal too; an answer is asked for in these
-    match = _NUMBER.fullmatch(text) if len(text) <= MAX_NUMBER else None
+        return None  # \d and Decimal accept the digits of every script
+    match = _NUMBER.fullmatch(text) if len(text) <= MAX_NUMBER_LENGTH else None
     if match is None:
         return None
     sign, whole, part = match.groups()
@@ -158,7 +165,7 @@ def number(text: str) -> Decimal | None:
         return None
 
 
-def _gold(answer: str, solution: str | None, *, answer_first: bool) -> list[str]:
+def _gold_texts(answer: str, solution: str | None, *, answer_first: bool) -> list[str]:
     boxed = [f"\\boxed{{{answer}}}"] if answer.strip() else []
     worked = [solution] if solution else []
     return boxed + worked if answer_first else worked + boxed
