@@ -1,8 +1,8 @@
-"""How often coupling and alerts speak up where there is nothing: `python benchmarks/live_null.py` (one core, minutes).
+"""False positives of coupling and alerts under the null: `python benchmarks/live_null.py` (one core, minutes).
 
-Coupling: independent series, and the share of p-values at or below each level. Alerts: runs whose reward rises while
-every pair's answer is drawn afresh at each probe with the same chance of being right, which is far noisier than a model
-that does not change: the share of runs of 30 probes with at least one "reward up while probes fall".
+Coupling: share of p values at or below each level, for independent series. Alerts: share of runs of 30 probes with at
+least one "reward up while probes fall", where the reward rises and every pair's answer is drawn afresh at each probe
+with the same chance of being right (far noisier than a model that does not change).
 """
 
 import argparse
@@ -51,7 +51,7 @@ def coupling(repeats: int) -> None:
 
 
 def power(repeats: int) -> None:
-    print("\nchanges that follow one probe later with a correlation of r: found at p <= 0.05, and at the right lag")
+    print("\nchanges one probe later with a correlation of r: found at p <= 0.05, and at the right lag")
     for n in (11, 23, 47):
         for r in (0.5, 0.7, 0.9):
             rng = np.random.default_rng(9)

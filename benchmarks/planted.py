@@ -1,22 +1,21 @@
-"""Planted truth: known lives, planted in a model while a real trainer runs, and what headwatch reports of them.
+"""Planted truth: known changes of heads, planted in a model while a real trainer runs, and the events reported.
 
     python benchmarks/planted.py --out runs/planted                     # 3 bases x 3 plans of 3 heads
-    python benchmarks/planted.py --out runs/planted --only-analyse      # the tables again, of what was run
+    python benchmarks/planted.py --out runs/planted --only-analyse      # the tables again, from existing runs
     python benchmarks/planted.py --out runs/held-out --first-base 6     # other bases
 
-A base model (the demo's, 4 layers of 16 heads) is trained by SFTTrainer at a learning rate of 0, so that nothing moves
-but what a callback edits: columns of o_proj, head by head, between optimizer steps. A plan has heads of five kinds:
+A base model (the demo's, 4 layers of 16 heads) is trained by SFTTrainer at a learning rate of 0, so that only a
+callback changes weights: columns of o_proj, head by head, between optimizer steps. A plan has heads of five kinds:
     on        switched off before the base probe, back on at a step                    -> emerged
     on-off    the same, and off again later                                             -> emerged, pruned
     fade      a head of the base, faded out over the steps between two probes           -> dropped
-    slow      a head of the base, faded out over three probes                           -> dropped, by the truth
+    slow      a head of the base, faded out over three probes                           -> dropped, at the true probe
     untouched every other head                                                          -> nothing
 
-The truth is not the plan alone: a model with a head less works differently, and other heads' shares really move. So
-every state of the model is also scored on 1,024 pairs that were drawn apart, and the rule without its tests (the same
-set, hysteresis and materiality, on these shares) says what each head's life really is. A planted life counts as found
-when headwatch reports that event of that head at the probe at which the truth has it. Of untouched heads every event is
-counted, and beside it those that the truth does not have.
+The truth is not the plan alone: without a head the shares of other heads really change. So every state of the model is
+also scored on 1,024 separate pairs, and the rule without its tests (the same set, hysteresis and materiality, on these
+shares) gives the true events of each head. A planted event counts as found when headwatch reports it for that head at
+its true probe. For untouched heads every event is counted, and separately those that are not true.
 """
 
 import argparse
@@ -44,19 +43,25 @@ SIZE = ModelSize(n_layers=4, n_heads=16, n_kv_heads=4, d_model=128, d_mlp=256)
 STEPS, EVERY = 12, 2
 N_TRUTH, TRUTH_SEED = 1024, 90_001
 FAMILIES = ("addition", "carry")
-CLEAR = 0.025  # a planted change of this part of all work (five times materiality) counts for the headline
-SIZES_FROM = (0.0, 0.025, 0.035, 0.05)  # where the rows of the table by size begin
+CLEAR = 0.025  # planted changes of at least this part of the total |share| (five times min_change) make the headline
+SIZES_FROM = (0.0, 0.025, 0.035, 0.05)  # lower edges of the table by size
 Head = tuple[int, int]
 Scale = dict[Head, float]
 
 
 @dataclass(frozen=True)
 class Plant:
-    """One planted head: its kind, and the steps after which its columns are scaled, in order."""
+    """One planted head.
+
+    Attributes:
+        head: (layer, head).
+        kind: one of the kinds above.
+        scales: step -> scale of its columns from that step on (0: before the base probe).
+    """
 
     head: Head
     kind: str
-    scales: dict[int, float]  # from that step on (0: before the base probe)
+    scales: dict[int, float]
 
     def at(self, step: int) -> float:
         """The scale of the head's columns after `step` optimizer steps."""
@@ -64,7 +69,7 @@ class Plant:
 
 
 def draw_plan(rng: np.random.Generator, chosen: list[Head]) -> list[Plant]:
-    """Kinds and steps for some heads. Steps lie between probes as often as on them."""
+    """Random kinds and steps for the chosen heads; half of the steps are between probes."""
     plants = []
     for head, kind in zip(chosen, rng.permutation(["on", "on-off", "fade", "slow"] * 2)[: len(chosen)], strict=True):
         start = int(rng.integers(1, 7))
@@ -82,13 +87,13 @@ def draw_plan(rng: np.random.Generator, chosen: list[Head]) -> list[Plant]:
 
 
 class Planter(TrainerCallback):
-    """Edits o_proj's columns in training. It comes before the headwatch callback, so that probes see the edit."""
+    """Edits o_proj's columns during training; must be registered before the headwatch callback."""
 
     def __init__(self, plants: list[Plant]) -> None:
         self.plants = plants
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Remember the columns, and set what the base is to be."""
+        """Save the columns, and set the scales of the base."""
         self.anatomy = Anatomy.of(model)
         self.before = {plant.head: columns(model, self.anatomy, plant.head).clone() for plant in self.plants}
         self.set(model, 0)
@@ -115,7 +120,7 @@ def columns(model: Any, anatomy: Anatomy, head: Head) -> torch.Tensor:
 
 
 def base_model(folder: Path, seed: int) -> Path:
-    """A base taught careless sums (about a minute), or the one that is there already."""
+    """A base pretrained on careless sums (about a minute), or the existing one."""
     if not (folder / "config.json").is_file():
         tokenizer = build_tokenizer()
         model = build_model(tokenizer, SIZE, seed=seed)
@@ -125,7 +130,7 @@ def base_model(folder: Path, seed: int) -> Path:
 
 
 class Truth:
-    """Shares of any state of a base model, [L, H] a family, on pairs that were drawn apart from the probe sets'."""
+    """Shares of any state of a base model, [L, H] per family, on pairs separate from the probe sets."""
 
     def __init__(self, base: Path, n_pairs: int = N_TRUTH) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(base)
@@ -158,10 +163,9 @@ class Truth:
 
 
 def candidates(share: NDArray[np.float64]) -> list[Head]:
-    """Heads that clearly carry work in some family: in its set and above 1.5 % of the total |share|.
+    """Heads in the active set of some family with more than 1.5 % of the total |share|.
 
-    Not those above 15 % in any: a model without the head that everything goes through is another model, whose other
-    heads really change places.
+    Heads above 15 % in any family are excluded: without them the shares of many other heads really change.
     """
     part = np.abs(share) / np.abs(share).sum(axis=(1, 2), keepdims=True)
     clear = (carrying_set(share, 0.8) & (part > 0.015)).any(axis=0) & (part < 0.15).all(axis=0)
@@ -169,10 +173,10 @@ def candidates(share: NDArray[np.float64]) -> list[Head]:
 
 
 def run(base: Path, out: Path, plants: list[Plant], n_pairs: int, seed: int) -> None:
-    """Train at a learning rate of 0 while the plan is carried out and headwatch looks on."""
+    """Train at a learning rate of 0 while the plan is executed and headwatch probes."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     probes = ProbeSet.generate(list(FAMILIES), tokenizer, n_pairs=n_pairs, seed=seed)
-    watch = HeadWatchCallback(probes, every=EVERY, edges=False, wandb="off", strict=True)
+    watch = HeadWatchCallback(probes, every=EVERY, scoring={"edges": False}, wandb="off", strict=True)
     train_sft(
         base,
         out,
@@ -184,52 +188,52 @@ def run(base: Path, out: Path, plants: list[Plant], n_pairs: int, seed: int) -> 
 
 # --- what is reported -----------------------------------------------------------------------------------------------
 
-Told = set[tuple[int, int, int, str]]  # probe, layer, head, kind
+Events = set[tuple[int, int, int, str]]  # probe, layer, head, kind
 
 
-def true_lives(share: NDArray[np.float64], settings: EvidenceSettings) -> Told:
-    """The events of the rule where shares [P, L, H] are known: nothing to test, only the set and materiality."""
-    least = settings.min_change * np.abs(share[0]).sum()
+def true_lives(share: NDArray[np.float64], settings: EvidenceSettings) -> Events:
+    """The events of the rule where the shares [P, L, H] are known: only the set and materiality, no test."""
+    threshold = settings.min_change * np.abs(share[0]).sum()
     member = membership(share[0], None, settings)
     state = np.where(member, HeadState.BASE, HeadState.INACTIVE)
-    mark, told = share[0].copy(), set()
+    mark, events = share[0].copy(), set()
     for probe in range(1, len(share)):
         now, size = share[probe], np.abs(share[probe])
         member = membership(now, member, settings)
-        since_mark, since_base = np.abs(now - mark) >= least, np.abs(now - share[0]) >= least
+        since_mark, since_base = np.abs(now - mark) >= threshold, np.abs(now - share[0]) >= threshold
         of_base = is_in(state, OF_BASE)
         rise = member & since_mark & (size > np.abs(mark)) & (of_base | (since_base & (size > np.abs(share[0]))))
         fall = ~member & since_mark & (size < np.abs(mark)) & (~of_base | (since_base & (size < np.abs(share[0]))))
         following = advance(state, rise, fall)
         happened = changed(state, following)
-        told |= {
+        events |= {
             (probe, int(h[0]), int(h[1]), event_kind(state[tuple(h)], following[tuple(h)]))
             for h in np.argwhere(happened)
         }
         mark = np.where(happened, now, mark)
         state = following
-    return told
+    return events
 
 
 Window = dict[tuple[int, int, str, int], tuple[int, int]]  # layer, head, kind, which time -> first and last probe
 
 
-def in_order(told: Told) -> dict[tuple[int, int, str, int], int]:
+def in_order(events: Events) -> dict[tuple[int, int, str, int], int]:
     """Layer, head, kind and which time -> probe."""
     found: dict[tuple[int, int, str, int], int] = {}
-    for probe, layer, head, kind in sorted(told):
+    for probe, layer, head, kind in sorted(events):
         number = sum(key[:3] == (layer, head, kind) for key in found)
         found[layer, head, kind, number] = probe
     return found
 
 
 def clear_lives(share: NDArray[np.float64], settings: EvidenceSettings) -> Window:
-    """Events that the truth has whatever the numbers of the rule (within reason), and the probes at which it has them.
+    """True events under every reasonable setting of the rule, with their first and last probe over the settings.
 
-    For a head that goes on or off at once that is one probe; one that fades slowly crosses the set's edge a little
-    earlier or later as the edge is drawn.
+    For a head that is switched at once the two are equal; a head that fades slowly crosses the edge of the set earlier
+    or later depending on where the edge is.
     """
-    lives = [in_order(true_lives(share, settings))] + [
+    variants = [in_order(true_lives(share, settings))] + [
         in_order(true_lives(share, other))
         for other in (
             replace(settings, carry=settings.carry - 0.05, keep=settings.keep - 0.05),
@@ -237,14 +241,14 @@ def clear_lives(share: NDArray[np.float64], settings: EvidenceSettings) -> Windo
             replace(settings, min_change=2 * settings.min_change),
         )
     ]
-    sure = set.intersection(*(set(told) for told in lives))
-    return {key: (min(told[key] for told in lives), max(told[key] for told in lives)) for key in sure}
+    common = set.intersection(*(set(found) for found in variants))
+    return {key: (min(found[key] for found in variants), max(found[key] for found in variants)) for key in common}
 
 
 def moved_by(share: NDArray[np.float64], key: tuple[int, int, str, int], probe: int) -> float:
-    """How far the head has moved when it has arrived, as a part of the base's total |share|.
+    """Size of the change of share, as a part of the base's total |share|.
 
-    From where it was at the base, or from its farthest, for a head that had emerged and is gone again.
+    Measured from the base, or from the farthest earlier share for a head that had emerged and was pruned.
     """
     path = share[:, key[0], key[1]]
     if key[2] == "dropped":  # a slow fade goes on after the event
@@ -256,13 +260,13 @@ def moved_by(share: NDArray[np.float64], key: tuple[int, int, str, int], probe: 
     return float(change / np.abs(share[0]).sum())
 
 
-def reported(history: HeadHistory) -> Told:
+def reported(history: HeadHistory) -> Events:
     """The events of a history by probe."""
     return {(history.steps.index(e.step), e.layer, e.head, e.kind) for e in history.events}
 
 
 def history_of(record: Any, family: str, pairs: NDArray[np.int64], settings: EvidenceSettings) -> HeadHistory:
-    """The history that a probe set of only these pairs of a recorded run would have told."""
+    """The history of a recorded run if its probe set had only these pairs."""
     model = record.manifest["model"]
     history = HeadHistory(model["n_layers"], model["n_heads"], settings=settings, family=family)
     for step in record.steps:
@@ -273,29 +277,31 @@ def history_of(record: Any, family: str, pairs: NDArray[np.int64], settings: Evi
 
 @dataclass
 class Count:
-    """What was planted and reported, summed over families, plans and disjoint probe sets of one size."""
+    """Planted and reported events, summed over families, plans and disjoint probe sets of one size."""
 
     sets: int = 0
-    planted: int = 0  # clear events of planted heads in the truth, by a change of at least CLEAR
-    found: int = 0  # of these reported, of the right kind, at the right probe
-    late: int = 0  # of these reported, of the right kind, at another probe
-    small: int = 0  # clear events of planted heads by a smaller change
-    small_found: int = 0  # of these reported, of the right kind, at the right probe
-    untouched: int = 0  # untouched heads, each counted once a probe set
+    planted: int = 0  # clear true events of planted heads with a change of at least CLEAR
+    found: int = 0  # of these, reported with the right kind at the right probe
+    late: int = 0  # of these, reported with the right kind at another probe
+    small: int = 0  # clear true events of planted heads with a smaller change
+    small_found: int = 0  # of these, reported with the right kind at the right probe
+    untouched: int = 0  # untouched heads, each counted once per probe set
     given: int = 0  # of these, with any event
-    false: int = 0  # of these, with an event that the truth does not have of that head at any probe
-    no_signal: int = 0  # families and probe sets that said "insufficient signal" at some probe
-    by_size: dict[float, list[int]] = field(default_factory=dict)  # of SIZES_FROM: planted events, and those found
-    losses: dict[bool, list[int]] = field(default_factory=dict)  # of base heads, resolved there or not: those, found
+    false: int = 0  # of these, with an event that is not true of that head at any probe
+    no_signal: int = 0  # families and probe sets with insufficient signal at some probe
+    by_size: dict[float, list[int]] = field(default_factory=dict)  # lower edge -> [planted events, those found]
+    losses: dict[bool, list[int]] = field(
+        default_factory=dict
+    )  # detectable at the base or not -> [losses, those found]
 
     def add(self, plants: set[Head], share: NDArray[np.float64], history: HeadHistory) -> None:
-        """Compare one history with the truth's shares [P, L, H]."""
+        """Compare one history with the true shares [P, L, H]."""
         settings = history.settings
-        if any(said != "ok" for said in history.signal):
+        if any(signal != "ok" for signal in history.signal):
             self.no_signal += 1
             return
-        told, clear = reported(history), clear_lives(share, settings)
-        timed = in_order(told)
+        events, clear = reported(history), clear_lives(share, settings)
+        timed = in_order(events)
         really = {(layer, head, kind) for _, layer, head, kind in true_lives(share, settings)}
         self.sets += 1
         for key, (first, last) in clear.items():
@@ -317,7 +323,7 @@ class Count:
                 self.planted += 1
                 self.found += in_time
                 self.late += key in timed and not in_time
-        others = [e for e in told if (e[1], e[2]) not in plants]
+        others = [e for e in events if (e[1], e[2]) not in plants]
         self.untouched += share[0].size - len(plants)
         self.given += len({e[1:3] for e in others})
         self.false += len({e[1:3] for e in others if e[1:] not in really})
@@ -334,9 +340,9 @@ class Count:
 
 
 def analyse(out: Path, sizes: tuple[int, ...], settings: EvidenceSettings, base: int | None = None) -> dict[int, Count]:
-    """Every recorded plan under these settings, for probe sets of these sizes: disjoint parts of the recorded pairs.
+    """Counts of every recorded plan under these settings, by size of probe set (disjoint parts of the recorded pairs).
 
-    base: only the plans of the base of this seed.
+    base: only the plans of the base with this seed.
     """
     counts = {size: Count() for size in sizes}
     for plan in sorted(out.glob(f"plan-{'*' if base is None else base}-*/plan.json")):
@@ -375,9 +381,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def table(counts: dict[str, dict[int, Count]]) -> str:
-    """Markdown: a row for each setting and size."""
+    """Markdown: one row per setting and size."""
     lines = [
-        "| settings | pairs a family | planted events | found at the right probe | at another | small plants: found "
+        "| settings | pairs per family | planted events | found at the right probe | at another | small plants: found "
         "| untouched heads | given an event | false |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -393,7 +399,7 @@ def table(counts: dict[str, dict[int, Count]]) -> str:
 
 
 def table_by_base(counts: dict[int, dict[int, Count]]) -> str:
-    """Markdown: found of planted events, and untouched heads with an event, for each base, at the defaults."""
+    """Markdown: planted events found and untouched heads with an event, per base, at the defaults."""
     sizes = list(next(iter(counts.values())))
     lines = [
         "| base | " + " | ".join(f"{size} pairs: found | untouched with an event" for size in sizes) + " |",
@@ -406,10 +412,10 @@ def table_by_base(counts: dict[int, dict[int, Count]]) -> str:
 
 
 def table_by_size(counts: dict[int, Count]) -> str:
-    """Markdown: how many planted events of each size are found at the right probe, at the defaults."""
+    """Markdown: planted events found at the right probe, by size, at the defaults."""
     ends = [*(f" to {size:.1%}" for size in SIZES_FROM[1:]), " and more"]
     head = " | ".join(f"{size:.1%}{end}" for size, end in zip(SIZES_FROM, ends, strict=True))
-    lines = [f"| pairs a family | {head} |", "| --- " * (len(SIZES_FROM) + 1) + "|"]
+    lines = [f"| pairs per family | {head} |", "| --- " * (len(SIZES_FROM) + 1) + "|"]
     for pairs, count in counts.items():
         cells = [count.by_size.get(size, [0, 0]) for size in SIZES_FROM]
         lines.append(f"| {pairs} | " + " | ".join(f"{found} of {planted}" for planted, found in cells) + " |")
@@ -417,27 +423,27 @@ def table_by_size(counts: dict[int, Count]) -> str:
 
 
 def table_of_losses(counts: dict[int, Count]) -> str:
-    """Markdown: of planted losses of base heads, how many are found, by whether the base probe resolved the head."""
-    lines = ["| pairs a family | resolved at base | not resolved |", "| --- | --- | --- |"]
+    """Markdown: planted losses of base heads found, by whether the loss was detectable at the base."""
+    lines = ["| pairs per family | detectable at the base | not detectable |", "| --- | --- | --- |"]
     for pairs, count in counts.items():
-        (sure, told), (unsure, also) = (count.losses.get(known, [0, 0]) for known in (True, False))
-        lines.append(f"| {pairs} | {told} of {sure} | {also} of {unsure} |")
+        (sure, found), (unsure, also) = (count.losses.get(known, [0, 0]) for known in (True, False))
+        lines.append(f"| {pairs} | {found} of {sure} | {also} of {unsure} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Run what is not there yet, then analyse all of it."""
+    """Run the plans that do not exist yet, then analyse all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bases", type=int, default=3)
-    parser.add_argument("--first-base", type=int, default=0, help="seed of the first base; the others count on")
-    parser.add_argument("--plans", type=int, default=3, help="a base")
-    parser.add_argument("--heads", type=int, default=3, help="planted a plan")
-    parser.add_argument("--n-pairs", type=int, default=256, help="recorded a family; probe sets are parts of them")
+    parser.add_argument("--first-base", type=int, default=0, help="seed of the first base; the others follow")
+    parser.add_argument("--plans", type=int, default=3, help="per base")
+    parser.add_argument("--heads", type=int, default=3, help="planted per plan")
+    parser.add_argument("--n-pairs", type=int, default=256, help="recorded per family; probe sets are parts of them")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--n-truth", type=int, default=N_TRUTH)
     parser.add_argument("--only-analyse", action="store_true")
-    parser.add_argument("--only-defaults", action="store_true", help="analyse under no other settings")
+    parser.add_argument("--only-defaults", action="store_true", help="analyse only the default settings")
     options = parser.parse_args()
     logging.getLogger("headwatch").setLevel(logging.ERROR)
     with quiet_libraries(), one_thread():
@@ -457,8 +463,8 @@ def main() -> None:
         [
             table(counts),
             f"By base, at the defaults:\n\n{table_by_base(by_base)}",
-            f"By how far the head moved, as a part of all work:\n\n{table_by_size(counts['default'])}",
-            f"Losses of base heads, by what the base probe says of them:\n\n{table_of_losses(counts['default'])}",
+            f"By size of the change, as a part of the total |share|:\n\n{table_by_size(counts['default'])}",
+            f"Losses of base heads, by whether they were detectable:\n\n{table_of_losses(counts['default'])}",
         ]
     )
     (options.out / "planted.md").write_text(text)
@@ -466,7 +472,7 @@ def main() -> None:
 
 
 def plant_base(options: argparse.Namespace, seed: int) -> None:
-    """All plans of one base."""
+    """Run all plans of one base."""
     base = base_model(options.out / f"base-{seed}", seed)
     truth, rng = Truth(base, options.n_truth), np.random.default_rng([seed, 7])
     possible = candidates(truth.shares({}))

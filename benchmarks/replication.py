@@ -1,21 +1,21 @@
-"""Replication: are the changes that one probe set finds found by another one that shares no pair with it?
+"""Replication: are the changes found by one probe set also found by a disjoint one?
 
-    python benchmarks/replication.py run recipes/smollm2-135m/sft_gsm8k.yaml --probe_pairs 128 [--option value ...]
+    python benchmarks/replication.py run recipes/smollm2-135m/sft_gsm8k.yaml [--headwatch.n_pairs 128 ...]
     python benchmarks/replication.py analyse outputs/sft_gsm8k [--splits 20] [--json FILE]
 
-run: a recipe is trained as `headwatch train` does it (give it twice the pairs); at each probe the paper's circuit is
-computed for each half of the pairs too. analyse: each half (every other pair) is a probe set of its own with its
-own history, and what one says is looked up in the other, both ways:
+run: trains a recipe like `headwatch train` (give it twice the pairs); at each probe it also computes the circuit of
+each half of the pairs. analyse: each half (every other pair) is a probe set with its own history, and the changes
+of each half are looked up in the other:
     events     of the evidence rule: the change of share between the same two probes
-    changes    heads whose share is significantly and materially other than at base, at every probe
-    set        the evidence rule's active set alone (entered or left since base), without any test
-    paper      the paper's rule (entered or left the circuit since base)
-A change counts as confirmed when it has the same sign in the other set and is significant there: Benjamini-Hochberg at
-5 % over the changes that are to be confirmed. --splits N: instead of every other pair, N random halvings, summed: the
-same events come back in many of them, so this is a steadier mean and no larger sample (the paper's circuits were
-computed for every other pair alone). Beside it: the same sign alone, and the other set finding it by itself
+    changes    heads whose share differs significantly and materially from the base, at every probe
+    set        the evidence rule's active set alone (entered or left since the base), without a test
+    paper      the paper's rule (entered or left the circuit since the base)
+A change is confirmed when it has the same sign in the other set and is significant there, by Benjamini-Hochberg at 5 %
+over the changes to be confirmed. Also reported: the same sign alone, and whether the other set finds it by itself
 (Benjamini-Hochberg at the settings' q over all heads). Membership has no p value: there confirmed means that the head
-entered (or left) in the other set too.
+also entered (or left) in the other set. --splits N: N random halvings, summed, instead of every other pair. The same
+events occur in many of them, so this is a steadier mean, not a larger sample (the paper's circuits exist only for every
+other pair).
 """
 
 import argparse
@@ -32,7 +32,7 @@ from headwatch import HeadHistory, RunFolder
 from headwatch.circuits.circuit import Graph
 from headwatch.circuits.stability import circuit_heads
 from headwatch.lives.events import PENDING
-from headwatch.stats import EvidenceSettings, Shares, benjamini_hochberg, change, membership, shares
+from headwatch.stats import Estimate, EvidenceSettings, benjamini_hochberg, change, membership, shares
 
 HALVES = "halves"
 CONFIRM_LEVEL = 0.05
@@ -42,7 +42,7 @@ CONFIRM_LEVEL = 0.05
 
 
 def run(arguments: list[str]) -> None:
-    """A recipe with a callback that also writes the circuit of every other pair and of the others."""
+    """Train a recipe with a callback that also writes the circuit of each half of the pairs."""
     from headwatch import HeadWatchCallback
     from headwatch.attribution import EdgeScores
     from headwatch.training import launch
@@ -69,9 +69,9 @@ def run(arguments: list[str]) -> None:
 
 @dataclass
 class Replication:
-    """How many changes of one set there were, and how many of them the other set bears out."""
+    """Number of changes claimed by one set, and how many of them the other set confirms."""
 
-    said: int = 0
+    claims: int = 0
     confirmed: int = 0
     same_sign: int = 0
     found_itself: int = 0
@@ -80,11 +80,11 @@ class Replication:
         return Replication(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def row(self) -> dict[str, Any]:
-        """The counts and their shares (None where nothing was said)."""
+        """The number of claims, and the shares of them (None without a claim)."""
         return {
-            "said": self.said,
+            "claims": self.claims,
             **{
-                name: (getattr(self, name) / self.said if self.said else None)
+                name: (getattr(self, name) / self.claims if self.claims else None)
                 for name in ("confirmed", "same_sign", "found_itself")
             },
         }
@@ -92,9 +92,15 @@ class Replication:
 
 @dataclass
 class Half:
-    """One probe set of a recorded run: its shares at every probe with signal, its history, its circuits if recorded."""
+    """One probe set of a recorded run.
 
-    shares: dict[int, Shares]
+    Attributes:
+        shares: step -> shares, for every probe with signal.
+        history: the history.
+        circuit: step -> heads of the circuit, where recorded.
+    """
+
+    shares: dict[int, Estimate]
     history: HeadHistory
     circuit: dict[int, NDArray[np.bool_]]
 
@@ -103,7 +109,7 @@ Claim = tuple[int, int, int, int]  # step before, step after, layer, head
 
 
 def halves(record: RunFolder, family: str, settings: EvidenceSettings, split: int | None = None) -> tuple[Half, Half]:
-    """The two halves of one family: every other pair, or the halves of a random order, a number for each."""
+    """The two halves of one family: every other pair, or of a random order with the seed `split`."""
     model, made = record.manifest["model"], []
     in_order = record.pairs_of(family)
     if split is not None:
@@ -111,7 +117,7 @@ def halves(record: RunFolder, family: str, settings: EvidenceSettings, split: in
     for which in (0, 1):
         pairs = np.sort(in_order[which::2])
         history = HeadHistory(model["n_layers"], model["n_heads"], settings=settings, family=family)
-        found: dict[int, Shares] = {}
+        found: dict[int, Estimate] = {}
         circuit: dict[int, NDArray[np.bool_]] = {}
         for step in record.steps:
             scores = record.read_scores(step)
@@ -129,7 +135,7 @@ def halves(record: RunFolder, family: str, settings: EvidenceSettings, split: in
 def events(half: Half) -> list[Claim]:
     """Every event as a change between two probes: the head's last event (or the base) and this one.
 
-    Events of the last probe that the next one would have had to confirm are not told yet, and not counted.
+    Pending events are not counted.
     """
     base, mark, claims = half.history.base_step, {}, []
     for event in half.history.events:
@@ -143,20 +149,20 @@ def events(half: Half) -> list[Claim]:
 
 
 def changes(half: Half) -> list[Claim]:
-    """Every head at every probe whose share is significantly and materially other than at base."""
+    """Every head at every probe whose share differs significantly and materially from the base."""
     history = half.history
     moved = history.strengthened | history.weakened
     return [(history.base_step or 0, history.steps[at[0]], int(at[1]), int(at[2])) for at in np.argwhere(moved)]
 
 
-def confirmed(said: list[Claim], by: Half, of: Half, settings: EvidenceSettings) -> Replication:
-    """Look the changes of one half up in the other."""
-    said = [claim for claim in said if claim[0] in by.shares and claim[1] in by.shares]
-    if not said:
+def confirmed(claims: list[Claim], by: Half, of: Half, settings: EvidenceSettings) -> Replication:
+    """Look up the claims of the half `of` in the half `by`."""
+    claims = [claim for claim in claims if claim[0] in by.shares and claim[1] in by.shares]
+    if not claims:
         return Replication()
-    tested = {spans: change(by.shares[spans[0]], by.shares[spans[1]], settings) for spans in {c[:2] for c in said}}
+    tested = {spans: change(by.shares[spans[0]], by.shares[spans[1]], settings) for spans in {c[:2] for c in claims}}
     signs, p, q = [], [], []
-    for before, after, layer, head in said:
+    for before, after, layer, head in claims:
         there = tested[before, after]
         here = of.shares[after].value[layer, head] - of.shares[before].value[layer, head]
         signs.append(np.sign(here) == np.sign(there.difference[layer, head]))
@@ -164,7 +170,7 @@ def confirmed(said: list[Claim], by: Half, of: Half, settings: EvidenceSettings)
         q.append(there.q_value[layer, head])
     same = np.array(signs)
     return Replication(
-        len(said),
+        len(claims),
         int((same & (benjamini_hochberg(p) <= CONFIRM_LEVEL)).sum()),
         int(same.sum()),
         int((same & (np.array(q) <= settings.q)).sum()),
@@ -172,7 +178,7 @@ def confirmed(said: list[Claim], by: Half, of: Half, settings: EvidenceSettings)
 
 
 def crossings(of: dict[int, NDArray[np.bool_]], by: dict[int, NDArray[np.bool_]]) -> Iterator[Replication]:
-    """Heads that entered or left since the base in one half, and in the other too."""
+    """Heads that entered or left since the base in one half, and also in the other."""
     steps = sorted(of.keys() & by.keys())
     for step in steps[1:]:
         for before, after in ((steps[0], step), (step, steps[0])):  # entered, left
@@ -182,7 +188,7 @@ def crossings(of: dict[int, NDArray[np.bool_]], by: dict[int, NDArray[np.bool_]]
 
 
 def analyse(folder: Path, settings: EvidenceSettings, splits: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
-    """Family -> what was said -> how much of it the other half bears out; "all families" sums them."""
+    """Family -> kind of claim -> how much of it the other half confirms; "all families" is the sum."""
     record = RunFolder.open(folder)
     found: dict[str, dict[str, Replication]] = {}
     for family in record.families:
@@ -199,7 +205,7 @@ def analyse(folder: Path, settings: EvidenceSettings, splits: int = 0) -> dict[s
 def replicated(
     record: RunFolder, family: str, settings: EvidenceSettings, split: int | None = None
 ) -> dict[str, Replication]:
-    """What was said -> how much of it the other half bears out, both ways, for one way to halve a family's pairs."""
+    """Kind of claim -> how much of it the other half confirms, both ways, for one split of a family's pairs."""
     one, other = halves(record, family, settings, split)
     both = ((one, other), (other, one))
     sets = [
@@ -221,23 +227,23 @@ def table(rows: dict[str, Any]) -> str:
         return "" if value is None else f"{value:.0%}"
 
     lines = [
-        "| run | family | what one set says | how often | confirmed | same sign | found by itself |",
+        "| run | family | claims of one set | number | confirmed | same sign | found by itself |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, families in rows.items():
         for family, by_name in families.items():
             for what, r in by_name.items():
                 cells = " | ".join(part(r[key]) for key in ("confirmed", "same_sign", "found_itself"))
-                lines.append(f"| {name} | {family} | {what} | {r['said']} | {cells} |")
+                lines.append(f"| {name} | {family} | {what} | {r['claims']} | {cells} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Run or analyse."""
+    """Parse the command line; run or analyse."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
-    running.add_argument("recipe", help="and any option of it behind it, as for headwatch train")
+    running.add_argument("recipe", help="followed by any of its options, as for headwatch train")
     looking = commands.add_parser("analyse")
     looking.add_argument("folders", nargs="+", type=Path)
     looking.add_argument("--splits", type=int, default=0, help="random halvings instead of every other pair")

@@ -1,9 +1,9 @@
-"""Read finished runs: what training did, what the heads did beside it, and how much of it holds over seeds.
+"""Summarise finished runs: training, heads, and their variation over seeds.
 
     python benchmarks/results.py outputs/sft-42 outputs/sft-43 outputs/grpo-42 ... [--json FILE]
 
-Runs of one trainer are taken as seeds of one another; numbers over seeds are the mean with a 95 % interval by Student's
-t. Everything is read from the record alone (docs/evidence/results.md was written from this).
+Runs of the same trainer are treated as seeds; numbers over seeds are the mean with Student's 95 % interval. Everything
+is read from the run folders (docs/evidence/results.md was written from this).
 """
 
 import argparse
@@ -28,7 +28,7 @@ def over(values: Iterable[float | None]) -> dict[str, float | int | None]:
 
 
 def training(record: RunFolder) -> dict[str, dict[str, Any]]:
-    """Loss and rewards in the first and in the last third of the steps, the interval over steps."""
+    """Loss and rewards in the first and in the last third of the steps, with intervals over steps."""
     rows, found = record.training(), {}
     rewards = sorted(key for row in rows[:1] for key in row if key.startswith("rewards/") and not key.endswith("/std"))
     for name in ("loss", "reward", *rewards, "kl"):
@@ -40,7 +40,7 @@ def training(record: RunFolder) -> dict[str, dict[str, Any]]:
 
 
 def probes(record: RunFolder, family: str) -> list[dict[str, Any]]:
-    """One row a probe: the task, and both rules' heads."""
+    """One row per probe: the task, and the heads of both rules."""
     history = HeadHistory.from_run(record, family)
     circuit = HeadHistory.from_run(record, family, rule="circuit")
     scalars = {row["step"]: row for row in record.scalars()}
@@ -69,7 +69,7 @@ def probes(record: RunFolder, family: str) -> list[dict[str, Any]]:
 
 
 def coupled(record: RunFolder, family: str) -> dict[str, Any] | None:
-    """The last coupling of newly active heads with the reward: correlation, lag, p."""
+    """The coupling of newly active heads with the reward at the last probe: correlation, lag, p."""
     last = record.scalars()[-1]
     before = f"{family}/coupling/"
     found = {key.removeprefix(before): value for key, value in last.items() if key.startswith(before)}
@@ -77,7 +77,7 @@ def coupled(record: RunFolder, family: str) -> dict[str, Any] | None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Everything of one run."""
+    """The summary of one run."""
     record = RunFolder.open(folder)
     return {
         "name": folder.resolve().name,
@@ -99,7 +99,7 @@ def spread(found: dict[str, Any], digits: int = 2) -> str:
 
 
 def text(runs: Sequence[dict[str, Any]]) -> str:
-    """Markdown: the runs, then the seeds together."""
+    """Markdown: each run, then the seeds together."""
     lines: list[str] = []
     for run in runs:
         lines += [f"## {run['name']} ({run['trainer']})", "", f"| | {' | '.join(THIRDS)} |", "| --- | --- | --- |"]
@@ -133,7 +133,7 @@ def text(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Print, and write if asked."""
+    """Print the summary and, with --json, write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--json", type=Path)

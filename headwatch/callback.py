@@ -3,7 +3,8 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
 from os import PathLike
@@ -12,25 +13,26 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from headwatch.attribution import EdgeScores, HeadScores, Metric, score_edges, score_heads
+from headwatch.attribution import EdgeScores, HeadScores, score_edges, score_heads
 from headwatch.attribution.base_kl import AnswerObserver, BaseAnswers
-from headwatch.attribution.metrics import path_points, resolve_metric
 from headwatch.attribution.per_family import Metrics, described, score_by_metric
-from headwatch.circuits.circuit import TOP_N, validate_rule
+from headwatch.attribution.settings import ScoringSettings
+from headwatch.circuits.circuit import CircuitSettings
 from headwatch.errors import UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.read_only import left_trace
 from headwatch.monitor.alerts import AlertSettings
 from headwatch.monitor.distributed import FAILED, FINE, REFUSED, agree, from_main, is_sharded, on_main, world
-from headwatch.monitor.probe_setup import Wanted, metrics_of
+from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.recorder import Recorder
 from headwatch.monitor.resume import cut_to, find_record, refuse_another_run, write_sidecar
+from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import Share
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
 from headwatch.record.run_folder import RunFolder, describe_probes
-from headwatch.sinks import Sink, check_report_to, make_sinks
+from headwatch.sinks import Sink, make_sinks
 from headwatch.stats import EvidenceSettings
 from headwatch.version import __version__, versions
 
@@ -50,27 +52,26 @@ class HeadWatchCallback(TrainerCallback):
         probes: a ProbeSet, a family name or several, a file, or None for the default families. The family "openers" is
             made from questions when training begins.
         every: optimizer steps between probes.
-        n_pairs: pairs a family, when families are named.
+        n_pairs: pairs per family, when families are named.
         seed: of the generated pairs and of the bootstrap.
         tokenizer: for generated pairs; None takes the trainer's.
-        metric: "logit_diff", "kl", "nll", or a callable; the family "openers" has its own.
-        openers: what the family "openers" is made of and read by; None is Openers().
-        steps: points of the integrated-gradients path.
-        alphas: "midpoint", "right" (the paper), "left" or "clean".
-        edges: also score edges, which the paper's circuit rule needs; False scores heads only.
-        top_n, tau: the paper's circuit rule (see Circuit.select).
-        evidence: the numbers of the evidence rule.
-        batch_size, memory_budget_gb: see score_heads.
+        scoring: how heads and edges are scored (`ScoringSettings`): metric, path, memory.
+        circuit: the paper's circuit rule (`CircuitSettings`).
+        evidence: the evidence rule (`EvidenceSettings`).
+        openers: what the family "openers" is made of and read by (`Openers`).
+        alerts: the thresholds of the alerts (`AlertSettings`).
         folder: where the record goes; None is {output_dir}/headwatch.
         report_to: where probes are shown besides the record: "auto" is a live W&B run and what the trainer itself
             reports to (trackio, tensorboard); or "none", or names out of wandb, trackio and tensorboard.
         wandb: "auto" logs to the W&B run that is live, whoever started it; "start" starts one if there is none (a
-            resumed training goes on with the run that it began); "off" logs nothing there.
-        alerts: the thresholds of the alerts.
-        strict: raise when a probe fails instead of turning it off.
+            resumed training continues the run that it began); "off" logs nothing there.
+        strict: raise when a probe fails instead of turning probing off.
+
+    Each of scoring, circuit, evidence, openers and alerts may be given as a dict of its fields, as in a recipe:
+    ``evidence={"q": 0.05}``.
 
     Raises:
-        UserError: an option makes no sense (here), or does not fit the model or tokenizer (when training begins).
+        UserError: an option makes no sense; raised here, before training begins.
     """
 
     def __init__(
@@ -81,59 +82,32 @@ class HeadWatchCallback(TrainerCallback):
         n_pairs: int = 64,
         seed: int = 0,
         tokenizer: Any = None,
-        metric: str | Metric = "logit_diff",
-        openers: Openers | None = None,
-        steps: int = 5,
-        alphas: str = "midpoint",
-        edges: bool = True,
-        top_n: float = TOP_N,
-        tau: float | None = None,
-        evidence: EvidenceSettings | None = None,
-        batch_size: int | None = None,
-        memory_budget_gb: float | None = None,
+        scoring: ScoringSettings | Mapping[str, Any] | None = None,
+        circuit: CircuitSettings | Mapping[str, Any] | None = None,
+        evidence: EvidenceSettings | Mapping[str, Any] | None = None,
+        openers: Openers | Mapping[str, Any] | None = None,
+        alerts: AlertSettings | Mapping[str, Any] | None = None,
         folder: str | PathLike[str] | None = None,
         report_to: str | Sequence[str] = "auto",
         wandb: str = "auto",
-        alerts: AlertSettings | None = None,
         strict: bool = False,
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise UserError(f"every={every!r} must be a whole number of steps of at least 1 (100 is the default)")
-        metric_name, _ = resolve_metric(metric)
-        path_points(alphas, steps, metric_name)
-        validate_rule(top_n, tau)
-        self.every, self.strict = every, strict
-        self.evidence = evidence or EvidenceSettings()
-        self._wanted = Wanted(probes, n_pairs, seed, openers or Openers())
-        if self._wanted.with_openers:
-            path_points(alphas, steps, self._wanted.openers.metric)
-        self._tokenizer, self._metric = tokenizer, metric
-        self._folder = Path(folder) if folder is not None else None
-        self._pass: dict[str, Any] = {
-            "steps": steps,
-            "alphas": alphas,
-            "batch_size": batch_size,
-            "memory_budget_gb": memory_budget_gb,
+        given: dict[str, Any] = {
+            **{"probes": probes, "every": every, "n_pairs": n_pairs, "seed": seed},
+            **{"scoring": scoring, "circuit": circuit, "evidence": evidence, "openers": openers, "alerts": alerts},
+            **{"folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
         }
-        self._edges, self._rule, self._seed = edges, (top_n, tau), seed
-        self._settings = {
-            **self._pass,
-            "metric": metric_name,  # by family, once the families are known, where there are several
-            "openers": self._wanted.openers.described() if self._wanted.with_openers else None,
-            "every": every,
-            "n_pairs": n_pairs,
-            "seed": seed,
-            "edges": edges,
-            "top_n": top_n,
-            "tau": tau,
-            "evidence": vars(self.evidence),
-        }
-        self._report_to = check_report_to(report_to, wandb)
-        self._wandb = wandb
-        self._thresholds = alerts or AlertSettings()
+        self.settings = WatchSettings(**given)
+        self._tokenizer = tokenizer
         self._reset()
 
+    @classmethod
+    def from_settings(cls, settings: WatchSettings, tokenizer: Any = None) -> "HeadWatchCallback":
+        """The callback of settings that are complete, as a recipe's are."""
+        return cls(tokenizer=tokenizer, **{each.name: getattr(settings, each.name) for each in fields(settings)})
+
     def _reset(self) -> None:
+        self._recorded: dict[str, Any] = {}  # the settings as the manifest has them
         self.probes: ProbeSet | None = None
         self._metrics: Metrics = {}
         self._recorder: Recorder | None = None  # on the main process
@@ -188,7 +162,7 @@ class HeadWatchCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Probe every `every` steps and at the end, decided from the step alone so that all processes agree."""
-        if state.global_step % self.every == 0 or state.global_step >= state.max_steps > 0:
+        if state.global_step % self.settings.every == 0 or state.global_step >= state.max_steps > 0:
             self._probe(state, **kwargs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -222,31 +196,36 @@ class HeadWatchCallback(TrainerCallback):
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
-        path = self._folder or Path(args.output_dir) / "headwatch"
+        folder = self.settings.folder
+        path = Path(folder) if folder is not None else Path(args.output_dir) / "headwatch"
         resumed: RunFolder | None = None
         if state.global_step > 0:  # the record is the main process's alone
             resumed = on_main(lambda: find_record(args, state.global_step, path))
-        self.probes = self._wanted.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
-        self._metrics = metrics_of(self.probes, self._metric, self._wanted.openers)
-        self._settings["metric"] = described(self._metrics)
+        spec = ProbeSpec.of(self.settings)
+        self.probes = spec.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
+        self._metrics = metrics_of(self.probes, self.settings.scoring.metric, self.settings.openers)
+        self._recorded = recorded(self.settings, described(self._metrics), spec.has_openers)
         if not state.is_world_process_zero:
             return
         if resumed is not None:
-            refuse_another_run(resumed, self.probes, shape, self._settings, self.evidence)
+            refuse_another_run(resumed, self.probes, shape, self._recorded)
             run = resumed
         else:
             run = RunFolder.create(path, self._manifest(args, model, anatomy))
             self.probes.save(path / "probes.safetensors")
-        rule = (*self._rule, self._seed) if self._edges else None
-        recorder = Recorder(run, self.probes, shape, self.evidence, rule, self._thresholds)
+        circuit = self.settings.circuit
+        rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
+        recorder = Recorder(run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts)
         earlier = run.manifest.get("wandb") or {}
         if resumed is not None:
-            self._probed = cut_to(run, state.global_step, self.every)
+            self._probed = cut_to(run, state.global_step, self.settings.every)
             recorder.restore()
             self._base = load_base_answers(run.path)
             run.update_manifest(status="running")
         self._recorder = recorder
-        self._sinks = make_sinks(self._report_to, self._wandb, args, config=self._settings, wandb_run=earlier)
+        self._sinks = make_sinks(
+            self.settings.sinks, self.settings.wandb, args, config=self._recorded, wandb_run=earlier
+        )
 
     def _manifest(self, args: Any, model: Any, anatomy: Anatomy) -> dict[str, Any]:
         config = getattr(model, "config", None)
@@ -254,7 +233,7 @@ class HeadWatchCallback(TrainerCallback):
             "headwatch_version": __version__,
             "versions": versions(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "settings": self._settings,
+            "settings": self._recorded,
             "model": {
                 "name": _model_name(model),
                 "type": getattr(config, "model_type", ""),
@@ -288,7 +267,8 @@ class HeadWatchCallback(TrainerCallback):
         first = self._probed is None
         self._probed = step
         began = time.perf_counter()
-        score: Any = partial(score_by_metric, score_edges if self._edges else score_heads)
+        scoring = self.settings.scoring
+        score: Any = partial(score_by_metric, score_edges if scoring.edges else score_heads)
         share = Share.of(len(probes), model)
         observer = None
         if first or self._base is not None:
@@ -296,7 +276,16 @@ class HeadWatchCallback(TrainerCallback):
         error: Exception | None = None
         try:
             part = share.score(
-                score, model, probes, metrics=self._metrics, optimizer=optimizer, observe=observer, **self._pass
+                score,
+                model,
+                probes,
+                metrics=self._metrics,
+                steps=scoring.steps,
+                alphas=scoring.alphas,
+                batch_size=scoring.batch_size,
+                memory_budget_gb=scoring.memory_budget_gb,
+                optimizer=optimizer,
+                observe=observer,
             )
         except Exception as caught:
             if world()[1] > 1 and is_sharded(model):  # the others may be waiting inside the pass: no agreeing with them
@@ -353,7 +342,7 @@ class HeadWatchCallback(TrainerCallback):
         What the user can mend (a model that cannot be taken apart, pairs without answers, a record of other pairs)
         shows before anything has been trained, and is raised there too.
         """
-        if self.strict or left_trace(error) or (isinstance(error, UserError) and not self._told):
+        if self.settings.strict or left_trace(error) or (isinstance(error, UserError) and not self._told):
             raise error
         self._failed = True
         logger.warning(

@@ -30,7 +30,7 @@ def _family_summary(scores: HeadScores, settings: EvidenceSettings) -> dict[str,
         values.numpy() for values in (scores.per_pair, readings.metric_clean, readings.metric_corrupted)
     )
     status = signal(raw, clean, corrupted, settings)
-    share = None if status == INSUFFICIENT else shares(raw, clean, corrupted).share
+    share = None if status == INSUFFICIENT else shares(raw, clean, corrupted).value
     active = None if share is None else carrying_set(share, settings.carry)
     rows = [
         {

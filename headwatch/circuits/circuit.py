@@ -1,8 +1,9 @@
-"""The paper's circuit rule: keep the top-n edges, prune what hangs loose, read off the heads; and its stability."""
+"""The paper's circuit rule: keep the top-n edges, prune edges not on an input-to-logits path, return the heads."""
 
 import json
 import os
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,13 @@ if TYPE_CHECKING:  # circuits are plain numpy: comparing two of them needs no to
 
 TOP_N = 0.027  # the paper's 5000 edges of Qwen2.5-Math-1.5B's 183,555
 
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
 class Graph:
-    """The names of sources and targets, and which edges exist (attribution.md, "Definitions").
+    """Names of the sources and targets, and which edges exist (attribution.md, "Definitions").
 
     Attributes:
         sources: S names, input first, in the order in which the model computes them.
@@ -29,7 +33,7 @@ class Graph:
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
-    is_real: NDArray[np.bool_]
+    is_real: Bools
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -38,10 +42,43 @@ class Graph:
         return layers, (len(self.sources) - 1) // layers - 1
 
     def target_nodes(self) -> NDArray[np.int64]:
-        """Which node each target belongs to, [R]: a head's q, k and v are one node; logits are node S."""
+        """Index of each target's node, [R]: a head's q, k and v are one node; the logits are node S."""
         place = {name: index for index, name in enumerate(self.sources)}
         nodes = [place.get(name.rsplit(".", 1)[0] if name[0] == "a" else name, len(place)) for name in self.targets]
         return np.array(nodes)
+
+
+@dataclass(frozen=True)
+class CircuitSettings:
+    """The circuit rule.
+
+    Attributes:
+        top_n: a number of edges (5000), or below 1 a share of the real edges (0.027).
+        tau: drop kept edges below this share of the largest score; a negative number -x is the absolute threshold x;
+            None drops none. The paper's "tau = 0.1" does not state which.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    top_n: float = TOP_N
+    tau: float | None = None
+
+    def __post_init__(self) -> None:
+        validate_rule(self.top_n, self.tau)
+
+
+def validate_rule(top_n: float, tau: float | None) -> None:
+    """Check the values of `CircuitSettings`.
+
+    Raises:
+        UserError: a value is out of range, with its name.
+    """
+    is_number = isinstance(top_n, Real) and not isinstance(top_n, bool) and top_n > 0
+    if not is_number or not (top_n < 1 or float(top_n).is_integer()):
+        raise UserError(f"top_n={top_n!r} must be a number of edges (5000) or a share of them below 1 (0.027)")
+    if tau is not None and (not isinstance(tau, Real) or isinstance(tau, bool) or not tau < 1):
+        raise UserError(f"tau={tau!r} must be a share of the largest score below 1, or negative for an absolute value")
 
 
 @dataclass(frozen=True)
@@ -50,14 +87,14 @@ class Circuit:
 
     Attributes:
         edges: (source, target) names, the strongest first.
-        scores: mean |edge score| of each.
+        scores: mean |edge score| of each edge.
         importance: [L, H], I(l, h) = sum of |score| over kept edges out of the head, normalised to sum 1 (paper).
-        top_n, tau: the rule that kept them.
+        top_n, tau: the rule, see `CircuitSettings`.
     """
 
     edges: tuple[tuple[str, str], ...]
     scores: tuple[float, ...]
-    importance: NDArray[np.float64]
+    importance: Floats
     top_n: float
     tau: float | None
 
@@ -73,28 +110,24 @@ class Circuit:
 
         Args:
             edges: scored edges.
-            top_n: a number of edges (5000), or a share of the real ones when below 1 (0.027).
-            tau: drop kept edges below this share of the largest score (or pass a negative number, -tau, for an
-                absolute threshold); None drops none. The paper's "tau = 0.1" does not say of what.
+            top_n, tau: see `CircuitSettings`.
 
         Raises:
-            UserError: top_n or tau makes no sense.
+            UserError: top_n or tau is out of range.
         """
         graph = Graph(edges.sources, edges.targets, edges.is_real.numpy())
         return cls.of_matrix(edges.mean_abs().numpy().astype(np.float64), graph, top_n, tau)
 
     @classmethod
-    def of_matrix(
-        cls, strength: NDArray[np.float64], graph: Graph, top_n: float = TOP_N, tau: float | None = None
-    ) -> "Circuit":
-        """The same from a matrix of mean |edge score|, [S, R]."""
-        kept = _kept(strength, graph, top_n, tau)
+    def of_matrix(cls, strength: Floats, graph: Graph, top_n: float = TOP_N, tau: float | None = None) -> "Circuit":
+        """`select`, from a matrix of mean |edge score|, [S, R]."""
+        kept = kept_edges(strength, graph, top_n, tau)
         places = np.argwhere(kept)
         places = places[np.argsort(-strength[kept], kind="stable")]
         return cls(
             edges=tuple((graph.sources[s], graph.targets[r]) for s, r in places),
             scores=tuple(float(strength[s, r]) for s, r in places),
-            importance=_importance(strength, kept, graph),
+            importance=head_importance(strength, kept, graph),
             top_n=top_n,
             tau=tau,
         )
@@ -111,10 +144,10 @@ class Circuit:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "Circuit":
-        """Read a circuit back.
+        """Read a circuit that `to_json` wrote.
 
         Raises:
-            UserError: the file is not one.
+            UserError: the file holds no circuit.
         """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -129,17 +162,14 @@ class Circuit:
             raise UserError(f"{path} is not a circuit written by Circuit.to_json ({error})") from error
 
 
-def validate_rule(top_n: float, tau: float | None) -> None:
-    """Refuse a rule that makes no sense, in one line."""
-    whole = isinstance(top_n, int) or float(top_n).is_integer()
-    if isinstance(top_n, bool) or top_n <= 0 or (top_n >= 1 and not whole):
-        raise UserError(f"top_n={top_n!r} must be a number of edges (5000) or a share of them below 1 (0.027)")
-    if tau is not None and tau >= 1:
-        raise UserError(f"tau={tau!r} must be a share of the largest score below 1, or negative for an absolute value")
+def kept_edges(strength: Floats, graph: Graph, top_n: float, tau: float | None) -> Bools:
+    """The edges that the circuit rule keeps, bool [S, R].
 
-
-def _kept(strength: NDArray[np.float64], graph: Graph, top_n: float, tau: float | None) -> NDArray[np.bool_]:
-    """Edges that the rule keeps, bool [S, R]."""
+    Args:
+        strength: mean |edge score|, [S, R].
+        graph: its rows and columns.
+        top_n, tau: see `CircuitSettings`.
+    """
     validate_rule(top_n, tau)
     scores = np.where(graph.is_real, strength, -np.inf)
     n_real = int(graph.is_real.sum())
@@ -151,8 +181,8 @@ def _kept(strength: NDArray[np.float64], graph: Graph, top_n: float, tau: float 
     return _prune(kept, graph)
 
 
-def _prune(kept: NDArray[np.bool_], graph: Graph) -> NDArray[np.bool_]:
-    """Drop edges of nodes that lack a path from the input or to the logits."""
+def _prune(kept: Bools, graph: Graph) -> Bools:
+    """Drop edges of nodes without a path from the input or without a path to the logits."""
     n_sources = len(graph.sources)
     nodes = graph.target_nodes()
     between = np.zeros((n_sources, n_sources + 1), np.bool_)  # node to node
@@ -160,23 +190,25 @@ def _prune(kept: NDArray[np.bool_], graph: Graph) -> NDArray[np.bool_]:
     between[sources, nodes[targets]] = True
     from_input = np.zeros(n_sources + 1, np.bool_)
     from_input[0] = True
-    for node in range(n_sources):  # sources come in the order of computation, so one sweep is enough
+    for node in range(n_sources):  # sources are in the order of computation, so one sweep is enough
         if from_input[node]:
             from_input |= between[node]
     to_logits = np.zeros(n_sources + 1, np.bool_)
     to_logits[-1] = True
     for node in reversed(range(n_sources)):
         to_logits[node] = bool((between[node] & to_logits).any())
-    alive = from_input & to_logits
-    return kept & alive[:n_sources, None] & alive[nodes][None, :]
+    connected = from_input & to_logits
+    return kept & connected[:n_sources, None] & connected[nodes][None, :]
 
 
-def _heads_of(kept: NDArray[np.bool_], graph: Graph) -> NDArray[np.bool_]:
+def heads_with_edges(kept: Bools, graph: Graph) -> Bools:
+    """Heads that are the source of a kept edge, bool [L, H]; kept: bool [S, R]."""
     layers, heads = graph.shape
     return np.asarray(kept.any(axis=1))[1:].reshape(layers, heads + 1)[:, :heads]
 
 
-def _importance(strength: NDArray[np.float64], kept: NDArray[np.bool_], graph: Graph) -> NDArray[np.float64]:
+def head_importance(strength: Floats, kept: Bools, graph: Graph) -> Floats:
+    """I(l, h) of `Circuit.importance`, [L, H]; strength, kept: [S, R]."""
     layers, heads = graph.shape
     rows = np.where(kept, np.abs(strength), 0).sum(1)[1:].reshape(layers, heads + 1)[:, :heads]
     total = rows.sum()

@@ -119,7 +119,7 @@ def post_train(method: str, base: Path, output_dir: Path, plan: DemoPlan, seed: 
         every=max(1, stage.steps // plan.probes_per_run),
         n_pairs=plan.n_pairs,
         seed=seed,
-        steps=plan.path_steps,
+        scoring={"steps": plan.path_steps},
         strict=True,
     )
     common: dict[str, Any] = {

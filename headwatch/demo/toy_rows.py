@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from headwatch.demo.sums import sample_sums
-from headwatch.io.atomic import write_whole
+from headwatch.io.atomic import write_atomic
 
 
 def write_rows(path: Path, like: str, n: int = 64, seed: int = 0) -> Path:
@@ -24,7 +24,7 @@ def write_rows(path: Path, like: str, n: int = 64, seed: int = 0) -> Path:
     """
     make = _gsm8k if "gsm8k" in like.lower() else _openr1
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in make(n, seed)).encode())
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in make(n, seed)).encode())
     return path
 
 

@@ -1,15 +1,34 @@
-"""Append-only logs, one JSON object per line."""
+"""Append-only logs: one JSON object per line, each with an integer "step"."""
 
 import json
+import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
 
 
+def append_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Append rows to a log, in one write: a reader sees whole lines, or at most one incomplete last line."""
+    if not rows:
+        return
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    with open(path, "ab+") as file:
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a crash left the last line incomplete: it must not absorb the first row
+                text = "\n" + text
+        file.write(text.encode())
+
+
 def read_lines(path: Path) -> list[tuple[str, Row | None]]:
-    """Every line of a log with its row; None, and a warning, for a line that cannot be read."""
+    """Every line of a log with its row; the row is None, with a warning, where the line is not valid.
+
+    Args:
+        path: the log; a missing file has no lines.
+    """
     if not path.is_file():
         return []
     found: list[tuple[str, Row | None]] = []
@@ -28,19 +47,23 @@ def read_lines(path: Path) -> list[tuple[str, Row | None]]:
 
 
 def latest_rows(path: Path) -> list[Row]:
-    """The rows of a log in order of step. Where steps go back (a run resumed without a cut) the later telling holds."""
-    told: list[Row] = []
+    """The valid rows of a log, sorted by step.
+
+    Where the steps go back (a run was resumed and its log was not cut), later rows replace earlier rows of the same or
+    a later step.
+    """
+    latest: list[Row] = []
     for _, row in read_lines(path):
         if row is None:
             continue
-        if told and row["step"] < told[-1]["step"]:
-            told = [earlier for earlier in told if earlier["step"] < row["step"]]
-        told.append(row)
-    return told
+        if latest and row["step"] < latest[-1]["step"]:
+            latest = [earlier for earlier in latest if earlier["step"] < row["step"]]
+        latest.append(row)
+    return latest
 
 
 def merged_rows(rows: list[Row]) -> list[Row]:
-    """One row per step; where a step has several, later values win."""
+    """Rows merged by step; later values win."""
     by_step: dict[int, Row] = {}
     for row in rows:
         by_step.setdefault(row["step"], {}).update(row)

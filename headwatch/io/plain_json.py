@@ -1,9 +1,35 @@
 """Values as JSON can hold them."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+
+def plain(value: Any, digits: int | None = None, *, whole_as_int: bool = False) -> Any:
+    """The value in types that JSON has, without NaN and infinities.
+
+    Args:
+        value: numpy and torch values become numbers and (nested) lists, sequences and sets lists, the keys of mappings
+            text, numbers that are not finite None, and what JSON has no type for its text.
+        digits: decimals that floats are rounded to; None keeps them all.
+        whole_as_int: write a whole float as an integer (2, not 2.0), which is shorter.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry, digits, whole_as_int=whole_as_int) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(entry, digits, whole_as_int=whole_as_int) for entry in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = float(value) if digits is None else round(value, digits)
+        return int(value) if whole_as_int and value.is_integer() else value
+    return str(value)
 
 
 def is_number(value: Any) -> bool:
@@ -14,25 +40,6 @@ def is_number(value: Any) -> bool:
 
 
 def to_number(value: Any) -> int | float | None:
-    """The number that `is_number` found; None where it is not finite."""
-    value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, int):
-        return value
-    return float(value) if math.isfinite(value) else None
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON can hold it; what is not finite becomes None."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(entry) for entry in value]
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, np.bool_):
-        return bool(value)
-    if is_number(value):
-        return to_number(value)
-    if isinstance(value, np.ndarray) or hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return str(value)
+    """The Python number of a value for which `is_number` is true; None where it is not finite."""
+    number: int | float | None = plain(value.item() if hasattr(value, "item") else value)
+    return number

@@ -1,8 +1,9 @@
-"""An event in the life of a head, with the evidence it rests on, and its line in events.jsonl."""
+"""An event of a head, with its evidence, and its line in events.jsonl."""
 
-import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from headwatch.io.plain_json import plain
 
 EVENT_KINDS = ("emerged", "pruned", "re-emerged", "dropped", "returned")
 
@@ -12,21 +13,33 @@ STATUSES = (CONFIRMED, PENDING, WITHDRAWN)
 
 @dataclass(frozen=True)
 class Event:
-    """One change in the life of one head.
+    """One change of state of one head.
 
-    step: of the probe that first saw it. kind: "emerged", "pruned", "re-emerged", "dropped", or "returned" (a dropped
-    base head that is active again). share_before, share_now: the share at the probe compared with (base; or, for
-    pruned, re-emerged and returned, the head's own last event) and now.
+    The evidence is a paired change of share against a reference probe: the base, or, for pruned, re-emerged and
+    returned, the probe of the head's last event. Under the circuit rule nothing is tested: the evidence is None, and
+    share_before and share_now hold the importance.
 
-    The evidence, all of that paired change: difference = share_now - share_before with its 95 % interval (lower to
-    upper), p_value, q_value (Benjamini-Hochberg over heads) and level, which q_value had to reach. raw_before, raw_now:
-    the mean raw scores at the same two probes, raw_p the p value of their paired change: what the head lost or gained
-    in the metric's own units, redistributed or not.
-    status: "confirmed", "pending" (seen, and the next probe has yet to see it again) or
-    "withdrawn" (it did not). told: step of the later probe that gave the event this status; None: the same probe.
-
-    Under the circuit rule nothing is tested: the evidence is None, share_before and share_now hold the importance, and
-    `stability` the share of resamples that keep the head.
+    Attributes:
+        step: of the probe that found it first.
+        family: the probe family.
+        layer: the head's layer.
+        head: the head's index in the layer.
+        kind: "emerged", "pruned", "re-emerged", "dropped", or "returned" (a dropped base head that is active again).
+        share_before: share at the reference probe.
+        share_now: share at `step`.
+        p_value: of the paired change of share.
+        q_value: the same after Benjamini-Hochberg over heads.
+        rule: "evidence" or "circuit".
+        stability: circuit rule: share of resamples whose circuit keeps the head.
+        difference: share_now - share_before.
+        lower: lower end of its 95 % interval.
+        upper: upper end of it.
+        level: what q_value had to reach.
+        raw_before: mean raw score at the reference probe, in the metric's units.
+        raw_now: mean raw score at `step`.
+        raw_p: p value of their paired change.
+        status: "confirmed", "pending" (the next probe has yet to find it again) or "withdrawn" (it did not).
+        settled_at: step of the later probe that confirmed or withdrew it; None: no later probe did.
     """
 
     step: int
@@ -48,25 +61,25 @@ class Event:
     raw_now: float | None = None
     raw_p: float | None = None
     status: str = CONFIRMED
-    told: int | None = None
+    settled_at: int | None = None
 
-    def settled(self, status: str, told: int) -> "Event":
-        """The same event with the status that the probe at step `told` gave it."""
-        return replace(self, status=status, told=int(told) if told != self.step else None)
+    def settled(self, status: str, step: int) -> "Event":
+        """The same event with the status that the probe at `step` gives it."""
+        return replace(self, status=status, settled_at=int(step) if step != self.step else None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not finite becomes None.
 
-        A line's "step" is the probe that wrote it, so that a log's steps never go back and a resumed run can cut it;
-        an event that was first seen at an earlier probe says so in "seen".
+        "step" is the probe that wrote the line, so that the steps of a log never decrease and a resumed run can
+        truncate it. If an earlier probe found the event first, that step is "seen".
         """
-        values = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in asdict(self).items()}
-        told = values.pop("told")
-        return values if told is None else {**values, "step": told, "seen": self.step}
+        values: dict[str, Any] = plain(asdict(self))
+        settled_at = values.pop("settled_at")
+        return values if settled_at is None else {**values, "step": settled_at, "seen": self.step}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Event":
-        """The event of one line of events.jsonl; unknown keys are left out, and older lines lack some."""
+        """The event of one line of events.jsonl; unknown keys are ignored, keys that older lines lack get defaults."""
         known = {field.name for field in fields(cls)}
         event = cls(**{key: value for key, value in values.items() if key in known})
-        return replace(event, step=values["seen"], told=values["step"]) if "seen" in values else event
+        return replace(event, step=values["seen"], settled_at=values["step"]) if "seen" in values else event

@@ -1,159 +1,203 @@
-"""The evidence rule, probe after probe: which heads' lives change, and on what evidence. Pure numpy."""
+"""The evidence rule: states and events by tested changes of share."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headwatch import stats
 from headwatch.lives.events import CONFIRMED, PENDING, WITHDRAWN, Event
-from headwatch.lives.states import OF_BASE, States, advance, changed, event_kind, is_in
-from headwatch.stats import Change, Estimate, EvidenceSettings, Shares
+from headwatch.lives.history_arrays import MEASURES, REFERENCES, ProbeRow, Verdict
+from headwatch.lives.states import OF_BASE, States, advance, changed, event_kind, first_states, is_in, unchanged
+from headwatch.stats import Change, Estimate, EvidenceSettings
+from headwatch.stats.importance import normalised
 
+Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Probed:
-    """What one probe estimates of every head: its share, its raw score and its importance."""
+class Estimates:
+    """Estimates of one probe: share, raw score and importance of every head."""
 
-    share: Shares
+    share: Estimate
     raw: Estimate
     importance: Estimate
 
     @classmethod
-    def of(cls, scores: NDArray[Any], metric_clean: NDArray[Any], metric_corrupted: NDArray[Any]) -> "Probed":
+    def of(cls, scores: Floats, metric_clean: Floats, metric_corrupted: Floats) -> "Estimates":
         """From [N, L, H], [N] and [N]."""
         share = stats.shares(scores, metric_clean, metric_corrupted)
-        return cls(share, stats.raw_scores(scores), stats.importance(share))
+        return cls(share, stats.raw_scores(scores), stats.share_importance(share))
 
-    def where(self, heads: Bools, other: "Probed") -> "Probed":
-        """This probe, with `other`'s estimates in the heads [L, H] that are True; itself where none is."""
+    def where(self, heads: Bools, other: "Estimates") -> "Estimates":
+        """`other` in the heads [L, H] that are True, these estimates elsewhere."""
         if not heads.any():
             return self
-        return Probed(
-            self.share.where(heads, other.share),
-            self.raw.where(heads, other.raw),
-            self.importance.where(heads, other.importance),
-        )
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one probe changes. state: [L, H]; told: new, confirmed or withdrawn events; rows: for the record."""
-
-    state: States
-    told: list[Event]
-    rows: dict[str, Any]
+        return Estimates(*(getattr(self, name).where(heads, getattr(other, name)) for name in MEASURES))
 
 
 class EvidenceRule:
-    """Base, marks and pending events of one history, and the judgement of each further probe against them."""
+    """Judges each probe of one history against its base, the probe before it, and each head's mark.
 
-    def __init__(self, base: Probed, settings: EvidenceSettings, family: str) -> None:
-        self.base = self.mark = self.previous = base
+    The mark of a head is the probe of its last event, the base until it has one.
+
+    Attributes:
+        threshold: the smallest change of a share that counts.
+        base: estimates of the base probe, None until a probe has signal.
+        previous: estimates of the last probe with signal.
+        mark: estimates at each head's mark.
+        mark_nonzero: bool [L, H], whether the share at the mark is significantly non-zero.
+        probes: probes with signal after the base.
+        pending: events of the last probe with signal that await confirmation.
+    """
+
+    base: Estimates
+    previous: Estimates
+    mark: Estimates
+    mark_nonzero: Bools
+    threshold: float
+
+    def __init__(self, settings: EvidenceSettings, family: str) -> None:
         self.settings, self.family = settings, family
-        self.least = settings.min_change * float(np.abs(base.share.value).sum())
-        self.mark_nonzero = self._nonzero_share(base)  # each head at its mark
-        self.probes = 0  # judged since the base
+        self.state: States | None = None
+        self.member: Bools | None = None
+        self.has_base = False
+        self.probes = 0
         self.pending: list[Event] = []
 
-    def judge(self, step: int, state: States, member: Bools, now: Probed) -> Verdict:
-        """The lives after a probe with signal; state: [L, H] before it, member: the active set at it."""
+    def judge(self, step: int, scores: Floats, metric_clean: Floats, metric_corrupted: Floats) -> Verdict:
+        """States and events after a probe.
+
+        Args:
+            step: training step of the probe.
+            scores: signed head scores, [N, L, H].
+            metric_clean: [N].
+            metric_corrupted: [N].
+        """
+        row = ProbeRow.empty((scores.shape[1], scores.shape[2]))
+        with np.errstate(invalid="ignore"):
+            row.raw, row.metric_gap = scores.mean(axis=0), float((metric_corrupted - metric_clean).mean())
+        row.split_half = stats.split_half_agreement(scores)
+        signal = stats.signal(scores, metric_clean, metric_corrupted, self.settings)
+        if signal != stats.OK:
+            return Verdict(self._repeated(row), signal)
+        now = Estimates.of(scores, metric_clean, metric_corrupted)
+        row.share, row.share_error = now.share.value, now.share.standard_error
+        row.importance = normalised(np.abs(now.share.value))
+        row.importance_low, row.importance_high = stats.interval(now.importance)
+        row.null_band = stats.null_band(scores, self.settings, resamples=100)
+        row.member = self.member = stats.membership(now.share.value, self.member, self.settings)
+        events = self._after_base(step, now, row) if self.has_base else self._begin(now, row)
+        row.detectable = stats.detectable(now.share, self.settings, self.threshold)
+        self.state = row.state
+        return Verdict(row, signal, events, stats.bootstrap_importance(scores))
+
+    def _repeated(self, row: ProbeRow) -> ProbeRow:
+        """Without signal: the states and the active set of the probe before."""
+        if self.member is not None:
+            row.member = self.member
+        if self.state is not None:
+            self.state = row.state = unchanged(self.state)
+        return row
+
+    def _begin(self, now: Estimates, row: ProbeRow) -> list[Event]:
+        """The base probe: every reference is this one."""
+        self.has_base = True
+        self.base = self.previous = self.mark = now
+        self.threshold = self.settings.min_change * float(np.abs(now.share.value).sum())
+        self.mark_nonzero = self._nonzero_share(now)
+        row.q_value = np.ones(row.member.shape)
+        row.state = first_states(row.member)
+        return []
+
+    def _after_base(self, step: int, now: Estimates, row: ProbeRow) -> list[Event]:
+        """A later probe: fills in the changes and the states of its row, returns the events."""
+        assert self.state is not None
         self.probes += 1
-        at_once, waiting = self.settings.levels(self.probes)
-        rows: dict[str, Any] = {
-            f"{of}_since_{since}": self._change(getattr(self, since), now, of)
-            for since in ("base", "previous")
-            for of in ("share", "raw", "importance")
+        row.changes = {
+            (of, since): self._change(getattr(self, since), now, of) for since in REFERENCES for of in MEASURES
         }
-        since_base = rows["share_since_base"]
-        rows["strengthened"], rows["weakened"] = self._directions(since_base, self.base, now, self.settings.q)
-        rows["q_value"] = since_base.q_value
-        nonzero_now = self._nonzero_share(now)
+        since_base = row.changes["share", "base"]
+        row.q_value = since_base.q_value
+        row.strengthened, row.weakened = self._directions(since_base, self.base, now, self.settings.q)
+
         since_mark = since_base if self.mark is self.base else self._change(self.mark, now, "share")
-        sure, likely = (
-            self._following(
-                state, member & nonzero_now, ~member & self.mark_nonzero, since_base, since_mark, now, level
-            )
+        nonzero_now = self._nonzero_share(now)
+        joins, leaves = row.member & nonzero_now, ~row.member & self.mark_nonzero
+        at_once, waiting = self.settings.levels(self.probes)
+        certain, possible = (
+            self._following(joins, leaves, since_base, since_mark, now, level)
             for level in (at_once, max(at_once, waiting))
         )
-        happened = changed(state, likely)
-        told = [
-            event.settled(CONFIRMED if happened[event.layer, event.head] else WITHDRAWN, step) for event in self.pending
-        ]
-        settled = np.zeros(happened.shape, np.bool_)  # heads whose event the probe before saw, and this one again
-        for event in told:
-            settled[event.layer, event.head] = event.status == CONFIRMED
-        certain = changed(state, sure) & ~settled
-        fresh = happened & ~settled & ~certain
-        certified = self._events(step, certain, state, likely, since_mark, now, at_once, CONFIRMED)
-        self.pending = self._events(step, fresh, state, likely, since_mark, now, waiting, PENDING)
-        events = sorted(certified + self.pending, key=lambda event: (event.layer, event.head))
-        self.mark = self.mark.where(settled, self.previous).where(certain, now)
-        self.mark_nonzero = np.where(settled, self._nonzero_share(self.previous), self.mark_nonzero)
-        self.mark_nonzero = np.where(certain, nonzero_now, self.mark_nonzero)
-        self.previous = now
-        none = np.zeros(certain.shape, np.bool_)
-        unchanged = advance(state, none, none)
-        return Verdict(np.where(settled | certain, likely, unchanged), told + events, rows)
+        happened = changed(self.state, possible)
+        settled, confirmed = self._settle_pending(step, happened)
+        at_once_here = changed(self.state, certain) & ~confirmed
+        found = _Found(step, self.state, possible, now, since_mark)
+        new = self._events(found, at_once_here, at_once, CONFIRMED)
+        self.pending = self._events(found, happened & ~confirmed & ~at_once_here, waiting, PENDING)
+
+        self._move_marks(confirmed, at_once_here, now, nonzero_now)
+        row.state = np.where(confirmed | at_once_here, possible, unchanged(self.state))
+        return settled + sorted(new + self.pending, key=lambda event: (event.layer, event.head))
 
     def _following(
-        self,
-        state: States,
-        may_join: Bools,
-        may_leave: Bools,
-        since_base: Change,
-        since_mark: Change,
-        now: Probed,
-        level: float,
+        self, joins: Bools, leaves: Bools, since_base: Change, since_mark: Change, now: Estimates, level: float
     ) -> States:
-        """The states after this probe if changes count at this level."""
+        """The states after this probe if changes count at `level`; joins, leaves: heads that may do so, [L, H]."""
+        assert self.state is not None
         risen, fallen = self._directions(since_mark, self.mark, now, level)
         up, down = self._directions(since_base, self.base, now, level)
-        of_base = is_in(state, OF_BASE)
-        return advance(state, may_join & risen & (of_base | up), may_leave & fallen & (~of_base | down))
+        of_base = is_in(self.state, OF_BASE)
+        return advance(self.state, joins & risen & (of_base | up), leaves & fallen & (~of_base | down))
 
-    def _nonzero_share(self, of: Probed) -> Bools:
-        """Of which heads it may be said that they joined the work, or left it after this probe, [L, H]."""
+    def _settle_pending(self, step: int, happened: Bools) -> tuple[list[Event], Bools]:
+        """The pending events, confirmed or withdrawn by this probe, and the heads of the confirmed ones, [L, H]."""
+        confirmed = np.zeros(happened.shape, np.bool_)
+        settled = []
+        for event in self.pending:
+            at = (event.layer, event.head)
+            confirmed[at] = happened[at]
+            settled.append(event.settled(CONFIRMED if happened[at] else WITHDRAWN, step))
+        return settled, confirmed
+
+    def _move_marks(self, confirmed: Bools, at_once: Bools, now: Estimates, nonzero_now: Bools) -> None:
+        """An event confirmed by this probe was first found at the probe before, which becomes the head's mark."""
+        self.mark = self.mark.where(confirmed, self.previous).where(at_once, now)
+        self.mark_nonzero = np.where(confirmed, self._nonzero_share(self.previous), self.mark_nonzero)
+        self.mark_nonzero = np.where(at_once, nonzero_now, self.mark_nonzero)
+        self.previous = now
+
+    def _nonzero_share(self, of: Estimates) -> Bools:
+        """Heads whose share is significantly non-zero, [L, H]; all heads where the settings do not require it."""
         if not self.settings.require_nonzero_share:
             return np.ones(of.share.value.shape, np.bool_)
-        return stats.nonzero_share(of.share, self.settings, self.least)
+        return stats.nonzero_share(of.share, self.settings, self.threshold)
 
-    def _change(self, before: Probed, now: Probed, of: str) -> Change:
+    def _change(self, before: Estimates, now: Estimates, of: str) -> Change:
         return stats.change(getattr(before, of), getattr(now, of), self.settings)
 
-    def _directions(self, change: Change, before: Probed, now: Probed, level: float) -> tuple[Bools, Bools]:
-        """Which heads the change makes significantly and materially stronger, and which weaker."""
-        significant_and_material = stats.significant_and_material(change, level, self.least)
+    def _directions(self, change: Change, before: Estimates, now: Estimates, level: float) -> tuple[Bools, Bools]:
+        """Heads that the change makes significantly and materially stronger, and weaker, [L, H] each."""
+        counts = stats.significant_and_material(change, level, self.threshold)
         growth = np.abs(now.share.value) - np.abs(before.share.value)
-        return significant_and_material & (growth > 0.0), significant_and_material & (growth < 0.0)
+        return counts & (growth > 0.0), counts & (growth < 0.0)
 
-    def _events(
-        self,
-        step: int,
-        where: Bools,
-        state: States,
-        following: States,
-        change: Change,
-        now: Probed,
-        level: float,
-        status: str,
-    ) -> list[Event]:
+    def _events(self, found: "_Found", where: Bools, level: float, status: str) -> list[Event]:
+        """One event for each head in `where`, [L, H]."""
         if not where.any():
             return []
-        raw = self._change(self.mark, now, "raw")
+        raw, change = self._change(self.mark, found.now, "raw"), found.since_mark
         lower, upper = change.interval()
         return [
             Event(
-                step=int(step),
+                step=int(found.step),
                 family=self.family,
                 layer=int(at[0]),
                 head=int(at[1]),
-                kind=event_kind(state[at], following[at]),
+                kind=event_kind(found.before[at], found.after[at]),
                 share_before=float(self.mark.share.value[at]),
-                share_now=float(now.share.value[at]),
+                share_now=float(found.now.share.value[at]),
                 p_value=float(change.p_value[at]),
                 q_value=float(change.q_value[at]),
                 difference=float(change.difference[at]),
@@ -161,9 +205,20 @@ class EvidenceRule:
                 upper=float(upper[at]),
                 level=level,
                 raw_before=float(self.mark.raw.value[at]),
-                raw_now=float(now.raw.value[at]),
+                raw_now=float(found.now.raw.value[at]),
                 raw_p=float(raw.p_value[at]),
                 status=status,
             )
             for at in map(tuple, np.argwhere(where))
         ]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the events of one probe have in common: its step, the states around it, its estimates and their change."""
+
+    step: int
+    before: States
+    after: States
+    now: Estimates
+    since_mark: Change

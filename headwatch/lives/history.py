@@ -1,6 +1,6 @@
-"""HeadHistory: the lives of all heads over a run, by the evidence rule or by the paper's circuit rule. Pure numpy."""
+"""HeadHistory: the states and events of all heads over a run, by the evidence rule or by the paper's circuit rule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -8,43 +8,60 @@ from numpy.typing import ArrayLike, NDArray
 
 from headwatch import stats
 from headwatch.errors import UserError
+from headwatch.lives import states
+from headwatch.lives.circuit_rule import CircuitRule
 from headwatch.lives.events import PENDING, WITHDRAWN, Event
-from headwatch.lives.evidence_rule import EvidenceRule, Probed
-from headwatch.lives.history_arrays import MEASURES, REFERENCES, ProbeRows
-from headwatch.lives.states import HeadState, advance, changed, event_kind
-from headwatch.stats import EvidenceSettings
-from headwatch.stats.importance import EffectDraws, effect, entropy, intensity, kurtosis, normalised, quantile_of
-
-__all__ = ["RULES", "HeadHistory", "effect"]
+from headwatch.lives.evidence_rule import EvidenceRule
+from headwatch.lives.history_arrays import HistoryArrays, Verdict
+from headwatch.lives.reward_coupling import Coupling, couple
+from headwatch.lives.states import ACTIVE, NEWLY_ACTIVE, HeadState, Spell, is_in
+from headwatch.lives.survival import KaplanMeier, kaplan_meier
+from headwatch.stats import Change, EvidenceSettings, NullBand
+from headwatch.stats.importance import EffectDraws, effect, entropy, intensity, kurtosis
 
 RULES = ("evidence", "circuit")
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
-class HeadHistory(ProbeRows):
-    """Every head's life, probe by probe, for one family of probe pairs.
+class HeadHistory:
+    """States and events of every head, probe by probe, for one family of probe pairs.
 
     Evidence rule (`add`). With the active set of `stats.membership` and each head's *mark*, the probe of its last
-    event (the base until it has one), a life changes only like this, every change significant and material:
-      emerged     not base, in the set, stronger than at base
+    event (the base until it has one), a state changes only as follows; every change is significant and material:
+      emerged     not base, in the set, stronger than at the base
       pruned      emerged, out of the set, weaker than when it emerged
-      re-emerged  pruned, in the set, stronger than when it was pruned and than at base
-      dropped     base, out of the set, weaker than at base (and, once it has returned, than when it returned)
-      returned    a dropped base head in the set, stronger than when it was dropped: retained again, and not emergent,
-                  since the base model had it
-    Where it is in the set its share must be significantly non-zero (`stats.nonzero_share`): an estimate that rests on
-    a few pairs makes no event. A head that crosses the set's edge without that evidence keeps its state and stays in
-    its spell: `.member` shows the set itself, `.active` the lives. The base is the first probe with signal; a probe
-    with insufficient signal repeats the states before it and its shares are NaN.
+      re-emerged  pruned, in the set, stronger than when it was pruned and than at the base
+      dropped     base, out of the set, weaker than at the base (and, once it has returned, than when it returned)
+      returned    a dropped base head in the set, stronger than when it was dropped: retained again, not newly active
+    While it is in the set, its share must be significantly non-zero (`stats.nonzero_share`). A head that crosses the
+    edge of the set without that evidence keeps its state and its spell: `.member` is the set itself, `.active` follows
+    the states. The base is the first probe with signal; a probe with insufficient signal repeats the states before it,
+    and its shares are NaN.
 
-    How significant a change must be at the k-th probe after the base is `settings.confirm`'s choice.
-    An event that has to wait is pending until the next probe with signal sees it again. Then its life is told from the
-    probe that saw it first: `.state` of that probe changes, `.pending` shows what is still open at the last one.
+    `settings.confirm` sets how significant a change must be at the k-th probe after the base. An event that awaits
+    confirmation is pending until the next probe with signal. Once confirmed, it dates from the probe that found it
+    first: `.state` of that probe changes. `.pending` lists what is open after the last probe.
 
-    Circuit rule (`add_membership`): the same words by plain membership of the given circuit, as the paper does.
+    Circuit rule (`add_membership`): the same states by plain membership of the given circuit, as in the paper.
 
-    .steps and .signal ("ok" or "insufficient signal") have one entry a probe. .events: all events so far, confirmed or
-    pending, in the order in which they were seen; .withdrawn: those that the next probe did not confirm.
+    Args:
+        n_layers: L.
+        n_heads: H.
+        rule: "evidence" or "circuit".
+        settings: parameters of the evidence rule; None: the defaults.
+        family: name of the probe family, repeated in events.
+
+    Attributes:
+        steps: training steps of the probes, [P].
+        signal: "ok" or "insufficient signal" for each probe, [P].
+        events: all confirmed and pending events, in the order in which they were first found.
+        withdrawn: events that the next probe did not confirm.
+        arrays: the measurements of every probe.
     """
+
+    if TYPE_CHECKING:  # attached in headwatch/record/replay.py, which imports this file
+        from_run: ClassVar[Callable[..., "HeadHistory"]]
 
     def __init__(
         self,
@@ -63,69 +80,37 @@ class HeadHistory(ProbeRows):
         self.signal: list[str] = []
         self.events: list[Event] = []
         self.withdrawn: list[Event] = []
-        self._rows: dict[str, list[Any]] = {}
-        self._judge: EvidenceRule | None = None
+        self.arrays = HistoryArrays((self.n_layers, self.n_heads))
+        self._evidence = EvidenceRule(self.settings, family)
+        self._circuit = CircuitRule(family)
         self._n_pairs: int | None = None
         self._effect_draws = EffectDraws()
 
-    # --- growing ----------------------------------------------------------------------------------------------------
+    # --- adding probes ------------------------------------------------------------------------------------------------
 
     def add(self, step: int, scores: ArrayLike, metric_clean: ArrayLike, metric_corrupted: ArrayLike) -> list[Event]:
-        """One probe by the evidence rule; returns what it has to tell of events: new ones, and those that it settles.
+        """Add one probe by the evidence rule.
 
-        scores: [N, L, H] signed head scores; metric_clean, metric_corrupted: [N]. Steps must grow, and the pairs stay
-        the same, in the same order (with settings.test "welch": other pairs, as many). Values are rounded to float32,
-        so that a history read back from disk is the same.
+        Values are rounded to float32, so that a history read back from disk is identical.
+
+        Args:
+            step: training step, larger than that of the probe before.
+            scores: signed head scores, [N, L, H]; the same pairs in the same order at every probe (with the test
+                "welch": other pairs, the same number).
+            metric_clean: [N].
+            metric_corrupted: [N].
+
+        Returns:
+            New events, and earlier pending events that this probe confirms or withdraws.
+
+        Raises:
+            UserError: steps do not grow, shapes do not fit, or the history follows the circuit rule.
         """
-        self._expect(step, "evidence")
+        self._check_step(step, "evidence")
         with np.errstate(over="ignore"):
-            s, clean, corrupted = (
-                np.asarray(x, np.float32).astype(np.float64) for x in (scores, metric_clean, metric_corrupted)
-            )
-        if s.ndim != 3 or not len(s) or clean.shape != s.shape[:1] or corrupted.shape != s.shape[:1]:
-            raise UserError(
-                f"scores {s.shape}, metric_clean {clean.shape}, metric_corrupted {corrupted.shape}: "
-                "give [N, L, H], [N] and [N] of the same N >= 1 pairs"
-            )
-        self._expect_shape("scores", s.shape[1:])
-        if self._n_pairs not in (None, len(s)):
-            raise UserError(
-                f"step {step} brings {len(s)} pairs, the probes before it had {self._n_pairs}: pairs are frozen"
-            )
-        self._n_pairs = len(s)
-        shape = (self.n_layers, self.n_heads)
-        nan, no = np.full(shape, np.nan), np.zeros(shape, np.bool_)
-        with np.errstate(invalid="ignore"):
-            row: dict[str, Any] = {"raw": s.mean(axis=0), "metric_gap": float((corrupted - clean).mean())}
-        row["split_half"] = stats.split_half_agreement(s)
-        signal = stats.signal(s, clean, corrupted, self.settings)
-        member, state = self._last("member"), self._last("state")
-        if signal != stats.OK:
-            row |= dict.fromkeys(("share", "share_error", "q_value", "importance"), nan)
-            row |= {"member": no if member is None else member, "strengthened": no, "weakened": no}
-            state = no.astype(np.int8) if state is None else advance(state, no, no)
-            return self._commit(step, signal, state, row, [])
-
-        now = Probed.of(s, clean, corrupted)
-        size = np.abs(now.share.value)
-        row |= {"share": now.share.value, "share_error": now.share.standard_error, "importance": normalised(size)}
-        row["importance_low"], row["importance_high"] = stats.interval(now.importance)
-        self._effect_draws.add(stats.bootstrap_importance(s))
-        row["null_band"] = stats.null_band(s, clean, corrupted, self.settings, resamples=100)
-        row["member"] = member = stats.membership(now.share.value, member, self.settings)
-        first = self._judge is None
-        judge = self._judge = self._judge or EvidenceRule(now, self.settings, self.family)
-        row["detectable"] = stats.detectable(now.share, self.settings, judge.least)
-        if first:
-            row |= {"q_value": np.ones(shape), "strengthened": no, "weakened": no}
-            return self._commit(step, signal, np.where(member, HeadState.BASE, HeadState.INACTIVE), row, [])
-        verdict = judge.judge(step, state, member, now)
-        for event in verdict.told:
-            if event.told is not None and event.status != WITHDRAWN:  # confirmed: the life began when it was first seen
-                at = (event.layer, event.head)
-                for index in range(self.steps.index(event.step), len(self.steps)):
-                    self._rows["state"][index][at] = verdict.state[at]
-        return self._commit(step, signal, verdict.state, row | verdict.rows, verdict.told)
+            s, clean, corrupted = (_float32(x) for x in (scores, metric_clean, metric_corrupted))
+        self._check_pairs(step, s, clean, corrupted)
+        return self._append(step, self._evidence.judge(step, s, clean, corrupted))
 
     def add_membership(
         self,
@@ -135,148 +120,364 @@ class HeadHistory(ProbeRows):
         stability: ArrayLike | None = None,
         importance_draws: ArrayLike | None = None,
     ) -> list[Event]:
-        """One probe by the circuit rule; returns its events, each with the head's stability.
+        """Add one probe by the circuit rule.
 
-        active: bool [L, H], the heads of the circuit. importance: [L, H], normalised here to sum 1. stability: [L, H],
-        the share of bootstrap resamples that keep the head. importance_draws: [B, L, H], the importance in each of
-        these resamples (the same ones at every probe), from which the intervals of importance and effect come.
+        Args:
+            step: training step, larger than that of the probe before.
+            active: heads of the circuit, bool [L, H].
+            importance: [L, H]; normalised here to sum 1.
+            stability: share of bootstrap resamples whose circuit keeps the head, [L, H].
+            importance_draws: importance in each of these resamples (the same ones at every probe), [B, L, H]: gives the
+                intervals of importance and effect.
+
+        Returns:
+            The events, each with the head's stability.
+
+        Raises:
+            UserError: steps do not grow, shapes do not fit, or the history follows the evidence rule.
         """
-        self._expect(step, "circuit")
+        self._check_step(step, "circuit")
         member = np.array(active, np.bool_)
-        given = np.full(member.shape, np.nan) if stability is None else stability
-        size, keeps = (np.asarray(x, np.float32).astype(np.float64) for x in (importance, given))
-        for name, array in (("active", member), ("importance", size), ("stability", keeps)):
-            self._expect_shape(name, array.shape)
-        no, nan = np.zeros(member.shape, np.bool_), np.full(member.shape, np.nan)
-        now = normalised(np.abs(size))
-        row: dict[str, Any] = dict.fromkeys(("share", "share_error", "q_value", "raw"), nan)
-        row |= {"strengthened": no, "weakened": no, "metric_gap": float("nan"), "split_half": float("nan")}
-        row |= {"member": member, "importance": now, "stability": keeps}
-        if importance_draws is not None:
-            self._expect_shape("importance_draws", np.shape(importance_draws)[1:])
-            row["importance_low"], row["importance_high"] = (quantile_of(importance_draws, at) for at in (0.025, 0.975))
-        self._effect_draws.add(importance_draws)
-        if not self.steps:
-            return self._commit(step, stats.OK, np.where(member, HeadState.BASE, HeadState.INACTIVE), row, [])
-        state, before = self._rows["state"][-1], self._rows["importance"][-1]
-        following = advance(state, member, ~member)
-        places = np.argwhere(changed(state, following))
-        events = [
-            Event(
-                step=int(step),
-                family=self.family,
-                layer=int(at[0]),
-                head=int(at[1]),
-                kind=event_kind(state[at], following[at]),
-                share_before=float(before[at]),
-                share_now=float(now[at]),
-                rule=self.rule,
-                stability=float(keeps[at]),
-            )
-            for at in map(tuple, places)
-        ]
-        return self._commit(step, stats.OK, following, row, events)
+        size = _float32(importance)
+        keeps = np.full(member.shape, np.nan) if stability is None else _float32(stability)
+        draws = None if importance_draws is None else np.asarray(importance_draws)
+        for name, shape in (("active", member.shape), ("importance", size.shape), ("stability", keeps.shape)):
+            self._check_heads(name, shape)
+        if draws is not None:
+            self._check_heads("importance_draws", draws.shape[1:])
+        return self._append(step, self._circuit.judge(step, member, size, keeps, draws))
 
-    if TYPE_CHECKING:  # attached in headwatch/record/replay.py, which imports this file
-        from_run: ClassVar[Callable[..., "HeadHistory"]]
+    # --- arrays over probes, [P, L, H] --------------------------------------------------------------------------------
 
-    # --- what is known now --------------------------------------------------------------------------------------------
+    @property
+    def state(self) -> NDArray[np.int8]:
+        """HeadState of every head, [P, L, H]."""
+        return self.arrays.per_head("state")
+
+    @property
+    def active(self) -> Bools:
+        """Whether the head's state is base, retained, emerged or re-emerged, [P, L, H]."""
+        return is_in(self.state, ACTIVE)
+
+    @property
+    def member(self) -> Bools:
+        """Whether the head is in the active set itself, with or without evidence, [P, L, H]."""
+        return self.arrays.per_head("member")
+
+    @property
+    def share(self) -> Floats:
+        """Signed shares, [P, L, H]; NaN at probes with insufficient signal and under the circuit rule."""
+        return self.arrays.per_head("share")
+
+    @property
+    def share_error(self) -> Floats:
+        """Delta-method standard error of each share, [P, L, H]."""
+        return self.arrays.per_head("share_error")
+
+    @property
+    def q_value(self) -> Floats:
+        """Benjamini-Hochberg-adjusted p of each share's change since the base, [P, L, H] (`stats.paired_change`)."""
+        return self.arrays.per_head("q_value")
+
+    @property
+    def detectable(self) -> Bools:
+        """Whether the complete loss of the head would be detected on these pairs, [P, L, H] (`stats.detectable`).
+
+        False at probes with insufficient signal and under the circuit rule.
+        """
+        return self.arrays.per_head("detectable")
+
+    @property
+    def strengthened(self) -> Bools:
+        """Whether |share| is significantly and materially larger than at the base, [P, L, H]."""
+        return self.arrays.per_head("strengthened")
+
+    @property
+    def weakened(self) -> Bools:
+        """Whether |share| is significantly and materially smaller than at the base, [P, L, H]."""
+        return self.arrays.per_head("weakened")
+
+    @property
+    def raw(self) -> Floats:
+        """Mean signed head score, in the metric's units, [P, L, H]; unlike the share it shrinks with the metric gap.
+
+        Not the paper's importance, which sums |edge score|.
+        """
+        return self.arrays.per_head("raw")
+
+    @property
+    def importance(self) -> Floats:
+        """Importance of every head, sum 1 over heads, [P, L, H].
+
+        Circuit rule: the paper's I(l, h), from edge scores. Evidence rule: |share| over the total, another measure.
+        """
+        return self.arrays.per_head("importance")
+
+    @property
+    def importance_low(self) -> Floats:
+        """Lower end of the importance's 95 % interval, [P, L, H]; NaN where there is none.
+
+        Circuit rule: over bootstrap resamples of the pairs. Evidence rule: by the delta method.
+        """
+        return self.arrays.per_head("importance_low")
+
+    @property
+    def importance_high(self) -> Floats:
+        """Upper end of the same interval, [P, L, H]."""
+        return self.arrays.per_head("importance_high")
+
+    @property
+    def stability(self) -> Floats:
+        """Share of bootstrap resamples whose circuit keeps the head, [P, L, H]; NaN under the evidence rule."""
+        return self.arrays.per_head("stability")
+
+    def change(self, of: str = "share", since: str = "base") -> Change:
+        """The paired change of every head at every probe, with its error, p and q (over the heads of one probe).
+
+        Args:
+            of: "share", "raw" or "importance".
+            since: "base", or "previous", the last probe before this one that had signal.
+
+        Returns:
+            A Change whose fields are [P, L, H], NaN at the base probe, at probes without signal and under the circuit
+            rule; its `interval()` gives 95 % intervals.
+        """
+        return self.arrays.change(of, since)
+
+    # --- numbers per probe, [P] ---------------------------------------------------------------------------------------
+
+    @property
+    def metric_gap(self) -> list[float]:
+        """Mean metric_corrupted - metric_clean, in the metric's units, [P]."""
+        return self.arrays.per_probe("metric_gap")
+
+    @property
+    def split_half(self) -> list[float]:
+        """Spearman agreement between the mean scores of random halves of the pairs, [P]."""
+        return self.arrays.per_probe("split_half")
+
+    @property
+    def null_band(self) -> list[NullBand | None]:
+        """How many heads enter or leave the active set by sampling of the pairs alone, [P]; None without signal."""
+        return self.arrays.per_probe("null_band")
+
+    def counts(self) -> dict[str, list[int]]:
+        """State label -> number of heads in that state, [P]; the states sum to L * H at every probe."""
+        return states.counts(self.state)
+
+    def newly_active(self) -> list[int]:
+        """Active heads that were not active at the base (emerged or re-emerged), [P]."""
+        return states.heads_at(is_in(self.state, NEWLY_ACTIVE))
+
+    def gained_and_lost(self) -> tuple[list[int], list[int]]:
+        """Heads that became active and that became inactive since the probe before, [P] each; 0 at the first."""
+        return states.gained_and_lost(self.active)
+
+    def turnover(self) -> list[int]:
+        """Heads that became active or inactive since the probe before, [P]; 0 at the first."""
+        return [gained + lost for gained, lost in zip(*self.gained_and_lost(), strict=True)]
+
+    def membership_changes(self) -> list[int]:
+        """Heads that are in the active set and were not at the base, or the reverse, with or without evidence, [P]."""
+        member = self.member
+        base = 0 if self.base_step is None else self.steps.index(self.base_step)
+        return states.heads_at(member ^ member[base]) if self.steps else []
+
+    def n_detectable(self) -> list[int]:
+        """Number of active heads whose loss would be detected, [P]."""
+        return states.heads_at(self.active & self.detectable)
+
+    def intensity(self) -> list[float]:
+        """Sum over heads of |mean raw head score|, in the metric's units, [P]."""
+        return [intensity(x) for x in self.raw]
+
+    def entropy(self) -> list[float]:
+        """Entropy of the importance over heads, 1 when all heads have equal importance, [P]."""
+        return [entropy(x) for x in self.importance]
+
+    def kurtosis(self) -> list[float]:
+        """Excess kurtosis of the importance over heads, large when few heads have most of it, [P]."""
+        return [kurtosis(x) for x in self.importance]
+
+    # --- the run as a whole -------------------------------------------------------------------------------------------
+
+    @property
+    def base_step(self) -> int | None:
+        """Step of the base probe, the first one with signal; None until there is one."""
+        return next((step for step, signal in zip(self.steps, self.signal, strict=True) if signal == stats.OK), None)
 
     @property
     def pending(self) -> list[Event]:
-        """Events of the last probe with signal that the next one has yet to confirm; none under confirm="level"."""
+        """Events of the last probe with signal that await confirmation; none under confirm="level"."""
         return [event for event in self.events if event.status == PENDING]
 
     @property
     def n_pairs(self) -> int | None:
-        """Pairs of a probe; None before the first one and under the circuit rule."""
+        """Number of pairs; None before the first probe and under the circuit rule."""
         return self._n_pairs
 
-    def n_detectable(self) -> list[int]:
-        """How many of the active heads are resolved (`.resolved`), each probe."""
-        return [int(n) for n in (self.active & self.detectable).sum(axis=(1, 2))]
+    def label(self, layer: int, head: int, probe: int = -1) -> str:
+        """The label of a head's state at a probe, by default the last one."""
+        return HeadState(self.state[probe, layer, head]).label
+
+    def cohorts(self) -> dict[int, list[int]]:
+        """Step of first emergence -> how many of those heads are active, [P]; the cohorts sum to newly_active()."""
+        return states.cohorts(self.steps, self.state)
+
+    def spells(self) -> list[Spell]:
+        """Every uninterrupted active stretch of every head."""
+        return states.spells(self.steps, self.state)
+
+    def survival(self, group: str = "emerged", first_only: bool = True) -> KaplanMeier:
+        """Survival of spells in training steps; heads active at the last probe are right-censored.
+
+        Args:
+            group: "emerged", or "base" (their start is unknown, so time counts from the base probe).
+            first_only: only each head's first spell.
+        """
+        if group not in ("emerged", "base"):
+            raise UserError(f"group={group!r}: give 'emerged' or 'base'")
+        chosen = [s for s in self.spells() if s.base == (group == "base") and (s.number == 1 or not first_only)]
+        return kaplan_meier([s.length for s in chosen], [s.end is not None for s in chosen])
+
+    def median_spell(self) -> float:
+        """Median survival of emerged heads' first spells, in training steps; NaN while more than half continue."""
+        return self.survival().median
+
+    def activation_frequency(self) -> Floats:
+        """The part of all probes at which each head is active, [L, H] in [0, 1]."""
+        return self.active.mean(axis=0) if self.steps else np.zeros(self.arrays.shape)
+
+    def persistence(self) -> float:
+        """The part of all heads that ever emerged that is active at the last probe; NaN where none has emerged."""
+        return states.persistence(self.state)
+
+    def layer_profile(self) -> dict[str, list[int]]:
+        """Heads by layer, [L] each: of the base, dropped at the last probe, ever emerged, and of these still active."""
+        return states.layer_profile(self.state)
+
+    def emergence_centre(self) -> float:
+        """Mean layer of the heads that ever emerged, 0 the first layer and 1 the last; NaN where none has emerged."""
+        return states.emergence_centre(self.state)
+
+    def effect(self) -> Floats:
+        """E(l, h) of every probe after the base against the base, mean over probes, [L, H] in [-1, 1]."""
+        with_signal = [index for index, signal in enumerate(self.signal) if signal == stats.OK]
+        if len(with_signal) < 2:
+            return np.zeros(self.arrays.shape)
+        importance = self.importance[with_signal]
+        return effect(importance[1:], importance[0]).mean(axis=0)
+
+    def effect_interval(self) -> tuple[Floats, Floats] | None:
+        """95 % interval of `effect()` by a paired bootstrap over the pairs, (lower, upper), each [L, H].
+
+        Head by head, without correction over heads. None before there is a probe after the base, and for a circuit
+        history without importance_draws (records of older versions).
+        """
+        return self._effect_draws.interval()
 
     def pairs_needed(self) -> int | None:
-        """About so many pairs would resolve nine in ten of the heads that are active now (`stats.pairs_needed`)."""
-        if self._judge is None or self.signal[-1] != stats.OK:
+        """Approximate number of pairs needed to detect the loss of nine in ten active heads (`stats.pairs_needed`)."""
+        if not self._evidence.has_base or self.signal[-1] != stats.OK:
             return None
-        return stats.pairs_needed(self._judge.previous.share, self.active[-1], self.settings)
+        return stats.pairs_needed(self._evidence.previous.share, self.active[-1], self.settings)
+
+    def coupling(self, training: Iterable[Mapping[str, Any]], key: str = "reward") -> Coupling:
+        """Rank correlation of the number of newly active heads with a logged value, aligned at the probes."""
+        return couple(self.steps, self.newly_active(), list(training), key)
 
     def latest_scalars(self) -> dict[str, float]:
         """The headline numbers of the last probe, by name; cohorts as cohort/<step of first emergence>."""
         if not self.steps:
             return {}
-        importance, step = self.importance[-1], self.steps[-1]
-        here = {f"{'re_emerged' if label == 're-emerged' else label}": n[-1] for label, n in self.counts().items()}
-        here["retained"] += here.pop("base")  # one line over the whole run, for the base probe too
+        of_states = {label.replace("-", "_"): n[-1] for label, n in self.counts().items()}
+        of_states["retained"] += of_states.pop("base")  # one curve over the whole run, the base probe included
+        importance = self.importance[-1]
         scalars: dict[str, float] = {
             "active": int(self.active[-1].sum()),
             "newly_active": self.newly_active()[-1],
-            **here,
+            **of_states,
+            "events": sum(event.step == self.steps[-1] for event in self.events),
+            "median_spell": self.median_spell(),
+            "turnover": self.turnover()[-1],
+            "persistence": self.persistence(),
+            "emergence_centre": self.emergence_centre(),
+            **{f"cohort/{first}": n[-1] for first, n in self.cohorts().items()},
+            "importance_entropy": entropy(importance),
+            "importance_kurtosis": kurtosis(importance),
         }
-        scalars["events"] = sum(event.step == step for event in self.events)
-        scalars["median_spell"] = self.median_spell()
-        scalars |= {"turnover": self.turnover()[-1], "persistence": self.persistence()}
-        scalars["emergence_centre"] = self.emergence_centre()
-        scalars |= {f"cohort/{first}": n[-1] for first, n in self.cohorts().items()}
-        scalars["importance_entropy"], scalars["importance_kurtosis"] = entropy(importance), kurtosis(importance)
-        if self.rule == "evidence":
-            scalars["strengthened"] = int(self.strengthened[-1].sum())
-            scalars["weakened"] = int(self.weakened[-1].sum())
-            scalars["pending"] = len(self.pending)
-            scalars["detectable"] = self.n_detectable()[-1]
-            scalars["importance_intensity"] = intensity(self.raw[-1])
-            scalars["metric_gap"], scalars["split_half_agreement"] = self.metric_gap[-1], self.split_half[-1]
-            since_base = self.member[-1] ^ self.member[self.steps.index(self.base_step or self.steps[0])]
-            scalars["membership_changes"] = int(since_base.sum())
-            if (band := self.null_band[-1]) is not None:
-                scalars["membership_changes_by_chance"] = band.median
-            scalars["signal"] = float(self.signal[-1] == stats.OK)
-        return scalars
+        return scalars | self._latest_evidence() if self.rule == "evidence" else scalars
 
-    # --- inside -----------------------------------------------------------------------------------------------------
+    def _latest_evidence(self) -> dict[str, float]:
+        """The scalars that only the evidence rule has."""
+        band = self.null_band[-1]
+        return {
+            "strengthened": int(self.strengthened[-1].sum()),
+            "weakened": int(self.weakened[-1].sum()),
+            "pending": len(self.pending),
+            "detectable": self.n_detectable()[-1],
+            "importance_intensity": intensity(self.raw[-1]),
+            "metric_gap": self.metric_gap[-1],
+            "split_half_agreement": self.split_half[-1],
+            "membership_changes": self.membership_changes()[-1],
+            **({} if band is None else {"membership_changes_by_chance": band.median}),
+            "signal": float(self.signal[-1] == stats.OK),
+        }
 
-    def _expect(self, step: int, rule: str) -> None:
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _append(self, step: int, verdict: Verdict) -> list[Event]:
+        for event in verdict.events:
+            if event.settled_at is None:
+                self.events.append(event)
+            else:
+                self._settle(event, verdict.row.state)
+        self.steps.append(int(step))
+        self.signal.append(verdict.signal)
+        self.arrays.rows.append(verdict.row)
+        if verdict.signal == stats.OK:
+            self._effect_draws.add(verdict.importance_draws)
+        return verdict.events
+
+    def _settle(self, event: Event, state: NDArray[np.int8]) -> None:
+        """Replace or remove a pending event; a confirmed one changes the states since the probe that found it first."""
+        at = (event.layer, event.head)  # a head has at most one event per probe
+        place = next(i for i, e in enumerate(self.events) if (e.step, e.layer, e.head) == (event.step, *at))
+        if event.status == WITHDRAWN:
+            del self.events[place]
+            self.withdrawn.append(event)
+            return
+        self.events[place] = event
+        for row in self.arrays.rows[self.steps.index(event.step) :]:
+            row.state[at] = state[at]
+
+    def _check_step(self, step: int, rule: str) -> None:
         if rule != self.rule:
-            raise UserError(f"this history follows the {self.rule} rule: " + _HOW_TO_ADD[self.rule])
+            call = {"evidence": "add(step, scores, ...)", "circuit": "add_membership(step, active, importance, ...)"}
+            raise UserError(f"this history follows the {self.rule} rule: {call[self.rule]}")
         if self.steps and step <= self.steps[-1]:
-            raise UserError(f"step {step} after step {self.steps[-1]}: probes are added in growing order of steps")
+            raise UserError(f"step {step} after step {self.steps[-1]}: add probes in increasing order of steps")
 
-    def _expect_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        if tuple(shape) != (self.n_layers, self.n_heads):
+    def _check_pairs(self, step: int, scores: Floats, clean: Floats, corrupted: Floats) -> None:
+        if scores.ndim != 3 or not len(scores) or clean.shape != scores.shape[:1] or corrupted.shape != clean.shape:
             raise UserError(
-                f"{name} is of {shape} heads: this history has {self.n_layers} layers x {self.n_heads} heads"
+                f"scores {scores.shape}, metric_clean {clean.shape}, metric_corrupted {corrupted.shape}: "
+                "give [N, L, H], [N] and [N] of the same N >= 1 pairs"
+            )
+        self._check_heads("scores", scores.shape[1:])
+        if self._n_pairs not in (None, len(scores)):
+            raise UserError(
+                f"step {step} has {len(scores)} pairs, the probes before it had {self._n_pairs}: pairs must not change"
+            )
+        self._n_pairs = len(scores)
+
+    def _check_heads(self, name: str, shape: tuple[int, ...]) -> None:
+        if tuple(shape) != self.arrays.shape:
+            raise UserError(
+                f"{name} has shape {shape} over heads: this history has {self.n_layers} layers x {self.n_heads} heads"
             )
 
-    def _commit(
-        self, step: int, signal: str, state: NDArray[np.int8], row: dict[str, Any], told: list[Event]
-    ) -> list[Event]:
-        self.steps.append(int(step))
-        self.signal.append(signal)
-        row = {**_nothing(state.shape), **row, "state": state.astype(np.int8)}
-        for name, value in row.items():
-            self._rows.setdefault(name, []).append(value)
-        for event in told:
-            if event.told is None:
-                self.events.append(event)
-                continue
-            # An event is settled in its place; a head has one event a probe.
-            key = (event.step, event.layer, event.head)
-            place = next(i for i, e in enumerate(self.events) if (e.step, e.layer, e.head) == key)
-            if event.status == WITHDRAWN:
-                self.withdrawn.append(event)
-                del self.events[place]
-            else:
-                self.events[place] = event
-        return list(told)
 
-
-def _nothing(shape: tuple[int, ...]) -> dict[str, Any]:
-    """What a row holds where its probe says nothing."""
-    changes = {f"{of}_since_{since}": None for of in MEASURES for since in REFERENCES}
-    nan, no = np.full(shape, np.nan), np.zeros(shape, np.bool_)
-    nothing = {"stability": nan, "importance_low": nan, "importance_high": nan, "null_band": None, "detectable": no}
-    return {**changes, **nothing}
-
-
-_HOW_TO_ADD = {"evidence": "add(step, scores, ...)", "circuit": "add_membership(step, active, importance, ...)"}
+def _float32(values: ArrayLike) -> Floats:
+    """Values rounded to float32, as float64."""
+    return np.asarray(values, np.float32).astype(np.float64)

@@ -1,7 +1,7 @@
-"""Do the lives of heads move with the reward? Rank correlation over the probes, at a lag, with a p-value. Pure numpy.
+"""Correlation of head states with the reward: rank correlation over the probes, at a lag, with a p value.
 
-The question is asked of *changes* from probe to probe. Heads and reward both drift over a training, so their levels
-correlate whatever the cause: of two independent random walks of 50 probes, |rho| > 0.5 in 38 % of 3,000 cases.
+The test uses *changes* from probe to probe. Heads and reward both drift during training, so their levels correlate
+whatever the cause: of two independent random walks of 50 probes, |rho| > 0.5 in 38 % of 3,000 cases.
 """
 
 import math
@@ -10,21 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headwatch.stats import spearman
 from headwatch.stats.lagged_correlation import MAX_LAG, OK, LaggedCorrelation, lagged_correlation
 
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Coupling:
-    """Newly active heads beside a logged value, one entry a probe that had the value.
+    """A count of heads and a logged value, one entry for each probe that has the value.
 
-    rho: Spearman correlation of the levels; two series that both drift correlate, whatever the cause. rho_changes: the
-    same of their changes from one such probe to the next, which a common trend does not feed. NaN with fewer than 3
-    entries or where one side never moves. `lagged()` is the tested form of it.
+    Attributes:
+        key: name of the logged value.
+        steps: steps of the probes.
+        newly_active: the count, newly active heads unless `couple` was given another.
+        value: mean of the logged values since the probe before.
     """
 
     key: str
@@ -34,25 +33,37 @@ class Coupling:
 
     @property
     def rho(self) -> float:
-        """Spearman correlation of the levels."""
+        """Spearman correlation of the levels, which correlate whenever both drift.
+
+        NaN with fewer than 3 entries or where one side is constant.
+        """
         return spearman(self.newly_active, self.value)
 
     @property
     def rho_changes(self) -> float:
-        """Spearman correlation of the changes between probes."""
+        """Spearman correlation of the changes between probes, free of a common trend; NaN as above.
+
+        `lagged()` tests it.
+        """
         return spearman(np.diff(self.newly_active), np.diff(self.value))
 
     def lagged(self, max_lag: int = MAX_LAG) -> LaggedCorrelation:
-        """Lagged correlation of the changes between probes; a positive lag: the heads move first."""
+        """Lagged correlation of the changes between probes; at a positive lag the heads change first."""
         return lagged_correlation(np.diff(self.newly_active), np.diff(self.value), max_lag=max_lag)
 
 
 def couple(steps: Sequence[int], counts: Sequence[float], rows: Sequence[Mapping[str, Any]], key: str) -> Coupling:
-    """Align a trainer's log with the probes. counts: one number a probe, newly active heads or another count.
+    """Align a trainer's log with the probes.
 
-    A value logged at step t was measured with the weights before step t, a probe at step t describes those after it.
-    So a probe is paired with the mean of the values logged after the probe before it, up to its own step; the first
-    probe has no such window.
+    A value logged at step t was measured with the weights before step t; a probe at step t describes those after it. So
+    a probe is paired with the mean of the values logged after the probe before it, up to its own step. The first probe
+    has no such window.
+
+    Args:
+        steps: steps of the probes, [P].
+        counts: number of newly active heads, or another count, [P].
+        rows: rows of the trainer's log, each with its "step".
+        key: the logged value.
     """
     logged = [(row["step"], float(row[key])) for row in rows if _is_finite(row.get(key))]
     at, values = np.array([step for step, _ in logged]), np.array([value for _, value in logged])
@@ -72,12 +83,18 @@ def coupling_scalars(
     rows: Sequence[Mapping[str, Any]],
     key: str,
 ) -> dict[str, float]:
-    """What a live view shows of the coupling with one logged value: of newly active heads and of the turnover.
+    """Scalars of the coupling of newly active heads and of the turnover with one logged value.
 
-    newly_active, turnover: one count a probe (Lives.newly_active, Lives.turnover).
+    Args:
+        steps: steps of the probes, [P].
+        newly_active: `HeadHistory.newly_active()`, [P].
+        turnover: `HeadHistory.turnover()`, [P].
+        rows: rows of the trainer's log.
+        key: the logged value.
 
-    coupling/<key>/<series>/rho, lag (in probes; positive: the heads move first) and p; coupling/<key>/<series>/enough
-    is 0 while there is not enough data, and then stands alone.
+    Returns:
+        coupling/<key>/<series>/rho, /lag (in probes; positive: the heads change first), /p, and /enough: 0 while there
+        is not enough data, then without the others.
     """
     scalars: dict[str, float] = {}
     for name, counts in (("newly_active", newly_active), ("turnover", turnover)):

@@ -1,6 +1,5 @@
-"""The life of a head: its states, its spells, and what is counted from them. Pure numpy."""
+"""States of a head, how they follow one another, and what is counted from the states of a run."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -8,23 +7,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwatch.errors import UserError
-from headwatch.lives.events import Event
-from headwatch.lives.reward_coupling import Coupling, couple
-from headwatch.lives.survival import KaplanMeier, kaplan_meier
-
-__all__ = ["Event", "HeadState", "Lives", "Spell"]
-
 States = NDArray[np.int8]
 Bools = NDArray[np.bool_]
 
 
 class HeadState(IntEnum):
-    """Where a head is in its life.
+    """State of one head at one probe.
 
-    INACTIVE: not in the base's active set and never emerged. BASE: active at the base probe (the state of that probe
-    alone). RETAINED: base and active. DROPPED: base and lost. EMERGED: not base, gained. PRUNED: had emerged, lost.
-    REEMERGED: pruned, gained again.
+    Attributes:
+        INACTIVE: not in the base's active set and never emerged.
+        BASE: active at the base probe (the state of that probe only).
+        RETAINED: active at the base and now.
+        DROPPED: active at the base, not now.
+        EMERGED: not active at the base, active now.
+        PRUNED: had emerged, not active now.
+        REEMERGED: had been pruned, active now.
     """
 
     INACTIVE = 0
@@ -37,7 +34,7 @@ class HeadState(IntEnum):
 
     @property
     def label(self) -> str:
-        """The word for logs and figures: "re-emerged" for REEMERGED, else the name in lower case."""
+        """The word in logs and figures: "re-emerged" for REEMERGED, else the name in lower case."""
         return "re-emerged" if self is HeadState.REEMERGED else self.name.lower()
 
 
@@ -45,14 +42,71 @@ OF_BASE = (HeadState.BASE, HeadState.RETAINED, HeadState.DROPPED)
 ACTIVE = (HeadState.BASE, HeadState.RETAINED, HeadState.EMERGED, HeadState.REEMERGED)
 NEWLY_ACTIVE = (HeadState.EMERGED, HeadState.REEMERGED)
 
+_TRANSITIONS = (  # (state, whether the head joins, next state); a base head that stays is retained
+    (HeadState.INACTIVE, True, HeadState.EMERGED),
+    (HeadState.PRUNED, True, HeadState.REEMERGED),
+    (HeadState.DROPPED, True, HeadState.RETAINED),
+    (HeadState.BASE, False, HeadState.DROPPED),
+    (HeadState.RETAINED, False, HeadState.DROPPED),
+    (HeadState.EMERGED, False, HeadState.PRUNED),
+    (HeadState.REEMERGED, False, HeadState.PRUNED),
+)
+
+
+# --- one probe ------------------------------------------------------------------------------------------------------
+
+
+def first_states(member: Bools) -> States:
+    """The states at the base probe, [L, H]; member: its active set."""
+    return np.where(member, HeadState.BASE, HeadState.INACTIVE).astype(np.int8)
+
+
+def advance(state: States, joins: Bools, leaves: Bools) -> States:
+    """The next states, [L, H]: inactive heads become active where `joins`, active ones inactive where `leaves`."""
+    following = np.where(state == HeadState.BASE, HeadState.RETAINED, state)
+    for before, joining, after in _TRANSITIONS:
+        following = np.where((state == before) & (joins if joining else leaves), after, following)
+    return following.astype(np.int8)
+
+
+def unchanged(state: States) -> States:
+    """The next states if no head joins or leaves, [L, H]."""
+    no = np.zeros(state.shape, np.bool_)
+    return advance(state, no, no)
+
+
+def changed(before: States, after: States) -> Bools:
+    """Where an event happened; base -> retained is none."""
+    return (after != before) & ~((before == HeadState.BASE) & (after == HeadState.RETAINED))
+
+
+def event_kind(before: Any, after: Any) -> str:
+    """The name of a change from one state to another."""
+    if before == HeadState.DROPPED and after == HeadState.RETAINED:
+        return "returned"
+    return HeadState(after).label
+
+
+def is_in(state: NDArray[Any], states: tuple[HeadState, ...]) -> Bools:
+    """Where `state` is one of `states`, in the shape of `state`."""
+    return np.isin(state, [int(s) for s in states])
+
+
+# --- all probes: state is [P, L, H] ---------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Spell:
-    """One uninterrupted active stretch of a head, in training steps.
+    """One uninterrupted active stretch of a head, in training steps. Both ends are known only to the probe interval.
 
-    start: step of the probe that first found it active. end: step of the probe that found it gone, or None: still
-    active at `last_seen`, the last probe (right-censored). Both are known only to the cadence of the probes.
-    number: 1 for the head's first spell. base: a base head, whose birth nobody saw.
+    Attributes:
+        layer: the head's layer.
+        head: the head's index in the layer.
+        start: step of the first probe at which it is active.
+        end: step of the first probe at which it is inactive again; None: still active at `last_seen` (right-censored).
+        last_seen: step of the last probe of the run.
+        number: 1 for the head's first spell.
+        base: whether the head is active at the base, so that the start of its first spell is unknown.
     """
 
     layer: int
@@ -69,41 +123,8 @@ class Spell:
         return (self.last_seen if self.end is None else self.end) - self.start
 
 
-def advance(state: States, rise: Bools, fall: Bools) -> States:
-    """The next states [L, H]: `rise` makes an inactive head active, `fall` an active one inactive; both justified."""
-    following = np.where(state == HeadState.BASE, HeadState.RETAINED, state)
-    for before, change, after in (
-        (HeadState.INACTIVE, rise, HeadState.EMERGED),
-        (HeadState.PRUNED, rise, HeadState.REEMERGED),
-        (HeadState.DROPPED, rise, HeadState.RETAINED),
-        (HeadState.BASE, fall, HeadState.DROPPED),
-        (HeadState.RETAINED, fall, HeadState.DROPPED),
-        (HeadState.EMERGED, fall, HeadState.PRUNED),
-        (HeadState.REEMERGED, fall, HeadState.PRUNED),
-    ):
-        following = np.where((state == before) & change, after, following)
-    return following.astype(np.int8)
-
-
-def changed(before: States, after: States) -> Bools:
-    """Where something happened; base -> retained is only the passing of the base probe."""
-    return (after != before) & ~((before == HeadState.BASE) & (after == HeadState.RETAINED))
-
-
-def event_kind(before: Any, after: Any) -> str:
-    """The word for a change of state."""
-    if before == HeadState.DROPPED and after == HeadState.RETAINED:
-        return "returned"
-    return HeadState(after).label
-
-
-def is_in(state: NDArray[Any], states: tuple[HeadState, ...]) -> Bools:
-    """Where `state` is one of `states`, as bool of its shape."""
-    return np.isin(state, [int(s) for s in states])
-
-
-def spells(steps: list[int], state: NDArray[np.int8]) -> list[Spell]:
-    """All spells of all heads, by layer, head and time. steps: [P] of the probes; state: [P, L, H]."""
+def spells(steps: list[int], state: States) -> list[Spell]:
+    """All spells of all heads, by layer, head and time; steps: [P]."""
     if not steps:
         return []
     active = is_in(state, ACTIVE)
@@ -118,100 +139,55 @@ def spells(steps: list[int], state: NDArray[np.int8]) -> list[Spell]:
     return found
 
 
-def cohorts(steps: list[int], state: NDArray[np.int8]) -> dict[int, list[int]]:
-    """Step of first emergence -> how many of those heads are newly active at each probe. state: [P, L, H]."""
+def cohorts(steps: list[int], state: States) -> dict[int, list[int]]:
+    """Step of first emergence -> how many of those heads are newly active at each probe, [P]; steps: [P]."""
     newly = is_in(state, NEWLY_ACTIVE)
     ever = newly.any(axis=0)
     first = np.argmax(newly, axis=0) if len(steps) else np.zeros(ever.shape, np.int64)
     born = {int(index): ever & (first == index) for index in np.unique(first[ever])}
-    return {steps[index]: [int(n) for n in (newly & heads).sum(axis=(1, 2))] for index, heads in born.items()}
+    return {steps[index]: heads_at(newly & heads) for index, heads in born.items()}
 
 
-class Lives:
-    """What follows from the states alone, whichever rule made them. `steps` has P entries, `state` is [P, L, H]."""
+def counts(state: States) -> dict[str, list[int]]:
+    """State label -> number of heads in that state at each probe, [P]; they sum to L * H."""
+    return {s.label: heads_at(state == s) for s in HeadState}
 
-    steps: list[int]
 
-    @property
-    def state(self) -> States:
-        """HeadState of every head, [P, L, H]."""
-        raise NotImplementedError
+def gained_and_lost(active: Bools) -> tuple[list[int], list[int]]:
+    """Heads that became active and that became inactive since the probe before, [P] each, 0 at the first probe."""
+    before, now = active[:-1], active[1:]
+    first = [0] * min(1, len(active))
+    return first + heads_at(now & ~before), first + heads_at(before & ~now)
 
-    @property
-    def active(self) -> NDArray[np.bool_]:
-        """Whether a head's life has it active (base, retained, emerged or re-emerged), [P, L, H]."""
-        return is_in(self.state, ACTIVE)
 
-    def label(self, layer: int, head: int, probe: int = -1) -> str:
-        """The word for a head's state at a probe, the last one by default."""
-        return HeadState(self.state[probe, layer, head]).label
+def persistence(state: States) -> float:
+    """The part of all heads that ever emerged that is active at the last probe; NaN where none has emerged."""
+    newly = is_in(state, NEWLY_ACTIVE)
+    ever = newly.any(axis=0)
+    return float(newly[-1][ever].mean()) if ever.any() else float("nan")
 
-    def counts(self) -> dict[str, list[int]]:
-        """Heads in each state, by the state's label, at each probe; at every probe they sum to L * H."""
-        state = self.state
-        return {s.label: [int(n) for n in (state == s).sum(axis=(1, 2))] for s in HeadState}
 
-    def newly_active(self) -> list[int]:
-        """Active heads that the base did not have (emerged or re-emerged), at each probe."""
-        return [int(n) for n in is_in(self.state, NEWLY_ACTIVE).sum(axis=(1, 2))]
+def layer_profile(state: States) -> dict[str, list[int]]:
+    """Heads by layer, [L] each: of the base, dropped at the last probe, ever emerged, and of these still active."""
+    ever = is_in(state, NEWLY_ACTIVE).any(axis=0)
+    now = state[-1] if len(state) else np.zeros(ever.shape, np.int8)
+    heads = {
+        "base": is_in(now, OF_BASE),
+        "dropped": now == HeadState.DROPPED,
+        "emerged": ever,
+        "still_active": ever & is_in(now, NEWLY_ACTIVE),
+    }
+    return {name: [int(n) for n in where.sum(axis=1)] for name, where in heads.items()}
 
-    def cohorts(self) -> dict[int, list[int]]:
-        """Step of first emergence -> how many of those heads are active at each probe; they sum to newly_active()."""
-        return cohorts(self.steps, self.state)
 
-    def activation_frequency(self) -> NDArray[np.float64]:
-        """The part of all probes at which each head is active, [L, H] in [0, 1]."""
-        return self.active.mean(axis=0) if self.steps else np.zeros(self.state.shape[1:])
+def emergence_centre(state: States) -> float:
+    """Mean layer of the heads that ever emerged, 0 the first layer and 1 the last; NaN where none has emerged."""
+    layers = np.array(layer_profile(state)["emerged"])
+    if not layers.sum():
+        return float("nan")
+    return float(layers @ np.arange(len(layers)) / layers.sum() / max(len(layers) - 1, 1))
 
-    def spells(self) -> list[Spell]:
-        """Every uninterrupted active stretch of every head."""
-        return spells(self.steps, self.state)
 
-    def survival(self, group: str = "emerged", first_only: bool = True) -> KaplanMeier:
-        """Survival of spells in training steps; heads active at the last probe are right-censored.
-
-        group: "emerged", or "base" (heads that no one saw born: time counts from the base probe, a curve of its own).
-        """
-        if group not in ("emerged", "base"):
-            raise UserError(f"group={group!r}: give 'emerged' or 'base'")
-        chosen = [s for s in self.spells() if s.base == (group == "base") and (s.number == 1 or not first_only)]
-        return kaplan_meier([s.length for s in chosen], [s.end is not None for s in chosen])
-
-    def turnover(self) -> list[int]:
-        """Heads that became active or inactive since the probe before, at each probe; 0 at the first."""
-        active = self.active
-        return [0] * min(1, len(active)) + [int(n) for n in (active[1:] ^ active[:-1]).sum(axis=(1, 2))]
-
-    def persistence(self) -> float:
-        """The part of all heads that ever emerged that is active at the last probe; NaN where none has emerged."""
-        newly = is_in(self.state, NEWLY_ACTIVE)
-        ever = newly.any(axis=0)
-        return float(newly[-1][ever].mean()) if ever.any() else float("nan")
-
-    def layer_profile(self) -> dict[str, list[int]]:
-        """Heads by layer, [L] each: of the base, dropped at the last probe, ever emerged, and of these still active."""
-        state = self.state
-        ever = is_in(state, NEWLY_ACTIVE).any(axis=0)
-        now = state[-1] if len(state) else np.zeros(ever.shape, np.int8)
-        counted = {
-            "base": is_in(now, OF_BASE),
-            "dropped": now == HeadState.DROPPED,
-            "emerged": ever,
-            "still_active": ever & is_in(now, NEWLY_ACTIVE),
-        }
-        return {name: [int(n) for n in heads.sum(axis=1)] for name, heads in counted.items()}
-
-    def emergence_centre(self) -> float:
-        """Mean layer of the heads that ever emerged, 0 the first layer and 1 the last; NaN where none has."""
-        layers = np.array(self.layer_profile()["emerged"])
-        if not layers.sum():
-            return float("nan")
-        return float(layers @ np.arange(len(layers)) / layers.sum() / max(len(layers) - 1, 1))
-
-    def median_spell(self) -> float:
-        """Median survival of emerged heads' first spells, in training steps; NaN while more than half go on."""
-        return self.survival().median
-
-    def coupling(self, training: Iterable[Mapping[str, Any]], key: str = "reward") -> Coupling:
-        """Rank correlation of the number of newly active heads with a logged value, aligned at the probes."""
-        return couple(self.steps, self.newly_active(), list(training), key)
+def heads_at(where: Bools) -> list[int]:
+    """Number of heads at each probe, [P]; where: [P, L, H]."""
+    return [int(n) for n in where.sum(axis=(1, 2))]

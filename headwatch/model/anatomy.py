@@ -27,7 +27,7 @@ class Norm:
     def weight(self) -> Tensor:
         """w, [M], float32 or wider."""
         weight = _wide(self.module.get_parameter("weight").detach())
-        return 1 + weight if self.kind == "rms+1" else weight
+        return 1 + weight if self.kind.endswith("+1") else weight
 
     @property
     def bias(self) -> Tensor | None:
@@ -37,7 +37,7 @@ class Norm:
 
     def centre(self, x: Tensor) -> Tensor:
         """x - mean(x) for a LayerNorm, x as it is for the others, [..., M]."""
-        return x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+        return x - x.mean(-1, keepdim=True) if self.kind.startswith("layer") else x
 
     def inverse_scale(self, centred: Tensor) -> Tensor:
         """r of what `centre` returned: [..., M] -> [..., 1]."""
@@ -234,6 +234,11 @@ class Anatomy:
                 f"model: {type(inner).__name__} (config.model_type {model_type!r}) cannot be taken apart: {reason}; "
                 f"supported: {', '.join(sorted(LAYOUTS))}"
             )
+        if inner.get_output_embeddings() is None:
+            raise UnsupportedModelError(
+                f"model: {type(inner).__name__} has no output matrix over the vocabulary, so no metric can be read "
+                "from its tokens; headwatch scores causal language models"
+            )
         layout = LAYOUTS[model_type]
         config = config.get_text_config()
         for option, values, reason in (
@@ -312,7 +317,7 @@ def _layer(find: _Finder, shape: tuple[int, int, int]) -> Layer:
         mlp=mlp,
         mlp_adds=mlp if mlp_post_norm is None else mlp_post_norm.module,
         multiplier=1.0 if layout.multiplier is None else float(find.part(layout.multiplier)),
-        parallel=layout.parallel is not None and bool(find.part(layout.parallel)),
+        parallel=bool(find.part(layout.parallel)) if isinstance(layout.parallel, str) else layout.parallel,
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-NormKind = Literal["rms", "rms+1", "layer"]
+NormKind = Literal["rms", "rms+1", "layer", "layer+1"]
 Fused = Literal["stacked", "interleaved"]
 
 
@@ -16,7 +16,8 @@ class Layout:
 
     Attributes:
         layers, final_norm: paths from the model.
-        norm: what the norms named here compute. "rms": w x / rms(x); "rms+1": (1 + w) x / rms(x); "layer": LayerNorm.
+        norm: what the norms named here compute. "rms": w x / rms(x); "rms+1": (1 + w) x / rms(x); "layer": LayerNorm;
+            "layer+1": LayerNorm whose scale is 1 + w.
         attn_norm, mlp_norm: the norms in front of attention and MLP; None where they read the residual vector itself.
         attention, out, mlp: the attention module, its output projection, the MLP (an expert block is one MLP).
         qkv: the projections of queries, keys and values; a single one where they are fused.
@@ -26,7 +27,7 @@ class Layout:
             on one head at a time need no entry.
         attn_post_norm, mlp_post_norm: norms on the way from attention and MLP back into the residual stream.
         multiplier: the attribute of a decoder layer that scales what attention and MLP add to the stream.
-        parallel: the attribute of a decoder layer that says whether its MLP reads what its attention reads.
+        parallel: whether the MLP reads what attention reads; or the attribute of a decoder layer that says so.
     """
 
     layers: str = "model.layers"
@@ -43,7 +44,7 @@ class Layout:
     mlp: str = "mlp"
     mlp_post_norm: str | None = None
     multiplier: str | None = None
-    parallel: str | None = None
+    parallel: str | bool = False
 
 
 _LLAMA = Layout()
@@ -63,7 +64,24 @@ _OLMO2 = replace(
     mlp_post_norm="post_feedforward_layernorm",
 )
 
+
+def _text_path(layout: Layout) -> Layout:
+    """The same layout for the text model inside a vision-language model."""
+    return replace(layout, layers="model.language_model.layers", final_norm="model.language_model.norm")
+
+
 LAYOUTS: dict[str, Layout] = {
+    **dict.fromkeys(("arcee", "ernie4_5", "glm", "helium", "hunyuan_v1_dense", "mellum", "seed_oss"), _LLAMA),
+    **dict.fromkeys(("ministral", "ministral3"), _LLAMA),
+    **dict.fromkeys(("dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "hunyuan_v1_moe", "solar_open"), _LLAMA),
+    **dict.fromkeys(("jais2", "stablelm"), replace(_LLAMA, norm="layer")),
+    "nemotron": replace(_LLAMA, norm="layer+1"),
+    "apertus": replace(_LLAMA, attn_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
+    "exaone4": replace(_OLMO2, width_norms=None),
+    "glm4": replace(_LLAMA, attn_post_norm="post_self_attn_layernorm", mlp_post_norm="post_mlp_layernorm"),
+    "minimax_m2": replace(_LLAMA, width_norms=("q_norm", "k_norm")),
+    # Vision-language models: their text path. The images' tokens have no probe pairs.
+    **dict.fromkeys(("internvl", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"), _text_path(_LLAMA)),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -79,7 +97,7 @@ LAYOUTS: dict[str, Layout] = {
     "gemma": replace(_LLAMA, norm="rms+1"),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
-    "gemma3": replace(_GEMMA, layers="model.language_model.layers", final_norm="model.language_model.norm"),
+    "gemma3": _text_path(_GEMMA),
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
     "olmoe": replace(_LLAMA, width_norms=("q_norm", "k_norm")),
@@ -109,6 +127,11 @@ LAYOUTS: dict[str, Layout] = {
 _NOT_ATTENTION = "some or all of its layers are recurrent or convolutional and have no attention heads to score"
 _LATENT = "its heads read keys and values from a shared compressed vector, behind a norm of its own"
 _POST_LN = "it normalises the residual stream itself after every block, so that the stream is not a sum of outputs"
+_PER_LAYER = "its layers differ in head width, and each adds an embedding of its own to the stream"
+_FLATTENED = "its expert block returns tokens without their pairs"
+_TWO_MLPS = "a layer adds the outputs of two MLPs"
+_SHARED_NORM = "attention and MLP read the same norm's output, and headwatch needs a norm for each"
+_NO_SCALE = "its norms have no weights"
 _SEVERAL = "it mixes several residual streams, so that none of them is a sum of the heads' and MLPs' outputs"
 
 REFUSED: dict[str, str] = {
@@ -117,6 +140,11 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(["qwen3_next", "qwen3_5", "qwen3_5_text", "olmo_hybrid"], _NOT_ATTENTION),
     **dict.fromkeys(["deepseek_v2", "deepseek_v3"], _LATENT),
     **dict.fromkeys(["openai-gpt", "bert", "roberta"], _POST_LN),
+    **dict.fromkeys(["gemma4", "gemma4_text"], _PER_LAYER),
+    **dict.fromkeys(["llama4", "llama4_text"], _FLATTENED),
+    "granitemoeshared": _TWO_MLPS,
+    "olmo": _NO_SCALE,
+    **dict.fromkeys(["cohere", "cohere2", "persimmon", "phi"], _SHARED_NORM),
     **dict.fromkeys(["gemma3n", "gemma3n_text"], _SEVERAL),
 }
 """Why an architecture cannot be taken apart, for the message that refuses it."""

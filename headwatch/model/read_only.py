@@ -181,7 +181,8 @@ def _four_bit_state(model: nn.Module) -> Undo:
     """Keep bitsandbytes' 4-bit layers from rewriting themselves in forward, and save what forward sets for good.
 
     On CPUs with avx512_bf16 an evaluation forward of `Linear4bit` repacks its weight for inference, after which no
-    gradient passes the layer; and the first forward of any mode fixes the dtype that the layer computes in.
+    gradient passes the layer; and the first forward of any mode fixes the dtype that the layer computes in, and casts
+    its bias to it.
     """
     names = ("support_avx512bf16_for_cpu", "compute_dtype", "compute_type_is_set")
     layers = [module for module in model.modules() if hasattr(module, names[0])]
@@ -189,10 +190,14 @@ def _four_bit_state(model: nn.Module) -> Undo:
     for layer in layers:
         setattr(layer, names[0], False)
 
+    biases = [(layer.bias, layer.bias.data) for layer in layers if isinstance(layer.bias, Tensor)]
+
     def restore() -> None:
         for layer, values in saved:
             for name, value in values.items():
                 setattr(layer, name, value)
+        for bias, data in biases:
+            bias.data = data
 
     return restore
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from headwatch.io.plain_json import plain
 from headwatch.lives.reward_coupling import couple
 
 WARNING, STATUS = "warning", "status"
@@ -78,8 +79,8 @@ class Alert:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not finite becomes None."""
-        values = asdict(self) | {"level": self.level}
-        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+        values: dict[str, Any] = plain({**asdict(self), "level": self.level})
+        return values
 
 
 def alerts(

@@ -1,4 +1,4 @@
-"""The probe set of a run: made once, the same on every process, and after that read back and never made again."""
+"""The probe set of a run: made once, the same on every process, and read back when the run is resumed."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,38 +9,49 @@ from torch import nn
 from headwatch.attribution.metrics import Metric
 from headwatch.attribution.per_family import Metrics
 from headwatch.monitor.distributed import is_sharded, on_main
+from headwatch.monitor.settings import WatchSettings
 from headwatch.probes import Openers, ProbeSet
 from headwatch.probes.families import OPENERS
 from headwatch.probes.file_format import check_tokenizer
 from headwatch.probes.opener_sampling import sample_continuations
 from headwatch.probes.openers import LONGEST_PAIR
-from headwatch.probes.resolve import names_openers
-from headwatch.probes.resolve import resolve as resolve_probes
+from headwatch.probes.resolve import names_openers, resolve
 from headwatch.record.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a run's probe set is to be: HeadWatchCallback's arguments of the same names."""
+class ProbeSpec:
+    """What a run's probe set is made of: the settings of the same names."""
 
     probes: Any
     n_pairs: int
     seed: int
     openers: Openers
 
+    @classmethod
+    def of(cls, settings: WatchSettings) -> "ProbeSpec":
+        """The part of the settings that decides which pairs there are."""
+        return cls(settings.probes, settings.n_pairs, settings.seed, settings.openers)
+
     @property
-    def with_openers(self) -> bool:
+    def has_openers(self) -> bool:
         """Whether the opener family is named."""
         return names_openers(self.probes)
 
     def freeze(self, tokenizer: Any, model: nn.Module, optimizer: Any, resumed: RunFolder | None) -> ProbeSet:
-        """The set. Every process must come here; all get the same one.
+        """The probe set, the same on every process; every process must call this.
 
-        resumed: the record of the run so far, on the main process: it has the openers already.
-        Raises UserError for what cannot be made.
+        Args:
+            tokenizer: the trainer's.
+            model: samples the openers.
+            optimizer: the trainer's; needed under ZeRO-3 only.
+            resumed: the record of the run so far, on the main process; its openers are read back.
+
+        Raises:
+            UserError: the set cannot be made.
         """
-        openers = self._openers(tokenizer, model, optimizer, resumed) if self.with_openers else None
-        return resolve_probes(self.probes, tokenizer, self.n_pairs, self.seed, openers)
+        openers = self._openers(tokenizer, model, optimizer, resumed) if self.has_openers else None
+        return resolve(self.probes, tokenizer, self.n_pairs, self.seed, openers)
 
     def _openers(self, tokenizer: Any, model: nn.Module, optimizer: Any, resumed: RunFolder | None) -> ProbeSet:
         frozen = on_main(lambda: _frozen(resumed))
@@ -60,7 +71,7 @@ class Wanted:
         def make() -> ProbeSet:
             return self.openers.make(tokenizer, self.n_pairs, self.seed, sample, longest)
 
-        # A forward pass of a sharded model is a collective: there all processes sample, and the main one's is kept.
+        # A forward pass of a sharded model is a collective: all processes sample, and the main one's set is kept.
         if self.openers.source == "sampled" and is_sharded(model):
             made = make()
             return on_main(lambda: made)
@@ -77,5 +88,5 @@ def _frozen(resumed: RunFolder | None) -> ProbeSet | None:
 
 
 def metrics_of(probes: ProbeSet, metric: str | Metric, openers: Openers) -> Metrics:
-    """Family -> the metric it is read by: the openers have no answers, so they have one of their own."""
+    """Family -> its metric. Openers have no answers, so they have a metric of their own."""
     return {family: openers.metric if family == OPENERS else metric for family in probes.family_names}

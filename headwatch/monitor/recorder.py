@@ -13,13 +13,14 @@ from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.base_kl import mean_by_family
 from headwatch.circuits.circuit import Graph
 from headwatch.circuits.stability import CircuitHeads, circuit_heads
+from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
-from headwatch.lives.states import Event
 from headwatch.monitor.alerts import DEFAULTS, Alert, AlertSettings, alert_scalars, alerts
 from headwatch.probes import ProbeSet
+from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.replay import history_from_run
-from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.record.run_folder import RunFolder
 from headwatch.report import figure_data, plotly
 from headwatch.sinks import Sink
 from headwatch.stats import EvidenceSettings

@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.errors import UserError
-from headwatch.io.atomic import write_whole
+from headwatch.io.atomic import write_atomic
 from headwatch.probes import ProbeSet
+from headwatch.record.recorded_settings import recorded_settings
 from headwatch.record.run_folder import RunFolder
 from headwatch.stats import EvidenceSettings
 
 logger = logging.getLogger(__name__)
 
+_ABSENT = object()
 SIDECAR = "headwatch_state.json"
 
 # Settings that decide what a score or an event is: a history cannot change them on its way.
-FIXED = ("metric", "steps", "alphas", "edges", "top_n", "tau", "openers")
+FIXED = (
+    *("scoring.metric", "scoring.steps", "scoring.alphas", "scoring.edges", "circuit.top_n", "circuit.tau"),
+    *("openers", "evidence"),
+)
 
 
 def write_sidecar(checkpoint: Path, run: RunFolder, step: int, last_probe: int | None) -> None:
@@ -36,7 +41,7 @@ def write_sidecar(checkpoint: Path, run: RunFolder, step: int, last_probe: int |
         "model": {key: manifest["model"][key] for key in ("n_layers", "n_heads")},
         "wandb": manifest.get("wandb"),
     }
-    write_whole(checkpoint / SIDECAR, (json.dumps(note, indent=1) + "\n").encode())
+    write_atomic(checkpoint / SIDECAR, (json.dumps(note, indent=1) + "\n").encode())
 
 
 def read_sidecar(checkpoint: Path) -> dict[str, Any] | None:
@@ -72,9 +77,7 @@ def find_record(args: Any, step: int, path: Path) -> RunFolder | None:
     return None
 
 
-def refuse_another_run(
-    run: RunFolder, probes: ProbeSet, shape: tuple[int, int], settings: Mapping[str, Any], evidence: EvidenceSettings
-) -> None:
+def refuse_another_run(run: RunFolder, probes: ProbeSet, shape: tuple[int, int], settings: Mapping[str, Any]) -> None:
     """UserError, in one line, when the record at hand was made of other pairs, another model or by other rules."""
     manifest = run.manifest
     began = f"the record in {run.path} was begun"
@@ -97,14 +100,23 @@ def refuse_another_run(
             f"model with {shape[0]} layers x {shape[1]} heads: {began} with {had[0]} x {had[1]}; resume with the same "
             f"model, or move {run.path} away to begin a new record"
         )
-    old = manifest.get("settings") or {}
+    old = recorded_settings(manifest)
+    old["evidence"] = vars(EvidenceSettings.from_dict(old.get("evidence") or {}))
     for name in FIXED:
-        if name in old and old[name] != settings[name]:
-            now, then = _where_they_differ(settings[name], old[name])
+        now, then = _value(settings, name), _value(old, name)
+        if then is not _ABSENT and then != now:
+            now, then = _where_they_differ(now, then)
             raise UserError(f"{name}={now!r}: {began} with {name}={then!r}; {way_out}")
-    told_by = EvidenceSettings.from_dict(old.get("evidence") or {})
-    if told_by != evidence:
-        raise UserError(f"evidence={evidence}: {began} with {told_by}; {way_out}")
+
+
+def _value(settings: Mapping[str, Any], name: str) -> Any:
+    """A setting by its dotted name; _ABSENT where the record has none."""
+    found: Any = settings
+    for part in name.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            return _ABSENT
+        found = found[part]
+    return found
 
 
 def cut_to(run: RunFolder, step: int, every: int) -> int | None:

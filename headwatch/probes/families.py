@@ -1,8 +1,7 @@
-r"""The built-in families of probe pairs, as text: what is asked, and how it is corrupted.
+r"""The built-in families of probe pairs, as text.
 
-A family draws candidates and knows nothing of tokenizers; whether a candidate survives tokenisation is decided in
-pair_tokenizer.py. Prompts end in ``\boxed{``: no leading-space problem, and mathematics models expect it. The family
-for small base models, which do not, ends in ``=``.
+A family draws candidates without a tokenizer; tokenization.py accepts or rejects them. Prompts end in ``\boxed{``: an
+answer needs no leading space, and mathematics models expect it. The family for small base models ends in ``=``.
 """
 
 import random
@@ -14,7 +13,7 @@ from headwatch.errors import UserError
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pair as text, before any tokenizer has seen it."""
+    """A pair as text, not yet tokenised."""
 
     clean: str
     corrupted: str
@@ -24,7 +23,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Option:
-    """A whole number that sets a family's difficulty: its default and the range that makes sense."""
+    """A whole number that sets a family's difficulty: its default and its range."""
 
     default: int
     lowest: int
@@ -33,14 +32,14 @@ class Option:
 
 @dataclass(frozen=True)
 class Family:
-    """A named source of candidates. ``draw(rng, **options)`` gives one and takes randomness from ``rng`` alone."""
+    """A named generator of candidates: ``draw(rng, **options)`` returns one, with ``rng`` as only random source."""
 
     name: str
     draw: Callable[..., Candidate]
     options: Mapping[str, Option] = field(default_factory=dict)
 
     def settings(self, given: Mapping[str, int]) -> dict[str, int]:
-        """This family's options with defaults filled in; UserError for a value outside its range."""
+        """All options of this family, with defaults; UserError for a value outside its range."""
         chosen = {name: given.get(name, option.default) for name, option in self.options.items()}
         for name, value in chosen.items():
             option = self.options[name]
@@ -53,7 +52,7 @@ class Family:
 
 
 def addition(rng: random.Random, *, digits: int) -> Candidate:
-    """Two numbers to add; corrupted: another second number. Both sums have the same number of digits."""
+    """Add two numbers; corrupted: another second number. Both sums have the same number of digits."""
     while True:
         a, b, other_b = (_number(rng, digits) for _ in range(3))
         if other_b != b and len(str(a + b)) == len(str(a + other_b)):
@@ -61,9 +60,9 @@ def addition(rng: random.Random, *, digits: int) -> Candidate:
 
 
 def carry(rng: random.Random, *, digits: int) -> Candidate:
-    """Addition whose ones digits carry; corrupted: another ones digit of b, so that the carry goes.
+    """Addition with a carry from the ones digits; corrupted: another ones digit of b, without a carry.
 
-    The sums' leading digits differ, so the metric is read where only the carry decides.
+    The sums differ in their leading digit, so the metric is read where only the carry matters.
     """
     while True:
         a, b = _number(rng, digits), _number(rng, digits)
@@ -79,14 +78,14 @@ SOLVED = ((3, 5), (12, 7), (9, 4), (16, 2))
 
 
 def sums(rng: random.Random) -> Candidate:
-    """A sum of two numbers up to 20 behind four solved ones, without which a small base model hardly adds at all.
+    """Add two numbers up to 20, after four solved sums, without which small base models rarely add correctly.
 
-    Corrupted: another second number of as many digits, with a sum as long. The solved sums are not asked for.
+    Corrupted: another second number with as many digits and as long a sum. The solved sums are never the question.
     """
     while True:
         a, b, other_b = (rng.randint(1, 20) for _ in range(3))
-        alike = len(str(b)) == len(str(other_b)) and len(str(a + b)) == len(str(a + other_b))
-        if b != other_b and alike and (a, b) not in SOLVED and (a, other_b) not in SOLVED:
+        equal_lengths = len(str(b)) == len(str(other_b)) and len(str(a + b)) == len(str(a + other_b))
+        if b != other_b and equal_lengths and (a, b) not in SOLVED and (a, other_b) not in SOLVED:
             break
     shown = "".join(f"{x}+{y}={x + y}\n" for x, y in SOLVED)
     return Candidate(f"{shown}{a}+{b}=", f"{shown}{a}+{other_b}=", str(a + b), str(a + other_b))
@@ -113,7 +112,7 @@ OBJECTS = ("apples", "books", "cards", "coins", "cups", "eggs", "flowers", "pens
 
 
 def word_problem(rng: random.Random) -> Candidate:
-    """A two-step story (has, gets, gives); corrupted: another amount is given away. All numbers have two digits."""
+    """A two-step story (has, gets, gives); corrupted: another amount given away. All numbers have two digits."""
     name, receiver = rng.sample(NAMES, 2)
     things = rng.choice(OBJECTS)
     while True:
@@ -132,7 +131,7 @@ def word_problem(rng: random.Random) -> Candidate:
 
 
 def linear_equation(rng: random.Random) -> Candidate:
-    """Solve p x + q = r with x in 2..9; corrupted: another r of as many digits, again with a solution in 2..9."""
+    """Solve p x + q = r with x in 2..9; corrupted: another r with as many digits, and a solution in 2..9."""
     while True:
         p, q = rng.randint(2, 9), rng.randint(1, 30)
         x, other_x = rng.sample(range(2, 10), 2)
@@ -146,11 +145,11 @@ def linear_equation(rng: random.Random) -> Candidate:
     return Candidate(equation(r), equation(other_r), str(x), str(other_x))
 
 
-KEYS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O, which read as 1 and 0
+KEYS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O, which look like 1 and 0
 
 
 def recall(rng: random.Random, *, entries: int) -> Candidate:
-    """Look a key up in a table: a control without arithmetic. Corrupted: another key is asked for."""
+    """Look up a key in a table: a control without arithmetic. Corrupted: another key."""
     keys = rng.sample(KEYS, entries)
     values = rng.sample(range(10), entries)
     asked, other = rng.sample(range(entries), 2)
@@ -174,7 +173,7 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-OPENERS = "openers"  # the family that is made from questions, not drawn: see openers.py
+OPENERS = "openers"  # made from questions, not drawn: see openers.py
 
 
 def _number(rng: random.Random, digits: int) -> int:

@@ -1,8 +1,9 @@
-"""Probe sets on disk: the frozen format (.safetensors, .json) and your own pairs (.jsonl); docs/reference/probes.md."""
+"""Probe sets on disk: frozen sets (.safetensors, .json) and users' own pairs (.jsonl); see docs/reference/probes.md."""
 
 import json
 import os
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,29 @@ import safetensors
 import safetensors.torch
 
 from headwatch.errors import UserError
-from headwatch.io.atomic import write_whole
+from headwatch.io.atomic import write_atomic
 from headwatch.probes.families import Candidate
-from headwatch.probes.generate import pad
-from headwatch.probes.pair_set import TENSORS, ProbeSet
+from headwatch.probes.generate import from_pairs
+from headwatch.probes.pair_set import TENSORS, ProbeSet, Provenance
 from headwatch.probes.tokenization import AlignedPair, MisalignedError, PairTokenizer, shorten
 
 FORMAT = 1
 METADATA_KEY = "headwatch_probes"
 TEXT_KEYS = ("clean", "corrupted", "clean_answer", "corrupted_answer")
 ID_KEYS = ("clean_ids", "corrupted_ids", "clean_answer_id", "corrupted_answer_id")
-SHOWN_LINES = 5
+SHOWN_LINES = 5  # invalid lines listed in an error
 
 
 def save(probes: ProbeSet, path: str | os.PathLike[str]) -> None:
-    """Freeze the set in a file (.safetensors or .json); ``load`` gives it back with the same fingerprint."""
+    """Write the set to a file; ``load`` returns it with the same fingerprint. Public as `ProbeSet.save`.
+
+    Args:
+        probes: the set.
+        path: a .safetensors or .json file.
+
+    Raises:
+        UserError: another file type, or the file cannot be written.
+    """
     path = Path(path)
     metadata = {
         "format": FORMAT,
@@ -43,28 +52,32 @@ def save(probes: ProbeSet, path: str | os.PathLike[str]) -> None:
         data = json.dumps({METADATA_KEY: metadata, "tensors": lists}).encode()
     else:
         raise UserError(
-            f"{path}: a probe set is saved as .safetensors or .json, not {path.suffix or 'without an ending'}"
+            f"{path}: a probe set is saved as .safetensors or .json, not {path.suffix or 'without a file extension'}"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
+        write_atomic(path, data)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def load(path: str | os.PathLike[str], tokenizer: Any = None) -> ProbeSet:
-    """A frozen set (.safetensors or .json, from ``save``) or your own pairs (.jsonl; text needs the tokenizer).
+    """Read a frozen set, or a user's own pairs. Public as `ProbeSet.load`.
 
-    A tokenizer given with a frozen set must read its prompts as the tokens that were frozen.
+    Args:
+        path: a .safetensors or .json file written by ``save``, or a .jsonl file (see docs/reference/probes.md).
+        tokenizer: needed for pairs given as text. With a frozen set, checked to give the same tokens.
 
     Raises:
-        UserError: the file is missing, damaged or of another kind, or a line of a JSONL is bad (with its number, what
-            is wrong and the text). The formats are in docs/reference/probes.md.
+        UserError: the file is missing, damaged or of another type; a line of a .jsonl is invalid (with its number, the
+            reason and the text); or the tokenizer gives other tokens.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".json", ".jsonl"):
-        kinds = ".safetensors or .json (saved by ProbeSet.save) or .jsonl (your own pairs)"
-        raise UserError(f"{path}: cannot tell what this file holds; probes are read from {kinds}")
+        raise UserError(
+            f"{path}: unknown file type; probes are read from .safetensors or .json (written by ProbeSet.save) or "
+            ".jsonl (your own pairs)"
+        )
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -79,16 +92,24 @@ def load(path: str | os.PathLike[str], tokenizer: Any = None) -> ProbeSet:
 
 
 def check_tokenizer(probes: ProbeSet, tokenizer: Any, where: str = "") -> None:
-    """UserError if the tokenizer reads the set's prompts as other tokens; a warning where that cannot be told.
+    """Check that a tokenizer gives the set's token ids; warn where the set has no texts to check.
 
-    A set whose tokenizer is unknown (token ids of your own) is taken at its word, and so is a missing tokenizer.
+    Nothing is checked without a tokenizer, or for a set whose tokenizer is unknown.
+
+    Args:
+        probes: the set.
+        tokenizer: a Hugging Face tokenizer, or None.
+        where: start of the message.
+
+    Raises:
+        UserError: it gives other token ids for a prompt.
     """
     if tokenizer is None or not (probes.vocabulary or probes.tokenizer_name):
         return
     own = PairTokenizer(tokenizer)
     if own.vocabulary == probes.vocabulary:
         return
-    # Another vocabulary may still read these prompts alike, for example one with an added padding token.
+    # Another vocabulary may still give the same ids, for example one with an added padding token.
     checked = 0
     for i in range(len(probes)):
         for text, ids in zip(probes.texts[i], (probes.clean[i], probes.corrupted[i]), strict=True):
@@ -97,24 +118,23 @@ def check_tokenizer(probes: ProbeSet, tokenizer: Any, where: str = "") -> None:
             checked += 1
             if own.encode_prompt(text) != ids[probes.attention_mask[i].bool()].tolist():
                 raise UserError(
-                    f"{where}this probe set was frozen with tokenizer {probes.tokenizer_name!r}, and tokenizer "
-                    f"{own.name!r} reads its pair {i} ({shorten(text)!r}) as other tokens: give the tokenizer it was "
-                    "made with, or generate the probes anew"
+                    f"{where}this probe set was made with tokenizer {probes.tokenizer_name!r}, and tokenizer "
+                    f"{own.name!r} gives other tokens for its pair {i} ({shorten(text)!r}): use the tokenizer it was "
+                    "made with, or generate the probes again"
                 )
     if checked == 0 and (probes.vocabulary or own.name != probes.tokenizer_name):
         warnings.warn(
-            f"{where}this probe set was frozen with tokenizer {probes.tokenizer_name!r} and is used with {own.name!r}; "
-            "it has no texts, so whether they agree cannot be checked",
+            f"{where}this probe set was made with tokenizer {probes.tokenizer_name!r} and is used with {own.name!r}; "
+            "it has no texts, so whether the tokenizers agree cannot be checked",
             stacklevel=3,
         )
 
 
 def _parse_frozen(path: Path, data: bytes) -> ProbeSet:
-    stranger = UserError(f"{path}: not a frozen probe set of headwatch (your own pairs go into a .jsonl)")
     try:
         if path.suffix == ".safetensors":
             tensors: dict[str, Any] = safetensors.torch.load(data)
-            # safetensors.torch.load drops the metadata: it stands in the header, behind its length in 8 bytes.
+            # safetensors.torch.load drops the metadata. It is in the header, which follows its length (8 bytes).
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             metadata = json.loads(header["__metadata__"][METADATA_KEY])
         else:
@@ -122,21 +142,22 @@ def _parse_frozen(path: Path, data: bytes) -> ProbeSet:
             tensors, metadata = content["tensors"], content[METADATA_KEY]
         version = metadata["format"]
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise stranger from error
+        raise UserError(f"{path}: not a frozen probe set of headwatch (your own pairs go into a .jsonl)") from error
     if version != FORMAT:
         raise UserError(f"{path}: probe file format {version}; this version of headwatch reads format {FORMAT}")
     damaged = f"{path}: the frozen probe set was damaged or edited"
     try:
         probes = ProbeSet.from_token_ids(
             **{name: tensors[name] for name in TENSORS},
-            **{name: metadata[name] for name in ("families", "texts", "tokenizer_name", "vocabulary", "rejected")},
+            families=metadata["families"],
+            provenance=Provenance(**{field.name: metadata[field.name] for field in fields(Provenance)}),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{damaged} ({error}); generate it anew") from error
+        raise UserError(f"{damaged} ({error}); generate it again") from error
     if probes.fingerprint != metadata["fingerprint"]:
         raise UserError(
             f"{damaged}: its fingerprint is {probes.fingerprint} and should be {metadata['fingerprint']}; "
-            "generate it anew, or write your own pairs into a .jsonl"
+            "generate it again, or write your own pairs into a .jsonl"
         )
     return probes
 
@@ -156,29 +177,34 @@ def _parse_lines(path: Path, data: bytes, tokenizer: Any) -> ProbeSet:
             row = _parse_row(line)
             if "clean" in row and pair_tokenizer is None:
                 raise UserError(
-                    f"{path}: line {number} holds text, so ProbeSet.load needs the tokenizer: load(path, tokenizer)"
+                    f"{path}: line {number} is text, so ProbeSet.load needs the tokenizer: load(path, tokenizer)"
                 )
             pairs.append(_align_row(row, pair_tokenizer))
             families.append(row.get("family", "custom"))
         except (_BadLineError, MisalignedError) as error:
             problems.append(f"line {number}: {error}: {shorten(line, 100)}")
     if problems:
-        more = f"\n  and {len(problems) - SHOWN_LINES} more" if len(problems) > SHOWN_LINES else ""
-        if len(problems) == 1:
-            raise UserError(f"{path}: {problems[0]}")
-        shown = "".join(f"\n  {problem}" for problem in problems[:SHOWN_LINES])
-        raise UserError(f"{path}: {len(problems)} of {len(numbered)} lines refused:{shown}{more}")
+        raise UserError(f"{path}: {_summary(problems, len(numbered))}")
     if not pairs:
-        raise UserError(f"{path}: no pairs in this file; give one JSON object a line with {', '.join(TEXT_KEYS)}")
-    return pad(pairs, families, pair_tokenizer)
+        raise UserError(f"{path}: no pairs in this file; give one JSON object per line with {', '.join(TEXT_KEYS)}")
+    return from_pairs(pairs, families, pair_tokenizer)
+
+
+def _summary(problems: list[str], n_lines: int) -> str:
+    """One problem on one line, several as a list that ends after SHOWN_LINES."""
+    if len(problems) == 1:
+        return problems[0]
+    more = f"\n  and {len(problems) - SHOWN_LINES} more" if len(problems) > SHOWN_LINES else ""
+    shown = "".join(f"\n  {problem}" for problem in problems[:SHOWN_LINES])
+    return f"{len(problems)} of {n_lines} lines refused:{shown}{more}"
 
 
 class _BadLineError(Exception):
-    """A line of a user's file that is no pair."""
+    """A line of a user's file is not a valid pair."""
 
 
 def _parse_row(line: str) -> dict[str, Any]:
-    """The line as a checked object that holds either TEXT_KEYS or ID_KEYS, and maybe a family."""
+    """The validated object of a line: either TEXT_KEYS or ID_KEYS, and optionally a family."""
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -187,14 +213,14 @@ def _parse_row(line: str) -> dict[str, Any]:
         raise _BadLineError("not a JSON object")
     texts, ids = [key for key in TEXT_KEYS if key in row], [key for key in ID_KEYS if key in row]
     if texts and ids:
-        raise _BadLineError(f"holds both text ({texts[0]}) and token ids ({ids[0]}); give one of them")
-    wanted = ID_KEYS if ids else TEXT_KEYS
-    missing = [key for key in wanted if key not in row]
+        raise _BadLineError(f"has both text ({texts[0]}) and token ids ({ids[0]}); give one of them")
+    required = ID_KEYS if ids else TEXT_KEYS
+    missing = [key for key in required if key not in row]
     if missing:
         raise _BadLineError(f"{', '.join(missing)} missing")
-    for key in wanted:
+    for key in required:
         if key in TEXT_KEYS and not (isinstance(row[key], str) and row[key]):
-            raise _BadLineError(f"{key} is {json.dumps(row[key])}, not text in quotes")
+            raise _BadLineError(f"{key} is {json.dumps(row[key])}, not a text in quotes")
         if key.endswith("_ids") and not (isinstance(row[key], list) and row[key] and all(map(_is_id, row[key]))):
             raise _BadLineError(f"{key} is not a list of token ids")
         if key.endswith("_id") and not _is_id(row[key]):
@@ -206,8 +232,9 @@ def _parse_row(line: str) -> dict[str, Any]:
 
 
 def _align_row(row: dict[str, Any], tokenizer: PairTokenizer | None) -> AlignedPair:
+    """The pair of a validated row."""
     if "clean" in row:
-        assert tokenizer is not None  # the caller refuses text without one
+        assert tokenizer is not None  # _parse_lines refuses text without one
         return tokenizer.align(Candidate(*(row[key] for key in TEXT_KEYS)))
     clean, corrupted, clean_answer, corrupted_answer = (row[key] for key in ID_KEYS)
     if len(clean) != len(corrupted):
@@ -219,7 +246,7 @@ def _align_row(row: dict[str, Any], tokenizer: PairTokenizer | None) -> AlignedP
     if tokenizer is not None:
         largest = max(*clean, *corrupted, clean_answer, corrupted_answer)
         if largest >= len(tokenizer.tokenizer):
-            raise _BadLineError(f"token id {largest} is beyond the tokenizer's {len(tokenizer.tokenizer)} tokens")
+            raise _BadLineError(f"token id {largest} is outside the tokenizer's {len(tokenizer.tokenizer)} tokens")
     return AlignedPair(clean, corrupted, (clean_answer, corrupted_answer), ("", ""))
 
 

@@ -1,6 +1,6 @@
-"""How a model goes on from a prompt: the openers that a probe set is made of, sampled without leaving a trace.
+"""Sampling of openers from a model, without changing the model or any random state.
 
-Not by model.generate, which keeps caches and reads settings that a trainer may have changed for its own sampling.
+It does not use model.generate, which keeps caches and reads settings that a trainer may have changed.
 """
 
 import random
@@ -13,9 +13,10 @@ from transformers import DynamicCache
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import Call, callers_autocast
 from headwatch.model.read_only import read_only_pass
+from headwatch.probes.padding import pad_left
 
-AT_ONCE = 16  # prompts a batch
-MOST_LIKELY = 1024  # tokens that are drawn from
+BATCH_SIZE = 16
+MOST_LIKELY = 1024  # tokens that a draw chooses from
 
 
 def sample_continuations(
@@ -27,22 +28,25 @@ def sample_continuations(
     top_p: float = 0.95,
     optimizer: object | None = None,
 ) -> list[list[int]]:
-    """``n_tokens`` tokens behind each prompt, the same for the same model, prompt and seed.
+    """Sample a continuation of each prompt, the same for the same model, prompt and seed.
 
     Args:
-        model: as the trainer holds it; it comes out exactly as it went in, and so does every random state.
+        model: the trainer's model; unchanged afterwards, and so is every random state.
         prompts: token ids.
-        seeds: one a prompt.
-        n_tokens: always as many, whatever they are: where to stop is for the caller to see. So processes that share a
-            sharded model run the same number of forward passes.
+        seeds: one per prompt.
+        n_tokens: length of every continuation; special tokens do not end it. So processes that share a sharded model
+            run the same number of forward passes.
         temperature, top_p: of the draws, among the 1,024 most likely tokens.
         optimizer: the trainer's; needed under ZeRO-3 only.
+
+    Returns:
+        n_tokens token ids per prompt.
     """
     anatomy = Anatomy.of(model)
     like = next(model.parameters())
-    # Eager attention makes NaN of padding in float64 (see attribution/batches.py).
-    size = 1 if like.dtype == torch.float64 else AT_ONCE
-    # Like lengths together, so that little is padding.
+    # In float64, eager attention gives NaN at padded positions (see attribution/batching.py).
+    size = 1 if like.dtype == torch.float64 else BATCH_SIZE
+    # Prompts of similar length share a batch, which needs less padding.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     found: dict[int, list[int]] = {}
     with read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call, torch.no_grad():
@@ -62,10 +66,8 @@ def _continue(
     temperature: float,
     top_p: float,
 ) -> Tensor:
-    """The tokens [B, n] that follow B prompts; uniforms: [B, n] in [0, 1), which decide each draw."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    """Sample n tokens after each of B prompts, [B, n]; uniforms: [B, n] in [0, 1), one per draw."""
+    ids, mask = (torch.tensor(rows, device=device) for rows in pad_left(prompts))
     cache = DynamicCache()
     drawn: list[Tensor] = []
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -86,9 +88,9 @@ def _continue(
 
 
 def _draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
-    """One token a row [B], out of the smallest set of likeliest tokens that holds top_p; logits [B, V], uniforms [B].
+    """Top-p sampling of one token per row, [B]; logits: [B, V], uniforms: [B].
 
-    On the CPU in float64, so that the draw itself is the same on every machine.
+    On the CPU in float64, so that the draw is the same on every machine.
     """
     values, tokens = logits.float().topk(min(MOST_LIKELY, logits.shape[-1]), -1)
     weights = (values.cpu().double() / temperature).softmax(-1)

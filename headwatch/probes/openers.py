@@ -1,9 +1,9 @@
 r"""The opener family: a question in the model's chat template, and the start of a reasoning or of a direct answer.
 
-Clean is the reasoning opener, corrupted the direct one, behind the same prompt and cut to equal token length. This is
-the paper's contrast of a post-trained model (arXiv 2509.25758, "Probe prompts"): there the openers are what the trained
-and the base model sample; here, before training, the base model samples both, once asked to reason and once not. The
-openers do not align word by word, so the family is a series of its own, read by "kl" or "nll".
+Both openers follow the same prompt and have equal token length; clean is the reasoning one, corrupted the direct one.
+This is the paper's contrast of a post-trained model (arXiv 2509.25758, "Probe prompts"). There the trained model
+samples one opener and the base model the other; here, before training, the base model samples both, once with and once
+without the system prompt. The openers do not align word by word, so the family has its own metric, "kl" or "nll".
 """
 
 import random
@@ -15,19 +15,20 @@ from typing import Any
 
 from headwatch.errors import UserError
 from headwatch.probes.families import OPENERS as NAME
-from headwatch.probes.pair_set import ProbeSet
+from headwatch.probes.padding import pad_left
+from headwatch.probes.pair_set import ProbeSet, Provenance
 from headwatch.probes.questions import DEFAULT_QUESTIONS, load_questions
 from headwatch.probes.system_prompts import OPEN_R1_PROMPT
-from headwatch.probes.tokenization import MisalignedError, PairTokenizer, commonest, shorten
+from headwatch.probes.tokenization import MisalignedError, PairTokenizer, most_common, shorten
 
 SOURCES = ("sampled", "fixed")
-READ = {"kl": 1, "nll": 16}  # clean tokens behind the openers that the metric reads: the next one, or the next 16
-LEAST_TOKENS = 4  # of an opener: fewer say nothing about how the answer goes on
-LONGEST_PAIR = 2048  # tokens, question and all
-ROUNDS = 6  # how often a question may come back, with another opener each time
+READ = {"kl": 1, "nll": 16}  # clean tokens after the openers that the metric reads
+LEAST_TOKENS = 4  # of an opener: fewer do not decide how the answer continues
+LONGEST_PAIR = 2048  # tokens of a pair, with the question
+ROUNDS = 6  # uses of a question, with another opener each time
 
-# The paper's own examples come first: "<think>Okay, so I have this problem where ..." and "To solve this problem,
-# we'll ...", "We'll use Python to help us ...". The rest are in their manner. <think> stands in FIXED through `start`.
+# The first ones are the paper's examples: "<think>Okay, so I have this problem where ..." and "To solve this problem,
+# we'll ...", "We'll use Python to help us ...". The others are similar. `Openers.start` adds <think>.
 REASONING = (
     "Okay, so I have this problem where I need to work out what is asked, and I want to be careful about every step.",
     "Alright, let me read this again slowly. First I should write down what is given, and then see what follows.",
@@ -44,27 +45,26 @@ DIRECT = (
 )
 
 Sample = Callable[[Sequence[list[int]], Sequence[str], int], list[list[int]]]
-"""sample(prompts, seeds, n) -> up to n token ids that go on from each prompt; see headwatch.probes.opener_sampling."""
+"""sample(prompts, seeds, n) -> up to n token ids that continue each prompt; see headwatch.probes.opener_sampling."""
 
 
 @dataclass(frozen=True)
 class Openers:
-    r"""What the pairs of the opener family are made of.
+    r"""Options of the opener family.
 
     Attributes:
-        questions: data sets on the Hub, or .jsonl files with a `problem` or `question` a line. Give as many questions
-            as pairs: where there are fewer, a question comes back with another opener, and such pairs are not
-            independent.
-        source: "sampled" by the model as it stands when training begins, or "fixed" texts, which need no generation.
-        tokens: of an opener, at most; both are cut to the shorter one.
-        metric: "kl" at the last position (the paper's), or "nll" of the next 16 clean tokens.
-        system_prompt: the training's own, with which the model is asked to reason; both openers stand behind this
-            prompt. The direct one is sampled without it.
-        start: what every reasoning opener begins with; a base model would seldom begin so by itself. "" for nothing.
-        temperature, top_p: of the sampling (the paper's, from its evaluation).
+        questions: data sets on the Hub, or .jsonl files with a `problem` or `question` per line. Give as many questions
+            as pairs: with fewer, a question is used again with another opener, and such pairs are not independent.
+        source: "sampled" from the model when training begins, or "fixed" texts, which need no generation.
+        tokens: largest number of tokens of an opener; both are truncated to the shorter one.
+        metric: "kl" at the last position (as in the paper), or "nll" of the next 16 clean tokens.
+        system_prompt: the training's, which asks the model to reason; both openers follow it. The direct one is sampled
+            without it.
+        start: text that starts every reasoning opener, because a base model rarely starts with it; "" for none.
+        temperature, top_p: of the sampling (from the paper's evaluation).
 
     Raises:
-        UserError: a value makes no sense.
+        UserError: a value is invalid.
     """
 
     questions: str | Sequence[str] = DEFAULT_QUESTIONS
@@ -93,11 +93,11 @@ class Openers:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The questions' sources, as a tuple."""
+        """`questions` as a tuple."""
         return (self.questions,) if isinstance(self.questions, str) else tuple(self.questions)
 
     def described(self) -> dict[str, Any]:
-        """What decides which pairs there are, for the record; of a file its name, wherever it lies."""
+        """The options for the manifest; a file is given by its name, without its folder."""
         names = [Path(name).name if name.endswith(".jsonl") else name for name in self.sources]
         return {**vars(self), "questions": names}
 
@@ -109,15 +109,25 @@ class Openers:
         sample: Sample | None = None,
         longest: int = LONGEST_PAIR,
     ) -> ProbeSet:
-        """``n_pairs`` pairs, the same for the same seed (and, if sampled, the same model).
+        """Make the pairs, the same for the same seed (and, if sampled, the same model).
 
-        tokenizer: with a chat template; left as it was. sample: needed for source "sampled". longest: tokens of a pair.
-        Pairs that cannot be made are in ``rejected``. Raises UserError where too few can.
+        Args:
+            tokenizer: with a chat template; it is not changed.
+            n_pairs: number of pairs.
+            seed: of the order of the questions and of the openers.
+            sample: continues prompts; needed for source "sampled".
+            longest: largest number of tokens of a pair.
+
+        Returns:
+            n_pairs pairs of the family "openers"; ``rejected`` lists the pairs that could not be made.
+
+        Raises:
+            UserError: the questions cannot be read, or too few pairs could be made.
         """
         if self.source == "sampled" and sample is None:
             raise UserError(
                 'source="sampled" of the openers needs the model, which HeadWatchCallback has when training begins; '
-                'from fixed texts they are made without: Openers(source="fixed")'
+                'fixed texts need none: Openers(source="fixed")'
             )
         if isinstance(n_pairs, bool) or not isinstance(n_pairs, int) or n_pairs < 1:
             raise UserError(f"n_pairs={n_pairs!r}: give a whole number of pairs of at least 1 (the default is 64)")
@@ -126,10 +136,15 @@ class Openers:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question as the model is asked it, in token ids.
+    """A question as token ids.
 
-    prompt: what both openers stand behind. start: what the reasoning opener begins with. direct: the question alone.
-    fixed: the (reasoning, direct) opener, where they are fixed texts.
+    Attributes:
+        question: its text.
+        turn: how often it was used before.
+        prompt: with the system prompt; both openers follow it.
+        start: start of the reasoning opener.
+        direct: the question without the system prompt, from which the direct opener is sampled.
+        fixed: the (reasoning, direct) opener, for source "fixed".
     """
 
     question: str
@@ -142,7 +157,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Token ids of both sides as they are fed, prompt and all, and the clean tokens to come at the last positions."""
+    """Input token ids of both sides, and the clean tokens that follow at the last positions."""
 
     clean: tuple[int, ...]
     corrupted: tuple[int, ...]
@@ -150,7 +165,7 @@ class _Pair:
 
 
 class _Maker:
-    """The pairs of one set, some questions at a time."""
+    """Makes the pairs of one set, in batches of questions."""
 
     def __init__(
         self, openers: Openers, tokenizer: PairTokenizer, seed: int, sample: Sample | None, longest: int
@@ -165,10 +180,10 @@ class _Maker:
         random.Random(f"headwatch {NAME} {self.seed}").shuffle(questions)
         turns = ((turn, question) for turn in range(ROUNDS) for question in questions)
         kept: dict[tuple[tuple[int, ...], tuple[int, ...]], _Pair] = {}
-        kinds: list[str] = []
+        reasons: list[str] = []
 
-        def refuse(error: MisalignedError, question: str) -> None:
-            kinds.append(error.kind)
+        def reject(error: MisalignedError, question: str) -> None:
+            reasons.append(error.reason)
             rejected.append(f"{NAME}: {error}: {shorten(question, 80)}")
 
         while len(kept) < n_pairs and (tried := list(islice(turns, n_pairs - len(kept)))):
@@ -177,28 +192,29 @@ class _Maker:
                 try:
                     asked.append(self._ask(question, turn))
                 except MisalignedError as error:
-                    refuse(error, question)
+                    reject(error, question)
             for one, (clean, corrupted) in zip(asked, self._openers(asked), strict=True):
                 try:
                     pair = self._cut(one, clean, corrupted)
                     if kept.setdefault((pair.clean, pair.corrupted), pair) is not pair:
-                        raise MisalignedError("the pair came before")
+                        raise MisalignedError("repeated pair")
                 except MisalignedError as error:
-                    refuse(error, one.question)
+                    reject(error, one.question)
         if len(kept) < n_pairs:
-            why = f"; commonest reason: {commonest(kinds)}, e.g. {shorten(rejected[-1], 160)}" if kinds else ""
+            why = f"; most common reason: {most_common(reasons)}, e.g. {shorten(rejected[-1], 160)}" if reasons else ""
             raise UserError(
                 f"family {NAME!r}: {len(kept)} of {n_pairs} pairs could be made from {len(questions)} questions "
                 f"({', '.join(self.openers.sources)}){why}; give more questions, or ask for fewer pairs"
             )
         return self._set(list(kept.values()), rejected)
 
-    # --- what is asked ----------------------------------------------------------------------------------------------
+    # --- questions --------------------------------------------------------------------------------------------------
 
     def _ask(self, question: str, turn: int) -> _Asked:
+        """Tokenise a question; MisalignedError where the prompt is too long or merges with an opener."""
         text = self._chat(question, self.openers.system_prompt)
         direct = self.tokenizer.encode_prompt(self._chat(question, ""))
-        # Templates of reasoning models may have begun to think already.
+        # The template of a reasoning model may already end in <think>.
         start = "" if text.rstrip().endswith(self.openers.start.strip()) else self.openers.start
         prompt = self.tokenizer.encode_prompt(text)
         if (length := max(len(prompt), len(direct))) > self.longest_prompt:
@@ -206,15 +222,15 @@ class _Maker:
         fixed: tuple[list[int], list[int]] = ([], [])
         if self.openers.source == "fixed":
             rng = random.Random(self._seed("fixed", turn, question))
-            fixed = (self._behind(text, start + rng.choice(REASONING)), self._behind(text, rng.choice(DIRECT)))
-        return _Asked(question, turn, prompt, self._behind(text, start), direct, fixed)
+            fixed = (self._after(text, start + rng.choice(REASONING)), self._after(text, rng.choice(DIRECT)))
+        return _Asked(question, turn, prompt, self._after(text, start), direct, fixed)
 
     def _seed(self, kind: str, turn: int, question: str) -> str:
-        """By question, so that what is drawn does not depend on the other questions."""
+        """A seed per question, so that its opener does not depend on the other questions."""
         return f"headwatch {NAME} {self.seed} {turn} {kind} {question}"
 
     def _chat(self, question: str, system: str) -> str:
-        """The question in the model's chat template, up to where the answer begins."""
+        """The question in the model's chat template, up to the start of the answer."""
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": question})
         tokenizer = self.tokenizer.tokenizer
@@ -223,12 +239,12 @@ class _Maker:
         except Exception as error:  # jinja's own, or a ValueError where there is no template
             reason = shorten(str(error), 160) or type(error).__name__
             raise UserError(
-                f"family {NAME!r}: tokenizer {self.tokenizer.name!r} cannot put a question into a chat ({reason}): "
-                "give it a chat template, and no system_prompt where the template takes none"
+                f"family {NAME!r}: tokenizer {self.tokenizer.name!r} cannot apply its chat template ({reason}): "
+                "give it a chat template, and no system_prompt where the template accepts none"
             ) from error
 
-    def _behind(self, text: str, opener: str) -> list[int]:
-        """The token ids of an opener in its place behind the prompt."""
+    def _after(self, text: str, opener: str) -> list[int]:
+        """The token ids of an opener after the prompt."""
         prompt, joined = self.tokenizer.encode_prompt(text), self.tokenizer.encode_prompt(text + opener)
         if joined[: len(prompt)] != prompt:
             raise MisalignedError("prompt and opener merge when they are tokenised together", f"opener {opener!r}")
@@ -237,63 +253,61 @@ class _Maker:
     # --- openers ----------------------------------------------------------------------------------------------------
 
     def _openers(self, asked: Sequence[_Asked]) -> list[tuple[list[int], list[int]]]:
-        """(reasoning, direct) opener of each, as token ids, with what the metric reads behind it."""
+        """(reasoning, direct) opener of each question as token ids, with the tokens after it that the metric reads."""
         if self.openers.source == "fixed":
             return [one.fixed for one in asked]
         if not asked or self.sample is None:
             return []
         prompts = [one.prompt + one.start for one in asked] + [one.direct for one in asked]
         seeds = [self._seed(kind, one.turn, one.question) for kind in ("reasoning", "direct") for one in asked]
-        found = [self._text_alone(ids) for ids in self.sample(prompts, seeds, self.openers.tokens + self.read)]
+        found = [self._answer(ids) for ids in self.sample(prompts, seeds, self.openers.tokens + self.read)]
         clean = [one.start + ids for one, ids in zip(asked, found[: len(asked)], strict=True)]
         return list(zip(clean, found[len(asked) :], strict=True))
 
-    def _text_alone(self, ids: list[int]) -> list[int]:
-        """The ids up to where the answer ends, or where the model says what is no token of the tokenizer's."""
+    def _answer(self, ids: list[int]) -> list[int]:
+        """The ids before the first special token, or the first id that the tokenizer does not have."""
         tokenizer = self.tokenizer.tokenizer
         ends = set(tokenizer.all_special_ids)
         stop = next((i for i, token in enumerate(ids) if token in ends or token >= len(tokenizer)), len(ids))
         return ids[:stop]
 
     def _cut(self, asked: _Asked, clean: list[int], corrupted: list[int]) -> _Pair:
-        """Both openers at the length of the shorter one, and the clean tokens that the metric reads."""
+        """Truncate both openers to the shorter one, and append the clean tokens that the metric reads."""
         length = min(self.openers.tokens, len(corrupted), len(clean) - self.read)
         if length < LEAST_TOKENS:
             raise MisalignedError("an opener is too short", f"reasoning {len(clean)} tokens, direct {len(corrupted)}")
         if clean[:length] == corrupted[:length]:
             raise MisalignedError("both openers are the same")
-        behind = clean[length : length + self.read]  # all but the last are fed to both sides
+        targets = clean[length : length + self.read]  # all but the last are input of both sides
 
-        def fed(opener: list[int]) -> tuple[int, ...]:
-            return tuple(asked.prompt + opener[:length] + behind[:-1])
+        def inputs(opener: list[int]) -> tuple[int, ...]:
+            return tuple(asked.prompt + opener[:length] + targets[:-1])
 
-        return _Pair(fed(clean), fed(corrupted), tuple(behind))
+        return _Pair(inputs(clean), inputs(corrupted), tuple(targets))
 
     # --- the set ----------------------------------------------------------------------------------------------------
 
     def _set(self, pairs: Sequence[_Pair], rejected: Sequence[str]) -> ProbeSet:
-        width = max(len(pair.clean) for pair in pairs)
-        padding = [(width - len(pair.clean)) for pair in pairs]
-        pad = self.tokenizer.pad_id
+        clean, mask = pad_left([pair.clean for pair in pairs], self.tokenizer.pad_id)
+        corrupted, _ = pad_left([pair.corrupted for pair in pairs], self.tokenizer.pad_id)
+        width = len(mask[0])
+        texts = [self._texts(pair) for pair in pairs]
         return ProbeSet.from_token_ids(
-            [[pad] * n + list(pair.clean) for n, pair in zip(padding, pairs, strict=True)],
-            [[pad] * n + list(pair.corrupted) for n, pair in zip(padding, pairs, strict=True)],
-            [[0] * n + [1] * (width - n) for n in padding],
+            clean,
+            corrupted,
+            mask,
             read_positions=[list(range(width - self.read, width))] * len(pairs),
             targets=[list(pair.targets) for pair in pairs],
             families=NAME,
-            texts=[self._texts(pair) for pair in pairs],
-            tokenizer_name=self.tokenizer.name,
-            vocabulary=self.tokenizer.vocabulary,
-            rejected=rejected,
+            provenance=Provenance(texts, self.tokenizer.name, self.tokenizer.vocabulary, rejected),
         )
 
     def _texts(self, pair: _Pair) -> tuple[str, str]:
-        """What was fed, in words; ("", "") where sampled tokens are not those that the text would be read as."""
+        """Both inputs as text; ("", "") where the tokenizer gives other ids for the text of sampled tokens."""
         tokenizer = self.tokenizer
         clean, corrupted = (
             str(tokenizer.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
             for ids in (pair.clean, pair.corrupted)
         )
-        read = tuple(tokenizer.encode_prompt(clean)), tuple(tokenizer.encode_prompt(corrupted))
-        return (clean, corrupted) if read == (pair.clean, pair.corrupted) else ("", "")
+        ids = tuple(tokenizer.encode_prompt(clean)), tuple(tokenizer.encode_prompt(corrupted))
+        return (clean, corrupted) if ids == (pair.clean, pair.corrupted) else ("", "")

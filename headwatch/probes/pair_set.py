@@ -1,12 +1,12 @@
-"""ProbeSet: frozen pairs of clean and corrupted prompts, and where the metric is read."""
+"""ProbeSet: frozen pairs of clean and corrupted prompts, and the positions at which the metric is read."""
 
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,21 @@ from headwatch.probes.validation import (
 )
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """Where the token ids of a set come from; each field is an attribute of `ProbeSet`, described there."""
+
+    texts: Sequence[Sequence[str]] | None = None
+    tokenizer_name: str = ""
+    vocabulary: str = ""
+    rejected: Sequence[str] = ()
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ProbeSet:
     """N pairs of prompts of equal token length that differ in some tokens, frozen and fingerprinted.
+
+    All tensors are int64 on the CPU.
 
     Attributes:
         clean, corrupted: token ids [N, T].
@@ -33,12 +45,13 @@ class ProbeSet:
         read_positions: [N, P], columns of T at which the metric is read, -1 at the end where a pair has fewer.
         targets: [N, P], the clean continuation's token at each read position (for "nll"), -1 where there is none.
         families: the family of each pair.
-        texts: the (clean, corrupted) prompt of each pair as it is fed, shared answer start included; may be empty.
+        texts: the (clean, corrupted) input text of each pair, with the shared start of the answers; may be empty.
         tokenizer_name: for display.
-        rejected: one line for each candidate that was drawn and did not align.
-        vocabulary: digest of the tokenizer's vocabulary ("" where unknown), which tells tokenizers apart.
+        rejected: one line per candidate that could not be aligned.
+        vocabulary: digest of the tokenizer's vocabulary ("" where unknown), which identifies the tokenizer.
 
-    All tensors are int64 on the CPU. Raises UserError when they do not fit together.
+    Raises:
+        UserError: shapes or values are inconsistent.
     """
 
     clean: Tensor
@@ -66,9 +79,22 @@ class ProbeSet:
         )
 
     if TYPE_CHECKING:  # attached in headwatch/probes/__init__.py, from files that import this one
-        generate: ClassVar[Callable[..., "ProbeSet"]]
-        load: ClassVar[Callable[..., "ProbeSet"]]
-        resolve: ClassVar[Callable[..., "ProbeSet"]]
+
+        @staticmethod
+        def generate(
+            family: str | Sequence[str], tokenizer: Any, n_pairs: int = 64, seed: int = 0, **options: int
+        ) -> "ProbeSet":
+            """See `headwatch.probes.generate.generate`."""
+
+        @staticmethod
+        def load(path: str | os.PathLike[str], tokenizer: Any = None) -> "ProbeSet":
+            """See `headwatch.probes.file_format.load`."""
+
+        @staticmethod
+        def resolve(
+            probes: Any, tokenizer: Any, n_pairs: int = 64, seed: int = 0, openers: "ProbeSet | None" = None
+        ) -> "ProbeSet":
+            """See `headwatch.probes.resolve.resolve`."""
 
         def save(self, path: str | os.PathLike[str]) -> None:
             """See `headwatch.probes.file_format.save`."""
@@ -84,17 +110,26 @@ class ProbeSet:
         targets: Any = None,
         families: str | Sequence[str] | None = None,
         *,
-        texts: Sequence[Sequence[str]] | None = None,
-        tokenizer_name: str = "",
-        vocabulary: str = "",
-        rejected: Sequence[str] = (),
+        provenance: Provenance | None = None,
     ) -> "ProbeSet":
-        """A set from token ids [N, T] (tensors, arrays or lists); the arguments are the attributes.
+        """A set from token ids.
 
-        Defaults: every position real; no answers; the metric read at each row's last real position; a target is the
-        clean answer, or, with several read positions, the clean token that follows each (the answer after the last
-        real one); family "custom"; no texts.
-        Raises UserError naming the argument, the rows and what is wrong.
+        Args:
+            clean, corrupted: integer tensors, arrays or lists [N, T].
+            attention_mask: [N, T], 1 = real; None: every position is real.
+            answers: (clean, corrupted) answer token ids [N, 2]; None: no answers.
+            read_positions: [N, P] or [N], columns at which the metric is read; None: each row's last real position.
+            targets: [N, P] or [N], see `ProbeSet`; None: the clean answer, or, with several read positions, the clean
+                token that follows each (the answer after the last real position).
+            families: one name, or one per pair; None is "custom".
+            provenance: texts, tokenizer and rejected candidates, where known.
+
+        Raises:
+            UserError: an argument is invalid (the message names it, the rows and the reason).
+
+        >>> probes = ProbeSet.from_token_ids([[1, 2, 3]], [[1, 5, 3]], answers=[[7, 8]])
+        >>> probes.read_positions.tolist()
+        [[2]]
         """
         clean, corrupted = as_integers("clean", clean), as_integers("corrupted", corrupted)
         mask = torch.ones_like(clean) if attention_mask is None else as_integers("attention_mask", attention_mask)
@@ -115,6 +150,7 @@ class ProbeSet:
             targets = as_integers("targets", targets)
             targets = targets[:, None] if targets.ndim == 1 else targets
         names = "custom" if families is None else families
+        source = provenance or Provenance()
         return cls(
             clean,
             corrupted,
@@ -123,15 +159,23 @@ class ProbeSet:
             reads,
             targets,
             (names,) * n if isinstance(names, str) else tuple(names),
-            (("", ""),) * n if texts is None else tuple((one, other) for one, other in texts),
-            tokenizer_name,
-            tuple(rejected),
-            vocabulary,
+            (("", ""),) * n if source.texts is None else tuple((one, other) for one, other in source.texts),
+            source.tokenizer_name,
+            tuple(source.rejected),
+            source.vocabulary,
         )
 
     @classmethod
     def concat(cls, sets: Sequence["ProbeSet"], pad_id: int = 0) -> "ProbeSet":
-        """The sets one after another, the narrower ones padded on the left with ``pad_id``; all of one tokenizer."""
+        """The pairs of several sets as one set, padded on the left to the widest.
+
+        Args:
+            sets: sets of one tokenizer, in order.
+            pad_id: token id of the padding.
+
+        Raises:
+            UserError: no sets, or sets of different tokenizers.
+        """
         if not sets:
             raise UserError("concat: no probe sets given")
         if len({(one.vocabulary or one.tokenizer_name) for one in sets}) > 1:
@@ -142,13 +186,13 @@ class ProbeSet:
         width = max(one.clean.shape[1] for one in sets)
         reads = max(one.read_positions.shape[1] for one in sets)
 
+        pad = torch.nn.functional.pad
+
         def left(name: str, value: int) -> Tensor:
-            pad = torch.nn.functional.pad
             parts = [getattr(one, name) for one in sets]
             return torch.cat([pad(part, (width - part.shape[1], 0), value=value) for part in parts])
 
         def right(parts: list[Tensor]) -> Tensor:
-            pad = torch.nn.functional.pad
             return torch.cat([pad(part, (0, reads - part.shape[1]), value=-1) for part in parts])
 
         return cls(
@@ -166,24 +210,17 @@ class ProbeSet:
         )
 
     def select(self, which: str | int | slice | Sequence[int] | Tensor) -> "ProbeSet":
-        """The pairs of a family, or at these indices or this boolean mask, without columns that all of them pad.
+        """Some of the pairs, without the columns that are padding in all of them and without ``rejected``.
 
-        So a family selected from a generated set is the set that it would have been alone; ``rejected`` stays behind.
+        A family selected from a generated set equals that family generated alone.
+
+        Args:
+            which: a family, an index, several indices, a slice or a boolean mask.
+
+        Raises:
+            UserError: it selects nothing.
         """
-        if isinstance(which, str):
-            rows = torch.tensor([i for i, name in enumerate(self.families) if name == which], dtype=torch.long)
-            if len(rows) == 0:
-                raise UserError(f"no pair of family {which!r}: this set has {', '.join(self.family_names)}")
-        else:
-            if which is None or isinstance(which, bool):
-                raise UserError(f"select: {which!r}; give a family, indices or a boolean mask")
-            try:
-                index = torch.as_tensor(list(which)) if isinstance(which, Sequence) else which
-                rows = torch.arange(len(self))[index].reshape(-1)
-            except (IndexError, TypeError, ValueError) as error:
-                raise UserError(f"select: {which!r} does not index {len(self)} pairs ({error})") from error
-            if len(rows) == 0:
-                raise UserError(f"select: {which!r} selects none of the {len(self)} pairs")
+        rows = self._rows(which)
         columns = self.attention_mask[rows].any(0).nonzero()[:, 0]
         used = slice(int(columns[0]), int(columns[-1]) + 1)
         reads = _shifted(self.read_positions[rows], -used.start)
@@ -201,6 +238,24 @@ class ProbeSet:
             rejected=(),
         )
 
+    def _rows(self, which: str | int | slice | Sequence[int] | Tensor) -> Tensor:
+        """Indices [n] of the pairs that `select` returns; n >= 1."""
+        if isinstance(which, str):
+            rows = torch.tensor([i for i, name in enumerate(self.families) if name == which], dtype=torch.long)
+            if len(rows) == 0:
+                raise UserError(f"no pair of family {which!r}: this set has {', '.join(self.family_names)}")
+            return rows
+        if which is None or isinstance(which, bool):
+            raise UserError(f"select: {which!r}; give a family, indices or a boolean mask")
+        try:
+            index = torch.as_tensor(list(which)) if isinstance(which, Sequence) else which
+            rows = torch.arange(len(self))[index].reshape(-1)
+        except (IndexError, TypeError, ValueError) as error:
+            raise UserError(f"select: {which!r} does not index {len(self)} pairs ({error})") from error
+        if len(rows) == 0:
+            raise UserError(f"select: {which!r} selects none of the {len(self)} pairs")
+        return rows
+
     @property
     def family_names(self) -> tuple[str, ...]:
         """The distinct families, in order of first appearance."""
@@ -208,10 +263,10 @@ class ProbeSet:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of a SHA-256 over everything that is scored: all tensors, the families and the tokenizer.
+        """First 16 hex digits of the SHA-256 of all tensors, the families and the tokenizer.
 
-        The tokenizer counts by its vocabulary, or by its name where that is unknown: the same one loaded from another
-        folder gives the same fingerprint.
+        The tokenizer is identified by its vocabulary (by its name where that is unknown), so the folder from which it
+        was loaded does not matter.
         """
         digest = hashlib.sha256()
         for name in TENSORS:
@@ -236,11 +291,12 @@ TENSORS = ("clean", "corrupted", "attention_mask", "answers", "read_positions", 
 
 
 def _shifted(positions: Tensor, by: int) -> Tensor:
+    """Column indices moved by so many columns; -1 stays -1."""
     return torch.where(positions >= 0, positions + by, positions)
 
 
 def _following(clean: Tensor, mask: Tensor, answers: Tensor, reads: Tensor) -> Tensor:
-    """The clean continuation at each read position [N, P]: see ProbeSet.from_token_ids on defaults."""
+    """Default targets, [N, P]: see `ProbeSet.from_token_ids`."""
     if reads.shape[1:] == (1,):
         return answers[:, :1].clone()
     width = clean.shape[1]

@@ -1,4 +1,4 @@
-"""Questions for the opener family: from data sets on the Hub, or from a .jsonl file of one's own."""
+"""Questions for the opener family, from data sets on the Hub or from .jsonl files."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,17 +8,23 @@ from typing import Any
 from headwatch.errors import UserError
 from headwatch.probes.tokenization import shorten
 
-# The paper's AIME'24 (30 questions) and AMC (83): as many questions as the default number of pairs.
+# The paper's AIME'24 (30 questions) and AMC (83): more questions than the default number of pairs.
 DEFAULT_QUESTIONS = ("HuggingFaceH4/aime_2024", "AI-MO/aimo-validation-amc")
 FIELDS = ("problem", "question")
 
 
 def load_questions(sources: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The questions of these sources, in their order and each once, and one line for each row that holds none.
+    """Read the questions of several sources.
 
-    sources: names on the Hub (through the cache, which serves offline too), or .jsonl files whose rows have a `problem`
-    or a `question`.
-    Raises UserError for a source that cannot be read, or that holds no question at all.
+    Args:
+        sources: data sets on the Hub (offline, from its cache), or .jsonl files whose rows have a `problem` or a
+            `question`.
+
+    Returns:
+        The distinct questions in order, and one line per row without a new question.
+
+    Raises:
+        UserError: a source cannot be read, or has no question.
     """
     found: dict[str, None] = {}
     refused: list[str] = []
@@ -30,7 +36,7 @@ def load_questions(sources: Sequence[str]) -> tuple[list[str], list[str]]:
             if not text:
                 refused.append(f"{source}: {where}: no {' or '.join(FIELDS)} in {shorten(str(row), 80)}")
             elif text in found:
-                refused.append(f"{source}: {where}: the question came before: {shorten(text, 80)}")
+                refused.append(f"{source}: {where}: repeated question: {shorten(text, 80)}")
             else:
                 found[text] = None
         if len(found) == before:
@@ -40,11 +46,11 @@ def load_questions(sources: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _rows(source: str) -> Iterable[tuple[str, Any]]:
-    """(where it stands, row) for every row; a line that is no JSON comes as its text."""
+    """(position, row) of every row; the row of a line that is not JSON is its text."""
     path = Path(source).expanduser()
     if path.suffix != ".jsonl":
         if path.exists() or source.startswith(("/", ".", "~")):
-            raise UserError(f"questions {source}: give a .jsonl file with a problem a line, or a data set on the Hub")
+            raise UserError(f"questions {source}: give a .jsonl file with a problem per line, or a data set on the Hub")
         return ((f"row {number}", row) for number, row in enumerate(_from_hub(source)))
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -72,11 +78,11 @@ def _from_hub(name: str) -> Iterable[Any]:
         reason = shorten(str(error), 160) or type(error).__name__
         raise UserError(
             f"questions {name} could not be loaded from the Hub ({reason}); without a network, give a .jsonl file "
-            "with a problem a line"
+            "with a problem per line"
         ) from error
     if len(splits) != 1:
         raise UserError(
-            f"questions {name}: its splits are {', '.join(map(str, splits)) or 'none'}, and one is wanted: save the "
-            "one that you mean as a .jsonl file"
+            f"questions {name}: its splits are {', '.join(map(str, splits)) or 'none'}, and it must have one: save the "
+            "split that you need as a .jsonl file"
         )
     return next(iter(splits.values()))

@@ -1,4 +1,4 @@
-"""The probe set that a `probes` argument means: a set, family names, a file, or the default families."""
+"""Resolve a `probes` argument: a set, family names, a file, or the default families."""
 
 import difflib
 import os
@@ -9,22 +9,26 @@ from typing import Any
 from headwatch.errors import UserError
 from headwatch.probes.families import FAMILIES, OPENERS
 from headwatch.probes.file_format import check_tokenizer, load
-from headwatch.probes.generate import choose_families, generate
+from headwatch.probes.generate import choose_families, generate, refuse_repeated
 from headwatch.probes.pair_set import ProbeSet
 from headwatch.probes.tokenization import PairTokenizer
 
-DEFAULT_FAMILIES = ("addition", "recall")  # one with arithmetic, and the control without
+DEFAULT_FAMILIES = ("addition", "recall")  # arithmetic, and a control without it
 
 _NAMES = ", ".join((*FAMILIES, OPENERS))
 
 
 def resolve(probes: Any, tokenizer: Any, n_pairs: int = 64, seed: int = 0, openers: ProbeSet | None = None) -> ProbeSet:
-    """The set that a ``probes`` argument means: a ProbeSet, family name(s), a path, or None for DEFAULT_FAMILIES.
+    """Turn a ``probes`` argument into a set. Public as `ProbeSet.resolve`.
 
-    openers: the pairs of the family "openers", where it is named: they are made from questions, by `Openers.make`.
+    Args:
+        probes: a ProbeSet, a family name or a list of them, the path of a file, or None for DEFAULT_FAMILIES.
+        tokenizer: see `generate` and `load`; may be None for a ProbeSet.
+        n_pairs, seed: for family names, see `generate`.
+        openers: the pairs of the family "openers", where it is named, from `Openers.make`.
 
     Raises:
-        UserError: it is none of these, or a set that this tokenizer reads as other tokens.
+        UserError: another value, or a set for which this tokenizer gives other tokens.
     """
     if isinstance(probes, ProbeSet):
         check_tokenizer(probes, tokenizer)
@@ -52,9 +56,8 @@ def names_openers(probes: Any) -> bool:
 
 
 def with_openers(families: Sequence[str], tokenizer: Any, n_pairs: int, seed: int, openers: ProbeSet) -> ProbeSet:
-    """Families of which one is "openers", whose pairs are given, as one set in the order of the names."""
+    """Generate the named families and insert the given pairs for "openers", in the order of the names."""
     choose_families([name for name in families if name != OPENERS] or list(FAMILIES))
-    if list(families).count(OPENERS) > 1:
-        raise UserError(f"family {OPENERS!r} is named {list(families).count(OPENERS)} times: name each family once")
+    refuse_repeated(OPENERS, families)
     parts = [openers if name == OPENERS else generate(name, tokenizer, n_pairs, seed) for name in families]
     return ProbeSet.concat(parts, pad_id=PairTokenizer(tokenizer).pad_id)

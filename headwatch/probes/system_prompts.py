@@ -1,4 +1,4 @@
-"""What the model is told before a question, by name."""
+"""System prompts by name."""
 
 # open-r1's (recipes/DeepSeek-R1-Distill-Qwen-1.5B/grpo/config_demo.yaml, Apache-2.0), which the paper uses.
 OPEN_R1_PROMPT = (

@@ -1,6 +1,6 @@
-"""From two prompts and two answers to token ids that can be compared position by position.
+"""Tokenise a pair so that clean and corrupted token ids can be compared position by position.
 
-The three rules that a pair has to keep are numbered as in docs/reference/probes.md.
+The rules are numbered as in docs/reference/probes.md.
 """
 
 import hashlib
@@ -16,7 +16,13 @@ from headwatch.probes.families import Candidate
 
 @dataclass(frozen=True)
 class AlignedPair:
-    """A pair as token ids: both prompts end in the answers' shared start, and the next token is where they part."""
+    """A pair as token ids.
+
+    Attributes:
+        clean, corrupted: prompt and the shared start of both answers, of equal length.
+        answer: the first token that differs, (clean, corrupted).
+        texts: clean and corrupted as text.
+    """
 
     clean: list[int]
     corrupted: list[int]
@@ -25,54 +31,64 @@ class AlignedPair:
 
 
 class MisalignedError(Exception):
-    """This tokenizer does not align this pair. ``kind`` says why, in words that can be counted."""
+    """This tokenizer cannot align this pair. ``reason`` is the message without the detail, for counting."""
 
-    def __init__(self, kind: str, detail: str = "") -> None:
-        super().__init__(f"{kind} ({detail})" if detail else kind)
-        self.kind = kind
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason = reason
 
 
 class PairTokenizer:
-    """A Hugging Face tokenizer (or a processor that holds one), seen as what aligns pairs. Leaves it as it was."""
+    """Aligns pairs with a Hugging Face tokenizer, or with a processor that contains one; it is not changed.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        name: see `tokenizer_name`.
+        vocabulary: see `vocabulary_digest`.
+        prefix: ids that the tokenizer adds before every text (a start token in Llama 3, none in Qwen2.5).
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer is None:
             raise UserError(
                 "probe pairs are made from text and need a tokenizer: pass one, or use ProbeSet.from_token_ids"
             )
-        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor of a multimodal model holds it
+        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a multimodal processor
         self.name = tokenizer_name(self.tokenizer)
         self.vocabulary = vocabulary_digest(self.tokenizer)
         plain, special = self.encode("7"), self.encode("7", special=True)
-        # What the tokenizer puts before every text (a start token in Llama 3, nothing in Qwen2.5). What it may put
-        # after a text would stand between prompt and answer, so it is left out.
+        # An end token would come between prompt and answer, so only the prefix is kept.
         starts = [i for i in range(len(special)) if special[i : i + len(plain)] == plain]
         self.prefix = special[: starts[0]] if starts else []
-        # SentencePiece tokenizers put a space before every text, so an answer apart never reads as it does in place.
+        # SentencePiece adds a space before every text, so an answer alone never gives the ids that it has in place.
         self._answers_need_context = self.encode("{7")[-len(plain) :] != plain
 
     @property
     def pad_id(self) -> int:
-        """The id that fills padded positions: the tokenizer's pad token, else its end token, else 0."""
+        """The padding id: the tokenizer's pad token, else its end token, else 0."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return next((i for i in ids if i is not None), 0)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """The token ids of a text, without the tokenizer's special tokens unless asked for."""
+        """The token ids of a text; special: add the tokenizer's special tokens."""
         try:
-            with _left_as_found(self.tokenizer):
+            with _backend_settings_kept(self.tokenizer):
                 return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
         except Exception as error:  # the tokenizers library raises bare Exceptions, e.g. for a missing unknown token
-            raise UserError(f"tokenizer {self.name!r} cannot read {shorten(text)!r}: {error}") from error
+            raise UserError(f"tokenizer {self.name!r} cannot encode {shorten(text)!r}: {error}") from error
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The token ids of a prompt, with the start token where the tokenizer uses one."""
+        """The token ids of a prompt, with the tokenizer's prefix."""
         ids = self.encode(text)
         # A chat template may have written the start token already.
         return ids if self.prefix and ids[: len(self.prefix)] == self.prefix else self.prefix + ids
 
     def align(self, pair: Candidate) -> AlignedPair:
-        """Tokenise a pair under rules 1 to 3; MisalignedError says which rule it breaks."""
+        """Tokenise a pair under rules 1 to 3.
+
+        Raises:
+            MisalignedError: the pair breaks a rule.
+        """
         clean, clean_answer = self._join("clean", pair.clean, pair.clean_answer)
         corrupted, corrupted_answer = self._join("corrupted", pair.corrupted, pair.corrupted_answer)
         if clean == corrupted:
@@ -97,13 +113,13 @@ class PairTokenizer:
         )
 
     def _join(self, side: str, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-        """Rule 1: the ids of prompt and answer, tokenised apart, if the joined text gives the same ids."""
+        """Rule 1: the ids of prompt and answer tokenised separately, if the joined text gives the same ids."""
         prompt_ids, joined = self.encode_prompt(prompt), self.encode_prompt(prompt + answer)
         if not prompt_ids:
             raise MisalignedError(f"the {side} prompt has no tokens")
-        unknown, written = self.tokenizer.unk_token_id, self.tokenizer.unk_token
-        # Where the unknown token doubles as end token (GPT-2), a text may hold it on purpose.
-        if unknown is not None and unknown in joined[len(self.prefix) :] and written not in prompt + answer:
+        unknown, unknown_text = self.tokenizer.unk_token_id, self.tokenizer.unk_token
+        # Where the unknown token is also the end token (GPT-2), a text may contain it on purpose.
+        if unknown is not None and unknown in joined[len(self.prefix) :] and unknown_text not in prompt + answer:
             raise MisalignedError("the tokenizer has no token for part of the text")
         in_place = joined[len(prompt_ids) :]
         answer_ids = in_place if self._answers_need_context else self.encode(answer)
@@ -115,16 +131,16 @@ class PairTokenizer:
 
 
 def tokenizer_name(tokenizer: Any) -> str:
-    """A name to show: the model id, the folder's name of a local tokenizer, or the class of one made on the spot."""
+    """A display name: the model id, the folder's name of a local tokenizer, or the class of one made in code."""
     name = str(getattr(tokenizer, "name_or_path", "") or "")
     if not name:
         return type(tokenizer).__name__
-    # Where a tokenizer lies on one machine says nothing elsewhere.
+    # A local path has no meaning on another machine.
     return Path(name).name if Path(name).is_absolute() or name.startswith(".") else name
 
 
 def vocabulary_digest(tokenizer: Any) -> str:
-    """The first 16 hex digits of the SHA-256 over all (id, token): equal for the same tokenizer under any path."""
+    """First 16 hex digits of the SHA-256 of all (id, token): the same tokenizer has the same digest under any path."""
     digest = hashlib.sha256()
     for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])):
         digest.update(f"{index}\t{token}\n".encode("utf-8", "surrogatepass"))
@@ -132,20 +148,20 @@ def vocabulary_digest(tokenizer: Any) -> str:
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """The text on one line, its end cut off beyond the limit."""
+    """The text on one line, truncated to the limit."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def commonest(kinds: Sequence[str]) -> str:
-    """The reason given most often, with its count."""
-    kind = max(set(kinds), key=lambda k: (kinds.count(k), k))
-    return f"{kind} ({kinds.count(kind)} of {len(kinds)})"
+def most_common(reasons: Sequence[str]) -> str:
+    """The most frequent reason, with its count."""
+    reason = max(set(reasons), key=lambda r: (reasons.count(r), r))
+    return f"{reason} ({reasons.count(reason)} of {len(reasons)})"
 
 
 @contextmanager
-def _left_as_found(tokenizer: Any) -> Iterator[None]:
-    """Put the fast tokenizer's own truncation and padding back: transformers switches them off at every plain call."""
+def _backend_settings_kept(tokenizer: Any) -> Iterator[None]:
+    """Restore the fast tokenizer's truncation and padding, which transformers switches off at every plain call."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         yield

@@ -1,4 +1,4 @@
-"""What makes tensors a probe set. Every message names the argument, the row (counted from 0) and what is wrong."""
+"""Validation of a probe set's tensors. Every message names the argument, the rows (from 0) and the reason."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from headwatch.errors import UserError
 
 
 def as_integers(name: str, value: Any) -> Tensor:
-    """The value as a LongTensor [N, ...] on the CPU; UserError unless it is a rectangle of whole numbers."""
+    """The value as an int64 tensor on the CPU; UserError for ragged rows or other dtypes."""
     try:
         tensor = torch.as_tensor(value)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -22,7 +22,7 @@ def as_integers(name: str, value: Any) -> Tensor:
 
 
 def check_tokens(clean: Tensor, corrupted: Tensor, attention_mask: Tensor) -> None:
-    """Two sides [N, T] that differ in every row, under one mask [N, T] with one run of real positions a row."""
+    """Check that both sides [N, T] differ in every row and the mask [N, T] has one run of real positions per row."""
     if clean.shape != corrupted.shape:
         raise UserError(
             f"clean {_shape(clean)} and corrupted {_shape(corrupted)} differ in shape: a pair needs equal token lengths"
@@ -50,10 +50,10 @@ def check_reads(
     families: Sequence[str],
     texts: Sequence[tuple[str, str]],
 ) -> None:
-    """The answers, read positions and targets fit the tokens of a set whose tokens are already checked."""
+    """Check answers, read positions and targets against valid tokens; shapes as in `ProbeSet`."""
     n, width = clean.shape
     check_answer_shape(answers, n)
-    _refuse((answers < -1).any(1), "answers: token ids below -1 (-1 stands for no answer)")
+    _refuse((answers < -1).any(1), "answers: token ids below -1 (-1 means no answer)")
     _refuse((answers == -1).sum(1) == 1, "answers: one side has an answer and the other has none")
     check_read_shape(reads, n)
     _refuse((reads < -1).any(1) | (reads >= width).any(1), f"read_positions: outside the columns 0 to {width - 1}")
@@ -66,14 +66,14 @@ def check_reads(
     _refuse((used & ~real).any(1), "read_positions: a padded position")
     if targets.shape != reads.shape:
         raise UserError(f"targets {_shape(targets)} does not fit read_positions {_shape(reads)}")
-    _refuse((targets < -1).any(1), "targets: token ids below -1 (-1 stands for no target)")
+    _refuse((targets < -1).any(1), "targets: token ids below -1 (-1 means no target)")
     for name, value in (("families", families), ("texts", texts)):
         if len(value) != n:
             raise UserError(f"{name}: {len(value)} given for {n} pairs")
 
 
 def check_read_shape(reads: Tensor, n: int) -> None:
-    """Read positions are [n, P] with P of 1 or more."""
+    """Check that read positions are [n, P] with P >= 1."""
     if reads.ndim != 2 or reads.shape[0] != n or reads.shape[1] == 0:
         raise UserError(
             f"read_positions: shape {_shape(reads)}; give [{n}, P] column indices, -1 at the end where unused"
@@ -81,13 +81,13 @@ def check_read_shape(reads: Tensor, n: int) -> None:
 
 
 def check_answer_shape(answers: Tensor, n: int) -> None:
-    """Answers are [n, 2]."""
+    """Check that answers are [n, 2]."""
     if answers.shape != (n, 2):
         raise UserError(f"answers: shape {_shape(answers)}; give [{n}, 2] = (clean, corrupted) answer token ids")
 
 
 def warn_of_equal_answers(answers: Tensor) -> None:
-    """Such pairs are sound for "kl" and "nll", so they are not refused."""
+    """Warn where both answers are the same token. Such pairs are valid under "kl" and "nll"."""
     equal = (answers[:, 0] == answers[:, 1]) & (answers[:, 0] >= 0)
     if equal.any():
         warnings.warn(
@@ -97,6 +97,7 @@ def warn_of_equal_answers(answers: Tensor) -> None:
 
 
 def _refuse(bad: Tensor, what: str) -> None:
+    """UserError with the rows where `bad` [N] is true."""
     if bad.any():
         raise UserError(f"{what} ({_rows(bad)})")
 

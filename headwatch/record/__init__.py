@@ -1,1 +1,1 @@
-"""The run folder on disk: the record that every view reads."""
+"""The run folder on disk: the record that reports and tools read."""

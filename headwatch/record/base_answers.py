@@ -1,4 +1,4 @@
-"""The base model's answers, kept in the run folder: a resumed run measures the KL from the same base."""
+"""The base model's answers in the run folder, so that a resumed run measures the KL from the same base."""
 
 from pathlib import Path
 
@@ -6,9 +6,8 @@ from safetensors.torch import load_file, save
 
 from headwatch.attribution.base_kl import BaseAnswers
 from headwatch.errors import UserError
-from headwatch.io.atomic import write_whole
-
-FILE_NAME = "base_answers.safetensors"
+from headwatch.io.atomic import write_atomic
+from headwatch.record.layout import BASE_ANSWERS
 
 
 def save_base_answers(answers: BaseAnswers, folder: Path) -> None:
@@ -16,7 +15,7 @@ def save_base_answers(answers: BaseAnswers, folder: Path) -> None:
     arrays = {"log_probs": answers.log_probs.contiguous()}
     if answers.tokens is not None:
         arrays["tokens"] = answers.tokens.contiguous()
-    write_whole(folder / FILE_NAME, save(arrays))
+    write_atomic(folder / BASE_ANSWERS, save(arrays))
 
 
 def load_base_answers(folder: Path) -> BaseAnswers | None:
@@ -25,11 +24,11 @@ def load_base_answers(folder: Path) -> BaseAnswers | None:
     Raises:
         UserError: the file cannot be read.
     """
-    path = folder / FILE_NAME
+    path = folder / BASE_ANSWERS
     if not path.is_file():
         return None
     try:
         arrays = load_file(path)
         return BaseAnswers(arrays["log_probs"], arrays.get("tokens"))
     except Exception as error:  # safetensors raises its own type
-        raise UserError(f"{path} cannot be read ({error}): move it away to go on without the KL") from error
+        raise UserError(f"{path} cannot be read ({error}): move it away to continue without the KL") from error

@@ -1,9 +1,11 @@
-"""A history read back from a run folder, by going through its probes once more."""
+"""A history rebuilt from a run folder, probe by probe."""
 
 import os
+from typing import Any
 
 from headwatch.errors import UserError
 from headwatch.lives.history import HeadHistory
+from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.run_folder import RunFolder
 from headwatch.stats import EvidenceSettings
 
@@ -14,23 +16,25 @@ def history_from_run(
     rule: str = "evidence",
     settings: EvidenceSettings | None = None,
 ) -> HeadHistory:
-    """The history of one family of a run folder (or of the trainer's output_dir that contains it).
+    """The history of one family of a run. Public as `HeadHistory.from_run`.
 
     Args:
-        folder: the run folder, or its path.
-        family: None is the first.
+        folder: the run folder or its path, or the trainer's output_dir that contains it.
+        family: a probe family of the run; None is the first.
         rule: "evidence" or "circuit".
-        settings: None takes those of the manifest (settings.evidence), else the defaults.
+        settings: of the evidence rule; None takes those of the manifest, else the defaults.
 
     Raises:
-        UserError: the folder is not a run folder, or holds no such family or rule.
+        UserError: the folder is not a run folder, or has no such family or rule.
+
+    >>> hw.HeadHistory.from_run("outputs/grpo", "addition").cohorts()        # doctest: +SKIP
     """
     run = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
     manifest = run.manifest
     if not run.families:
         raise UserError(f"{run.path / 'manifest.json'} names no probe family (probes.families)")
     family = run.families[0] if family is None else family
-    pairs = run.pairs_of(family)
+    pairs, index = run.pairs_of(family), run.families.index(family)
     settings = settings or EvidenceSettings.from_dict((manifest.get("settings") or {}).get("evidence") or {})
     model = manifest["model"]
     history = HeadHistory(model["n_layers"], model["n_heads"], rule=rule, settings=settings, family=family)
@@ -38,17 +42,18 @@ def history_from_run(
         scores = run.read_scores(step)
         if rule == "evidence":
             history.add(step, scores.head_scores[pairs], scores.metric_clean[pairs], scores.metric_corrupted[pairs])
-            continue
-        if scores.circuit_active is None or scores.importance is None:
-            raise UserError(
-                f"{run.path} holds no circuit at step {step}: the run scored heads only; take rule='evidence'"
-            )
-        index = run.families.index(family)
-        stability = None if scores.circuit_stability is None else scores.circuit_stability[index]
-        draws = None if scores.importance_draws is None else scores.importance_draws[index]
-        history.add_membership(step, scores.circuit_active[index], scores.importance[index], stability, draws)
+        else:
+            history.add_membership(step, *_membership(run, step, scores, index))
     return history
 
 
-# The public entry, HeadHistory.from_run: lives/ knows no run folder, so it is attached here.
+def _membership(run: RunFolder, step: int, scores: ProbeScores, index: int) -> tuple[Any, ...]:
+    """(active, importance, stability or None, importance draws or None) of the family at this index, [L, H] each."""
+    if scores.circuit_active is None or scores.importance is None:
+        raise UserError(f"{run.path} holds no circuit at step {step}: the run scored heads only; use rule='evidence'")
+    optional = (scores.circuit_stability, scores.importance_draws)
+    return scores.circuit_active[index], scores.importance[index], *(a if a is None else a[index] for a in optional)
+
+
+# Attached here because lives/ is below record/ and must not import it.
 HeadHistory.from_run = staticmethod(history_from_run)

@@ -1,1 +1,1 @@
-"""The report page, the figures of papers, and the sentences of both."""
+"""The report: page, SVG and plotly figures, and their sentences."""

@@ -1,33 +1,38 @@
-"""Every figure once, as plain JSON-able data; plotly_figures.py and report.py draw it. No drawing here, no styling.
+"""Data of every figure; html, svg and plotly draw it.
 
-Every function takes a HeadHistory (and what else it needs) and returns dicts of lists, numbers, strings and None: what
-is not finite becomes None, numbers are rounded, nothing is a numpy type. L layers, H heads, P probes, K rows.
+Every function takes a HeadHistory and returns JSON-serialisable dicts: numbers are rounded, and None where not finite.
+L layers, H heads, P probes, K rows.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from headwatch.io import plain_json
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import ACTIVE, NEWLY_ACTIVE, OF_BASE, is_in
+from headwatch.record.replay import history_from_run
+from headwatch.record.run_folder import RunFolder
+from headwatch.stats import OK
 
 Figure = dict[str, Any]
 Rows = Iterable[Mapping[str, Any]]
 
 RULE_NAMES = {"evidence": "evidence rule", "circuit": "circuit rule (the paper's)"}
-MAX_CURVE_POINTS = 240  # more logged values than this are averaged in bins: a strip is not wider than that in pixels
-LIVE_CURVE_POINTS = 60  # for figures that are sent somewhere at every probe
-COUPLING_KEYS = ("reward",)
+MAX_CURVE_POINTS = 240  # more logged values are averaged in bins: a chart is about that many pixels wide
+LIVE_CURVE_POINTS = 60  # for figures that are sent to a service at every probe
 
 
 def cohort_chart(history: HeadHistory) -> Figure:
-    """The paper's figure A. steps [P]; newly_active, retained [P] counts; cohorts: [{step, active [P]}].
+    """Active heads over the probes (the paper's figure A).
 
-    newly_active: active heads that the base did not have; the cohorts, by step of first emergence, sum to it. retained:
-    base heads that are still active. signal: [P] bool, False where the probe said "insufficient signal".
+    Returns:
+        steps [P]; newly_active [P]: active heads that were not active in the base; retained [P]: active base heads;
+        cohorts: [{step, active [P]}] by step of first emergence, which sum to newly_active; signal [P]: bool.
     """
     counts = history.counts()
     return {
@@ -35,52 +40,60 @@ def cohort_chart(history: HeadHistory) -> Figure:
         "newly_active": history.newly_active(),
         "retained": [base + kept for base, kept in zip(counts["base"], counts["retained"], strict=True)],
         "cohorts": [{"step": int(step), "active": list(active)} for step, active in sorted(history.cohorts().items())],
-        "signal": [said == "ok" for said in history.signal],
+        "signal": has_signal(history),
     }
 
 
 def training_curves(training: Rows, max_points: int = MAX_CURVE_POINTS) -> dict[str, Figure]:
-    """The paper's figure B: what the trainer logged, by name: "reward", "accuracy", "loss", where there is such a key.
+    """Curves that the trainer logged: "reward", "accuracy" and "loss", where there are any (the paper's figure B).
 
-    Each: key (as logged), steps, values, logs_a_point (1, or how many logs each point averages). Beside a reward the
-    loss says nothing (GRPO's is about zero) and is left out.
+    The loss is left out where there is a reward: GRPO's is about zero throughout.
+
+    Returns:
+        For each: key (as logged), steps, values, logs_per_point (how many logged values each point averages).
     """
     rows = [dict(row) for row in training]
     keys = dict.fromkeys(key for row in rows for key in row if not key.startswith("eval_"))
     accuracy = [key for key in keys if "accuracy" in key and not key.endswith("/std")]
-    wanted = {"reward": "reward", "accuracy": min(accuracy, key=len, default=None), "loss": "loss"}
+    sources = {"reward": "reward", "accuracy": min(accuracy, key=len, default=None), "loss": "loss"}
     curves = {}
-    for name, key in wanted.items():
+    for name, key in sources.items():
         if key is None or (name == "loss" and "reward" in curves):
             continue
-        points = [(int(row["step"]), float(row[key])) for row in rows if _is_number(row.get(key))]
+        points = [(int(row["step"]), float(row[key])) for row in rows if is_finite_number(row.get(key))]
         if points:
             curves[name] = {"key": key, **_binned(points, max_points)}
     return curves
 
 
 def probe_curves(history: HeadHistory, correct: Sequence[float | None]) -> Figure:
-    """How well the model does on the probes themselves, a signal that no reward shapes.
+    """Performance on the probes themselves, which the reward does not affect directly.
 
-    accuracy: [P] in [0, 1], as given. gap: [P] mean distance between clean and corrupted prompts in the metric's units,
-    counted positive in the base's direction; direction: 1 or -1, what gap was multiplied by. signal: [P] bool.
+    Args:
+        correct: accuracy of each probe, [P] in [0, 1] or None.
+
+    Returns:
+        steps, accuracy [P]; gap [P]: mean metric gap, signed so that the first one is positive; direction: 1 or -1, the
+        factor that did this; signal [P]: bool.
     """
     gaps = np.asarray(history.metric_gap, np.float64)
-    told = gaps[np.isfinite(gaps) & (gaps != 0.0)]
-    direction = float(np.sign(told[0])) if len(told) else 1.0
+    nonzero = gaps[np.isfinite(gaps) & (gaps != 0.0)]
+    direction = float(np.sign(nonzero[0])) if len(nonzero) else 1.0
     return {
         "steps": list(history.steps),
         "accuracy": plain(np.array(correct, np.float64), 3),
         "gap": plain(direction * gaps, 3),
         "direction": int(direction),
-        "signal": [said == "ok" for said in history.signal],
+        "signal": has_signal(history),
     }
 
 
 def activation_frequency(history: HeadHistory) -> Figure:
-    """The paper's figure C. frequency: [L][H], part of all probes at which the head is active. base: heads of the base.
+    """How often each head was active (the paper's figure C). Heads are [layer, head].
 
-    active_now: heads active at the last probe. Heads are (layer, head).
+    Returns:
+        step: of the last probe; frequency [L][H]: fraction of the probes at which the head is active; base: base heads;
+        active_now: heads active at the last probe.
     """
     state = history.state
     base = is_in(state, OF_BASE).any(axis=0)
@@ -93,16 +106,18 @@ def activation_frequency(history: HeadHistory) -> Figure:
 
 
 def effect_map(history: HeadHistory) -> Figure:
-    """E(l, h) against the base, mean over the probes after it: effect [L][H] in [-1, 1], empty before there is one.
+    """Effect E(l, h) of training on the importance of each head, mean over the probes after the base.
 
-    measure says what the importance is: edge scores under the circuit rule, |share| under the evidence rule. low, high
-    [L][H]: the 95 % interval over the pairs, for each head by itself; None where the record has no resamples. changed:
-    heads whose share has changed significantly and materially by the last probe; E is large for tiny heads too.
+    Returns:
+        step: of the last probe; effect [L][H] in [-1, 1], empty before there is a probe after the base; low, high
+        [L][H]: 95 % interval over the pairs, not corrected over heads, or None where the record has no resamples;
+        measure: name of the importance; changed: heads whose share has changed significantly and materially by the last
+        probe (E alone can be large for a head of tiny share).
     """
-    told = sum(said == "ok" for said in history.signal)
+    compared = sum(has_signal(history)) > 1
     measure = "summed |edge score|, the paper’s" if history.rule == "circuit" else "|share|"
-    effect = history.effect() if told > 1 else np.zeros((0, 0))
-    interval = history.effect_interval() if told > 1 else None
+    effect = history.effect() if compared else np.zeros((0, 0))
+    interval = history.effect_interval() if compared else None
     changed = history.strengthened[-1] | history.weakened[-1] if history.steps else np.bool_(False)
     return {
         "step": history.steps[-1] if history.steps else None,
@@ -115,11 +130,14 @@ def effect_map(history: HeadHistory) -> Figure:
 
 
 def life_raster(history: HeadHistory) -> Figure:
-    """One row a head that was ever active or in the active set: heads [K], group [K], lives [K] strings of P signs.
+    """States of every head that was ever active or a member of the active set, one row per head.
 
-    A sign is the HeadState's digit; where the active set itself disagrees (the head crossed its edge without evidence)
-    it is the letter of the same number (a = 0 ... g = 6). group: "base", "joined" (emerged at some time), "crossed"
-    (only ever in the set without evidence). Order: group, then first activity, layer, head.
+    Rows are ordered by group, first activity, layer and head.
+
+    Returns:
+        steps [P]; heads [K]; group [K]: "base", "joined" (emerged at some probe) or "crossed" (a member of the active
+        set without evidence only); lives [K]: strings of P signs. A sign is the digit of the HeadState, or, where the
+        membership disagrees with the state (a change without evidence), the letter of that number (a = 0 ... g = 6).
     """
     state, member = history.state, history.member
     active = is_in(state, ACTIVE)
@@ -129,8 +147,8 @@ def life_raster(history: HeadHistory) -> Figure:
     for layer, head in np.argwhere(present.any(axis=0)) if history.steps else []:
         mine = state[:, layer, head]
         group = 0 if is_in(mine, OF_BASE).any() else 1 if is_in(mine, NEWLY_ACTIVE).any() else 2
-        seen = present if group == 2 else active
-        first = int(seen[:, layer, head].argmax())
+        shown = present if group == 2 else active
+        first = int(shown[:, layer, head].argmax())
         rows.append((group, first, int(layer), int(head), bytes(signs[:, layer, head].tolist()).decode("ascii")))
     rows.sort()
     return {
@@ -142,10 +160,11 @@ def life_raster(history: HeadHistory) -> Figure:
 
 
 def survival(history: HeadHistory) -> dict[str, Figure]:
-    """Kaplan-Meier curves of first spells, by group ("emerged", "base"); a group without a spell is absent.
+    """Kaplan-Meier curves of first spells for the groups "emerged" and "base" that have any; none before two probes.
 
-    Each: time [K] (training steps, a step function), survival, lower, upper [K] (95 %), at_risk, censored [K], spells,
-    median (None while more than half go on). Empty with fewer than two probes: no time has passed.
+    Returns:
+        For each group: time [K] (training steps), survival, lower, upper [K] (95 % interval), at_risk, censored [K],
+        spells (their number), median (None while more than half last).
     """
     curves = {}
     for group in ("emerged", "base") if len(history.steps) > 1 else ():
@@ -165,14 +184,15 @@ def survival(history: HeadHistory) -> dict[str, Figure]:
 
 
 def event_list(history: HeadHistory) -> Figure:
-    """Events in order: columns, rows. before and now: shares (circuit rule: importance).
+    """Events in order of step.
 
-    q, p: None under the circuit rule. stability: None under the evidence rule. lower, upper: 95 % interval of the
-    change; raw_before, raw_now, raw_p: the same of the raw score; status: "confirmed", "pending" or "withdrawn"; each
-    None where the history does not tell.
+    Returns:
+        columns (names) and rows. before, now: share (circuit rule: importance); lower, upper: 95 % interval of its
+        change; q, p: None under the circuit rule; stability: None under the evidence rule; raw_before, raw_now, raw_p:
+        of the raw score; status: "confirmed", "pending" or "withdrawn".
     """
     columns = ["step", "layer", "head", "kind", "before", "now", "q", "stability", "p"]
-    more = ["lower", "upper", "raw_before", "raw_now", "raw_p"]
+    numbers = ["lower", "upper", "raw_before", "raw_now", "raw_p"]
     rows = [
         [
             e.step,
@@ -184,40 +204,32 @@ def event_list(history: HeadHistory) -> Figure:
             significant(e.q_value, 2),
             significant(e.stability, 3),
             significant(e.p_value, 2),
-            *(significant(getattr(e, name, None), 3) for name in more),
-            getattr(e, "status", None),
+            *(significant(getattr(e, name), 3) for name in numbers),
+            e.status,
         ]
         for e in history.events
     ]
-    return {"columns": [*columns, *more, "status"], "rows": rows}
+    return {"columns": [*columns, *numbers, "status"], "rows": rows}
 
 
 def changes(history: HeadHistory) -> dict[str, list[int]]:
-    """Heads whose share is significantly and materially larger or smaller than at base, members or not: [P] each."""
+    """Heads whose |share| is significantly and materially larger or smaller than in the base, [P] each."""
     return {
         "strengthened": [int(n) for n in history.strengthened.sum(axis=(1, 2))],
         "weakened": [int(n) for n in history.weakened.sum(axis=(1, 2))],
     }
 
 
-def membership_changes(history: HeadHistory) -> list[int]:
-    """Heads in the active set that were not in it at base, or the reverse, evidence or not: [P]."""
-    member = history.member
-    if not history.steps:
-        return []
-    base = history.steps.index(history.base_step) if history.base_step is not None else 0
-    return [int(n) for n in (member ^ member[base]).sum(axis=(1, 2))]
-
-
 def noise(history: HeadHistory) -> Figure:
-    """What the sample of pairs alone would do, beside what happened; each [P], None where it is not known.
+    """Membership changes with their null band, and agreement between halves of the pairs; None where not known.
 
-    membership: heads that entered or left the active set since the base. low, high: the central 95 % of such changes
-    between two samples of one probe's pairs. split_half: Spearman agreement of two halves of the pairs.
+    Returns:
+        membership [P]: heads that entered or left the active set since the base; low, high [P]: central 95 % of such
+        changes between two samples of one probe's pairs; split_half [P]: Spearman correlation between two halves.
     """
     bands = [*history.null_band, *[None] * (len(history.steps) - len(history.null_band))]
     return {
-        "membership": membership_changes(history),
+        "membership": history.membership_changes(),
         "low": [None if band is None else significant(band.low, 3) for band in bands],
         "high": [None if band is None else significant(band.high, 3) for band in bands],
         "split_half": plain(np.array(history.split_half, np.float64), 3),
@@ -226,15 +238,14 @@ def noise(history: HeadHistory) -> Figure:
 
 def turnover(history: HeadHistory) -> Figure:
     """Heads that became active and that stopped being active since the probe before: gained, lost [P], 0 at first."""
-    step = np.diff(history.active.astype(np.int8), axis=0)
-    told = {"gained": (step > 0).sum(axis=(1, 2)), "lost": (step < 0).sum(axis=(1, 2))}
-    return {name: [0, *(int(n) for n in counts)][: len(history.steps)] for name, counts in told.items()}
+    gained, lost = history.gained_and_lost()
+    return {"gained": gained, "lost": lost}
 
 
 def concentration(history: HeadHistory) -> Figure:
-    """How the importance is spread over heads, each [P]: entropy (1: all alike), kurtosis, intensity (sum of |score|).
+    """Distribution of the importance over heads, [P] each: entropy (1: uniform), excess kurtosis, intensity.
 
-    intensity: None under the circuit rule, which has no signed scores.
+    intensity: sum of |raw score|; None under the circuit rule, which has no signed scores.
     """
     return {
         "entropy": plain(np.array(history.entropy()), 3),
@@ -244,9 +255,9 @@ def concentration(history: HeadHistory) -> Figure:
 
 
 def stability(history: HeadHistory) -> Figure | None:
-    """How stable the circuit's heads are over resamples of the pairs: mean [P] over active heads, now [L][H].
+    """Share of the resamples of the pairs that keep a head in the circuit: mean [P] over active heads, now [L][H].
 
-    None under the evidence rule, and for a run that was scored without resamples.
+    None under the evidence rule and without resamples.
     """
     if history.rule != "circuit" or not history.steps or not np.isfinite(history.stability).any():
         return None
@@ -255,27 +266,8 @@ def stability(history: HeadHistory) -> Figure | None:
     return {"mean": plain(np.array(means), 3), "now": plain(history.stability[-1], 2)}
 
 
-def coupling(history: HeadHistory, training: Rows) -> list[Figure]:
-    """Rank correlation of newly active heads with the reward: key, probes, rho, rho_changes (None: undefined).
-
-    lagged: the tested correlation at the best lag in words, None where the coupling has none.
-    """
-    rows = [dict(row) for row in training]
-    told = [history.coupling(rows, key) for key in COUPLING_KEYS if any(_is_number(row.get(key)) for row in rows)]
-    return [
-        {
-            "key": c.key,
-            "probes": len(c.steps),
-            "rho": plain(c.rho, 2),
-            "rho_changes": plain(c.rho_changes, 2),
-            "lagged": c.lagged().words("Newly active heads", c.key) if hasattr(c, "lagged") else None,
-        }
-        for c in told
-    ]
-
-
 def all_figures(history: HeadHistory, training: Rows = ()) -> dict[str, Figure]:
-    """A snapshot of the figures that a live view draws, by name: plotly_figures.draw takes it, later or elsewhere."""
+    """Data of the figures that are logged during training, by name: the input of `plotly.draw`."""
     about = {"family": history.family, "rule": history.rule, "step": history.steps[-1] if history.steps else None}
     return {
         "cohorts": {**about, **cohort_chart(history), "training": training_curves(training, LIVE_CURVE_POINTS)},
@@ -286,26 +278,41 @@ def all_figures(history: HeadHistory, training: Rows = ()) -> dict[str, Figure]:
     }
 
 
+def has_signal(history: HeadHistory) -> list[bool]:
+    """Whether each probe has enough signal to define shares, [P]."""
+    return [status == OK for status in history.signal]
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def histories_by_rule(run: RunFolder, family: str) -> dict[str, HeadHistory]:
+    """The family's history by each rule; "circuit" only where every probe has a circuit."""
+    scores = [run.read_scores(step) for step in run.steps]
+    with_circuits = all(at.circuit_active is not None and at.importance is not None for at in scores)
+    rules = ("evidence", "circuit") if with_circuits else ("evidence",)
+    return {rule: history_from_run(run, family=family, rule=rule) for rule in rules}
+
+
+def run_name(run: RunFolder) -> str:
+    """The run's name, by default that of the folder that contains the record."""
+    return str(run.manifest.get("name") or run.path.parent.name)
+
+
 # --- plain values ---------------------------------------------------------------------------------------------------
 
 
-def plain(values: ArrayLike, digits: int | None = None) -> Any:
-    """Nested lists (or one number) that json.dumps writes short: rounded, None where not finite."""
-    array = np.asarray(values)
-    if array.ndim:
-        return [plain(entry, digits) for entry in array]
-    if array.dtype.kind in "iub":
-        return int(array)
-    value = float(array)
-    if not math.isfinite(value):
-        return None
-    rounded = round(value, digits) if digits is not None else value
-    return int(rounded) if rounded == int(rounded) else rounded
+plain = partial(plain_json.plain, whole_as_int=True)  # the page's JSON, short
 
 
 def significant(value: float | None, digits: int) -> float | None:
-    """The value to so many significant digits; None where there is none."""
+    """The value rounded to significant digits; None where it is missing or not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a logged value is a finite number (bool is none)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _binned(points: list[tuple[int, float]], max_points: int) -> Figure:
@@ -314,13 +321,9 @@ def _binned(points: list[tuple[int, float]], max_points: int) -> Figure:
     return {
         "steps": [round(float(b[:, 0].mean())) for b in bins],
         "values": [significant(float(b[:, 1].mean()), 4) for b in bins],
-        "logs_a_point": size,
+        "logs_per_point": size,
     }
 
 
 def _heads(where: NDArray[np.bool_] | np.bool_) -> list[list[int]]:
     return [[int(layer), int(head)] for layer, head in np.argwhere(where)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file of one or several runs, with its data, its drawing and its style inside."""
+"""The report page: one self-contained HTML file of one or several runs, with data, script and style inside."""
 
 import base64
 import hashlib
@@ -17,14 +17,16 @@ import numpy as np
 
 from headwatch.errors import UserError
 from headwatch.lives.history import RULES, HeadHistory
-from headwatch.record.replay import history_from_run
-from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.record.probe_scores import ProbeScores
+from headwatch.record.recorded_settings import recorded_settings
+from headwatch.record.run_folder import RunFolder
 from headwatch.report import figure_data, head_page_data, sentences
+from headwatch.report.palette import css_variables
 from headwatch.stats import EvidenceSettings
 from headwatch.version import __version__
 
-SCRIPTS = (
-    *("marks.js", "lives.js", "course.js", "maps.js", "raster.js", "compare.js", "signals.js", "events.js"),
+SCRIPTS = (  # in order of dependence; page.js draws the page
+    *("util.js", "marks.js", "lives.js", "course.js", "maps.js", "raster.js", "compare.js", "signals.js", "events.js"),
     *("head.js", "summary.js", "page.js"),
 )
 FILE_NAME = "report.html"
@@ -35,10 +37,17 @@ PathLike = str | os.PathLike[str]
 def write_report(
     run_folders: Sequence[PathLike | RunFolder] | PathLike | RunFolder, out: PathLike | None = None
 ) -> Path:
-    """Write the report of one run, or of several side by side, and return its path.
+    """Write the report of one run, or of several for comparison. A run may still be in progress.
 
-    run_folders: run folders, or trainers' output directories that hold one. out: the file (or folder) to write to, by
-    default report.html in the first run folder. Works while a run is going on; UserError for what is not a run folder.
+    Args:
+        run_folders: run folders, or output directories of trainers that contain one.
+        out: file or folder to write to; default: report.html in the first run folder.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: for a path that is not a run folder or cannot be written.
     """
     given = [run_folders] if isinstance(run_folders, (str, os.PathLike, RunFolder)) else list(run_folders)
     if not given:
@@ -69,25 +78,25 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
     }
     first = [next((r["headline"] for f in run["families"].values() for r in f["rules"].values()), "") for run in runs]
     script = "\n".join(_part(f"page/{name}") for name in SCRIPTS)
-    # The policy lets nothing in from outside, and no script run but this one, whatever a string in the data says.
+    # Content security policy: nothing is loaded, and only this script runs, whatever a string in the data contains.
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
     parts = {
         "POLICY": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'",
         "VERSION": __version__,
         "TITLE": html.escape("headwatch: " + ", ".join(str(run["name"]) for run in runs)),
         "HEADLINE": html.escape(" ".join(first)),
-        "STYLE": _part("page/style.css"),
+        "STYLE": f"{css_variables()}\n{_part('page/style.css')}",
         "DATA": json_for_html(data),
         "SCRIPT": f"\n{script}\n",
     }
-    # One pass over the template's own text, so that a marker inside a model's name stays what it is.
+    # One pass over the template, so that a marker inside the data is not replaced.
     pieces = _part("page/report.html").split("@@")
     return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
 
 
 def run_data(run: RunFolder) -> dict[str, Any]:
-    """What the page needs of one run, as plain JSON-able data. See page/page.js for who reads what."""
-    run = _ReadOnce(run.path)
+    """Data of one run for the page, JSON-serialisable."""
+    run = _CachedRun(run.path)
     manifest, training, scalars = run.manifest, run.training(), run.scalars()
     probes = manifest.get("probes") or {}
     wandb = manifest.get("wandb") or {}
@@ -95,13 +104,13 @@ def run_data(run: RunFolder) -> dict[str, Any]:
     memory = [row["peak_memory_mb"] for row in scalars if isinstance(row.get("peak_memory_mb"), (int, float))]
     families = {family: _family_data(run, family, training) for family in run.families} if run.steps else {}
     return {
-        "name": str(manifest.get("name") or run.path.parent.name),
+        "name": figure_data.run_name(run),
         "status": str(manifest.get("status") or "unknown"),
         "trainer": manifest.get("trainer"),
         "created": manifest.get("created"),
         "headwatch_version": manifest.get("headwatch_version"),
         "versions": manifest.get("versions") or {},
-        "settings": manifest.get("settings") or {},
+        "settings": recorded_settings(manifest),
         "evidence": asdict(EvidenceSettings.from_dict((manifest.get("settings") or {}).get("evidence") or {})),
         "wandb": wandb.get("url") or wandb.get("id"),
         "model": {key: value for key, value in manifest["model"].items() if key != "sources"},
@@ -127,7 +136,13 @@ def run_data(run: RunFolder) -> dict[str, Any]:
 def view_data(
     history: HeadHistory, training: figure_data.Rows, heads: Sequence[tuple[int, int]] = (), pairs: int = 0
 ) -> dict[str, Any]:
-    """The figures of one family by one rule; `heads` in the order in which they get a page of their own."""
+    """Data of the figures of one family by one rule.
+
+    Args:
+        training: rows of the trainer's log.
+        heads: in order of rank; the first ones get the data of a page of their own.
+        pairs: number of pairs of the family.
+    """
     lives = figure_data.life_raster(history)
     by_circuit = history.rule == "circuit"
     return {
@@ -145,63 +160,64 @@ def view_data(
         "events": figure_data.event_list(history),
         "changes": figure_data.changes(history),
         "stability": figure_data.stability(history),
-        "coupling": figure_data.coupling(history, training),
+        "coupling": sentences.coupling(history, training),
     }
 
 
 def json_for_html(data: Any) -> str:
-    """JSON that may stand in a script element: no "<" or ">" or "&" in it ends the element or begins a comment."""
+    """JSON that is safe inside a script element: "<", ">" and "&" are escaped."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
 
 
-def _family_data(run: "_ReadOnce", family: str, training: figure_data.Rows) -> dict[str, Any]:
-    pairs, scores = run.pairs_of(family), [run.read_scores(step) for step in run.steps]
-    histories = {"evidence": history_from_run(run, family=family)}
-    if all(at.circuit_active is not None and at.importance is not None for at in scores):
-        histories["circuit"] = history_from_run(run, family=family, rule="circuit")
-    by_evidence = histories["evidence"]
-    heads, told = head_page_data.ranked_heads(histories.values())
-    accuracy = [None if at.correct is None else float(at.correct[pairs].mean()) for at in scores]
-    drift = [np.nan if at.kl_from_base is None else float(at.kl_from_base[pairs].mean()) for at in scores]
-    settings = run.manifest.get("settings") or {}
-    metric = settings.get("metric")  # by family, where they are read by different ones
-    index = run.families.index(family)
+def _family_data(run: "_CachedRun", family: str, training: figure_data.Rows) -> dict[str, Any]:
+    pairs, index = run.pairs_of(family), run.families.index(family)
+    histories = figure_data.histories_by_rule(run, family)
+    by_evidence, by_circuit = histories["evidence"], histories.get("circuit")
+    heads, n_first = head_page_data.ranked_heads(histories.values())
     rules = {rule: view_data(history, training, heads, len(pairs)) for rule, history in histories.items()}
-    low, high = (_logged(run, f"{family}/circuit/membership_changes_by_chance_{end}") for end in ("low", "high"))
-    chance = None
-    if "circuit" in rules:
+    null_band = None
+    if by_circuit is not None:
+        low, high = (_logged(run, f"{family}/circuit/membership_changes_by_chance_{end}") for end in ("low", "high"))
         rules["circuit"]["noise"] |= {"low": low, "high": high}
-        chance = (low[-1], high[-1]) if low[-1] is not None and high[-1] is not None else None
+        null_band = (low[-1], high[-1]) if low[-1] is not None and high[-1] is not None else None
+    scores = [run.read_scores(step) for step in run.steps]
+    accuracy = [None if at.correct is None else float(at.correct[pairs].mean()) for at in scores]
+    kl = [None if at.kl_from_base is None else float(at.kl_from_base[pairs].mean()) for at in scores]
     return {
         "pairs": len(pairs),
-        "summary": sentences.summary(by_evidence, histories.get("circuit"), accuracy, chance),
+        "summary": sentences.summary(by_evidence, by_circuit, accuracy, null_band),
         "probe": {
             **figure_data.probe_curves(by_evidence, accuracy),
-            "kl": [figure_data.significant(value, 3) for value in drift],
-            "unit": str((metric.get(family) if isinstance(metric, dict) else metric) or ""),
+            "kl": [figure_data.significant(value, 3) for value in kl],
+            "unit": _metric(run, family),
         },
         "rules": rules,
         "edges": head_page_data.strongest_edges(
-            [place for place, step in enumerate(run.steps) if step in run.with_edges],
+            [place for place, step in enumerate(run.steps) if step in run.steps_with_edges],
             lambda place: run.edges(run.steps[place], index),
             (by_evidence.n_layers, by_evidence.n_heads),
             heads,
-            told,
+            n_first,
         ),
     }
 
 
+def _metric(run: RunFolder, family: str) -> str:
+    metric = (recorded_settings(run.manifest).get("scoring") or {}).get("metric")
+    return str((metric.get(family) if isinstance(metric, dict) else metric) or "")  # a mapping where families differ
+
+
 def _logged(run: RunFolder, name: str) -> list[float | None]:
-    """A scalar at every probe of the run, None where it was not logged or not finite."""
+    """A logged scalar at every probe, None where it is missing or not finite."""
     values = {row["step"]: row.get(name) for row in run.scalars()}
     return [values.get(step) for step in run.steps]
 
 
 def _examples(run: RunFolder) -> list[dict[str, str]]:
-    """The first pair of each family as text, where the run kept its probe set and the set has texts."""
+    """The first pair of each family as text, where the run has its probe set and the set has texts."""
     try:
         texts = run.probe_texts()
     except UserError as error:
@@ -213,14 +229,14 @@ def _examples(run: RunFolder) -> list[dict[str, str]]:
     ]
 
 
-class _ReadOnce(RunFolder):
-    """A run folder that reads each probe's scores once, without the edges, and sees the probes of one moment."""
+class _CachedRun(RunFolder):
+    """A run folder at one moment: fixed steps, each probe's scores read once and kept without the edges."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._steps = super().steps
         self._scores: dict[int, ProbeScores] = {}
-        self.with_edges: set[int] = set()
+        self.steps_with_edges: set[int] = set()
 
     @property
     def steps(self) -> list[int]:
@@ -230,16 +246,16 @@ class _ReadOnce(RunFolder):
         if step not in self._scores:
             scores = super().read_scores(step)
             if scores.edges_mean_abs is not None:
-                self.with_edges.add(step)
+                self.steps_with_edges.add(step)
             self._scores[step] = replace(scores, edges_mean_abs=None)
         return self._scores[step]
 
     def edges(self, step: int, family: int) -> np.ndarray[Any, Any] | None:
-        """Mean |edge score| [S, R] of a family at a step: large, and so read when asked for."""
+        """Mean |edge score| [S, R] of a family at a step, read from the file each time: edges are large."""
         edges = super().read_scores(step).edges_mean_abs
         return None if edges is None or edges.ndim != 3 or family >= len(edges) else edges[family]
 
 
 def _part(name: str) -> str:
     text = resources.files("headwatch.report").joinpath(name).read_text(encoding="utf-8")
-    return "\n".join(line.strip() for line in text.splitlines())  # indentation is a tenth of the page
+    return "\n".join(line.strip() for line in text.splitlines())  # without indentation, a tenth of the page

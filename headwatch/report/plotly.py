@@ -1,43 +1,34 @@
-"""The figures of figures.py as plotly's JSON, for W&B: dicts of lists and numbers, so plotly itself is not needed.
+"""Live figures as plotly JSON, which W&B and Trackio draw; plotly itself is not needed.
 
-Plain lists, never numpy (plotly >= 6 would write base64 that W&B has shown empty), template "none" (the default
-template alone is 6 kB), the step in every title, 2-4 kB each for a model of 336 heads and 30 probes.
+Lists instead of numpy arrays (plotly >= 6 writes those as base64, which W&B has shown empty); template "none" (the
+default one takes 6 kB); 2-4 kB per figure for a model of 336 heads and 30 probes.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from headwatch.report import palette
 from headwatch.report.figure_data import RULE_NAMES, Figure
+from headwatch.report.palette import BASE, CELL, GAIN, INK, LOSS, NEW, SOFT
 
-BASE, NEW, BACK, INK, SOFT = "#c0432b", "#1f66b0", "#7b4fb5", "#1c1e22", "#73777f"
-# Early cohorts dark, late ones light: an order that survives any colour vision.
-RAMP = ("#1c3a78", "#225285", "#286a94", "#2f8fae", "#52a5b0", "#7dbab0", "#9ccdb0", "#b7dfb0")
-MAX_ROWS = 80  # heads in the raster; W&B panels are too small for more
-GONE = "."
+MAX_COHORTS = 8  # areas in the cohort chart
+MAX_ROWS = 80  # heads in the chart of lives: W&B's panels are too small for more
 
 
 def draw(figures: Mapping[str, Figure]) -> dict[str, Figure]:
-    """Draw what figures.all_figures collected: name -> {"data": [...], "layout": {...}}, the same names."""
+    """Draw the figures of `figure_data.all_figures`: the same names -> {"data": [...], "layout": {...}}."""
     return {name: DRAWERS[name](figure) for name, figure in figures.items()}
 
 
 def cohorts(figure: Figure) -> Figure:
     """Areas by step of first emergence, a line for their sum, retained base heads dashed; reward or loss below."""
-    steps = figure["steps"]
-    traces: list[Figure] = []
-    for index, (name, active) in enumerate(_merged_cohorts(figure["cohorts"])):
-        color = RAMP[index * (len(RAMP) - 1) // max(1, min(len(figure["cohorts"]), len(RAMP)) - 1)]
-        traces.append(
-            {
-                "type": "scatter",
-                "name": f"since {name}",
-                "x": steps,
-                "y": active,
-                "stackgroup": "cohorts",
-                "mode": "none",
-                "fillcolor": color,
-            }
-        )
+    steps, bands = figure["steps"], _merged_cohorts(figure["cohorts"])
+    area = {"type": "scatter", "x": steps, "stackgroup": "cohorts", "mode": "none"}
+    traces: list[Figure] = [
+        {**area, "name": f"since {name}", "y": active, "fillcolor": palette.ramp(k / max(1, len(bands) - 1))}
+        for k, (name, active) in enumerate(bands)
+    ]
     traces += [
         _line("newly active", steps, figure["newly_active"], INK),
         _line("retained base heads", steps, figure["retained"], BASE, dash="dash"),
@@ -53,25 +44,19 @@ def cohorts(figure: Figure) -> Figure:
 
 
 def activation_frequency(figure: Figure) -> Figure:
-    """Layers across, heads down; red: base heads, blue: heads that joined; open squares: active now."""
+    """Layers horizontally, heads vertically; red: base heads, blue: emerged heads; open squares: active now."""
     base = {tuple(head) for head in figure["base"]}
     frequency = figure["frequency"]
     n_layers, n_heads = len(frequency), len(frequency[0]) if frequency else 0
-    # One trace holds both scales: a base head's frequency is drawn below zero.
+    # One colour scale for both: frequencies of base heads are negative.
     signed = [
         [round(-f if (layer, head) in base else f, 2) + 0 for layer, f in enumerate(row)]
         for head, row in enumerate(zip(*frequency, strict=True))
     ]
     heatmap = {
-        "type": "heatmap",
-        "z": signed,
-        "zmin": -1,
-        "zmax": 1,
-        "colorscale": [[0, BASE], [0.5, "#f4f3ef"], [1, NEW]],
-        "xgap": 1,
-        "ygap": 1,
+        **_heatmap(signed, BASE, NEW),
         "hovertemplate": "L%{x}.H%{y}: %{z}<extra></extra>",
-        "colorbar": {"tickvals": [-1, 0, 1], "ticktext": ["base, always", "never", "joined, always"]},
+        "colorbar": {"tickvals": [-1, 0, 1], "ticktext": ["base, always", "never", "emerged, always"]},
     }
     now = {
         "type": "scatter",
@@ -87,20 +72,14 @@ def activation_frequency(figure: Figure) -> Figure:
 
 
 def effect(figure: Figure) -> Figure:
-    """E(l, h) in [-1, 1], layers across, heads down; the 95 % interval on hovering."""
+    """E(l, h) in [-1, 1], layers horizontally, heads vertically; the 95 % interval on hover."""
     values, known = figure["effect"], figure["low"] is not None
     spans = [
         [f"<br>95 %: {low} to {high}" if value else "" for value, low, high in zip(*sides, strict=True)]
         for sides in (zip(values, figure["low"], figure["high"], strict=True) if known else ())
     ]
     heatmap = {
-        "type": "heatmap",
-        "z": [list(row) for row in zip(*values, strict=True)],
-        "zmin": -1,
-        "zmax": 1,
-        "colorscale": [[0, "#9a6412"], [0.5, "#f4f3ef"], [1, "#0b7a6f"]],
-        "xgap": 1,
-        "ygap": 1,
+        **_heatmap([list(row) for row in zip(*values, strict=True)], LOSS, GAIN),
         "text": [list(row) for row in zip(*spans, strict=True)],
         "hovertemplate": "L%{x}.H%{y}: %{z}" + ("%{text}" if known else "") + "<extra></extra>",
     }
@@ -110,7 +89,7 @@ def effect(figure: Figure) -> Figure:
 
 
 def lives(figure: Figure) -> Figure:
-    """One row a head, its active stretches as bars; heads that joined in training first, then base heads."""
+    """One row per head, its spells as bars; heads that emerged in training first, then base heads."""
     order = {"joined": 0, "base": 1}
     rows = [
         (order[group], head, signs)
@@ -118,16 +97,17 @@ def lives(figure: Figure) -> Figure:
         if group in order
     ]
     rows = sorted(rows, key=lambda row: row[0])[:MAX_ROWS]  # stable: within a group by first activity
-    left_out = sum(group in order for group in figure["group"]) - len(rows)
+    omitted = sum(group in order for group in figure["group"]) - len(rows)
     traces = []
-    for name, color, states in (("base", BASE, "12"), ("emerged", NEW, "4"), ("re-emerged", BACK, "6")):
+    for name, states in (("base", "12"), ("emerged", "4"), ("re-emerged", "6")):
+        color = palette.GROUPS[name]
         x, y = _bars([signs for _, _, signs in rows], states, figure["steps"])
         if x:
             bar: Figure = {"type": "scatter", "mode": "lines+markers", "name": name, "x": x, "y": y, "hoverinfo": "x"}
-            # The marker shows a stretch that has only just begun and has no length yet.
+            # The marker shows a spell that began at the last probe and has no length yet.
             bar |= {"line": {"color": color, "width": 6}, "marker": {"symbol": "square", "size": 6, "color": color}}
             traces.append(bar)
-    title = "Lives of heads" + (f" (the first {MAX_ROWS}; {left_out} base heads more)" if left_out else "")
+    title = "Lives of heads" + (f" (the first {MAX_ROWS}; {omitted} omitted)" if omitted else "")
     layout = _layout(figure, title, "training step", "")
     layout["yaxis"] |= {
         "tickvals": list(range(len(rows))),
@@ -139,10 +119,10 @@ def lives(figure: Figure) -> Figure:
 
 
 def survival(figure: Figure) -> Figure:
-    """Kaplan-Meier curves of first spells with their 95 % intervals; base heads apart."""
+    """Kaplan-Meier curves of first spells with 95 % intervals, base heads separately."""
     traces: list[Figure] = []
-    for group, color, tint in (("emerged", NEW, "rgba(31,102,176,0.15)"), ("base", BASE, "rgba(192,67,43,0.15)")):
-        curve = figure["curves"].get(group)
+    for group in ("emerged", "base"):
+        curve, color = figure["curves"].get(group), palette.GROUPS[group]
         if curve is None:
             continue
         time = curve["time"]
@@ -150,15 +130,20 @@ def survival(figure: Figure) -> Figure:
         step = {"shape": "hv", "width": 0}
         traces += [
             {**edge, "y": curve["lower"], "line": step},
-            {**edge, "y": curve["upper"], "line": step, "fill": "tonexty", "fillcolor": tint},
+            {
+                **edge,
+                "y": curve["upper"],
+                "line": step,
+                "fill": "tonexty",
+                "fillcolor": palette.translucent(color, palette.BAND_OPACITY),
+            },
             {
                 **_line(f"{group} ({curve['spells']})", time, curve["survival"], color),
                 "line": {"shape": "hv", "color": color},
             },
         ]
-    layout = _layout(
-        figure, "Survival of first spells (known to the probes’ distance)", "steps since active", "still active"
-    )
+    title = "Survival of first spells (resolved to the probe interval)"
+    layout = _layout(figure, title, "steps since the head became active", "still active")
     layout["yaxis"]["range"] = [0, 1.02]
     return {"data": traces, "layout": layout}
 
@@ -203,14 +188,19 @@ def _map_layout(figure: Figure, title: str, n_layers: int, n_heads: int) -> dict
     return layout
 
 
+def _heatmap(values: list[list[Any]], low: str, high: str) -> Figure:
+    colours = [[0, low], [0.5, CELL], [1, high]]
+    return {"type": "heatmap", "z": values, "zmin": -1, "zmax": 1, "colorscale": colours, "xgap": 1, "ygap": 1}
+
+
 def _line(name: str, x: list[int], y: list[Any], color: str, dash: str = "solid") -> Figure:
     line = {"color": color, "width": 2, "dash": dash}
     return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": line}
 
 
 def _merged_cohorts(cohorts: list[Figure]) -> list[tuple[str, list[int]]]:
-    """At most as many bands as the ramp has colours: neighbours together, named by their first and last step."""
-    size = -(-len(cohorts) // len(RAMP))
+    """At most MAX_COHORTS bands: neighbouring cohorts are summed and named by their first and last step."""
+    size = -(-len(cohorts) // MAX_COHORTS)
     groups = [cohorts[start : start + size] for start in range(0, len(cohorts), size)] if cohorts else []
     return [
         (
@@ -222,19 +212,14 @@ def _merged_cohorts(cohorts: list[Figure]) -> list[tuple[str, list[int]]]:
 
 
 def _bars(rows: list[str], states: str, steps: list[int]) -> tuple[list[int | None], list[int | None]]:
-    """Polyline with gaps: a piece for every stretch in `states`, at its row's height."""
-    # A letter is the state of the same number, held without the active set's agreement: still that state.
-    wanted = set(states) | {chr(ord("a") + int(state)) for state in states}
+    """x and y of a polyline with a segment for every stretch in `states`, at the height of its row."""
+    # A letter is the state of the same number, with a membership that disagrees.
+    signs = states + "".join(chr(ord("a") + int(state)) for state in states)
     x: list[int | None] = []
     y: list[int | None] = []
-    for height, signs in enumerate(rows):
-        inside = "".join("x" if sign in wanted else GONE for sign in signs)
-        start = 0
-        for piece in inside.split(GONE):
-            if piece:
-                end = start + len(piece) - 1
-                # A stretch ends where the next probe found it gone, as in the report.
-                x += [steps[start], steps[min(end + 1, len(steps) - 1)], None]
-                y += [height, height, None]
-            start += len(piece) + 1
+    for height, row in enumerate(rows):
+        for stretch in re.finditer(f"[{signs}]+", row):
+            # A stretch ends at the probe that found the head inactive, as on the page.
+            x += [steps[stretch.start()], steps[min(stretch.end(), len(steps) - 1)], None]
+            y += [height, height, None]
     return x, y

@@ -1,7 +1,10 @@
-"""What a run says in plain words: the headline, the summary of each family, the alerts. No more than was tested."""
+"""Sentences of the report: headline, summary of each family, coupling with the reward, alerts.
 
-import json
-from collections.abc import Sequence
+A sentence claims no more than was tested, or says that nothing was tested.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,219 +12,270 @@ import numpy as np
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import NEWLY_ACTIVE, OF_BASE, is_in
 from headwatch.record.run_folder import RunFolder
-from headwatch.report.figure_data import changes, membership_changes
+from headwatch.report.figure_data import changes, has_signal, is_finite_number
 from headwatch.stats import OK
+
+COUPLING_KEYS = ("reward",)
 
 
 def headline(history: HeadHistory) -> str:
-    """What happened, in one or two sentences that claim no more than was tested."""
+    """What happened to the heads by the last probe, in one or two sentences."""
     if not history.steps:
         return "No probe has been taken yet."
-    step, about = history.steps[-1], f" on {history.family}" if history.family else ""
-    counts = {label: values[-1] for label, values in history.counts().items()}
-    newly, base = history.newly_active()[-1], int(is_in(history.state[-1], OF_BASE).sum())
-    kept = counts["base"] + counts["retained"]
     if history.rule == "circuit":
-        if len(history.steps) == 1:
-            return f"The base circuit{about} has {_n(base, 'head')}. No training step has been probed yet."
-        return (
-            f"By membership alone{about}, {_n(newly, 'head')} newly active and {kept} of {base} base heads retained "
-            f"at step {step:,}. Nothing is tested here."
-        )
+        return _circuit_headline(history)
+    step, on_family = history.steps[-1], _on_family(history)
     if history.base_step is None:
         return (
-            f"Insufficient signal{about}: clean and corrupted prompts score too much alike to say anything about heads."
+            f"Insufficient signal{on_family}: the metric differs too little between clean and corrupted prompts to "
+            "measure heads."
         )
     if history.signal[-1] != OK:
         return (
-            f"Insufficient signal{about} at step {step:,}: clean and corrupted prompts score too much alike. "
-            f"What is shown is the last probe that had one."
+            f"Insufficient signal{on_family} at step {step:,}: the metric differs too little between clean and "
+            "corrupted prompts. The figures show the last probe with signal."
         )
-    if sum(said == OK for said in history.signal) == 1:
-        return f"{_n(base, 'head')} of {history.n_layers * history.n_heads} carry the base model’s work{about}. " + (
-            "No training step has been probed yet."
-            if len(history.steps) == 1
-            else "No later probe to compare with yet."
-        )
-    parts = [f"{_n(newly, 'head')} emerged" if newly else "", f"{counts['dropped']} of {base} base heads were dropped"]
-    parts = [part for part in (parts[0], parts[1] if counts["dropped"] else "") if part]
-    gone = counts["pruned"]
-    tail = f" {_n(gone, 'head')} that had emerged {'is' if gone == 1 else 'are'} gone again." if gone else ""
-    if counts["dropped"] == 1:
-        parts[-1] = f"1 of {base} base heads was dropped"
-    if parts:
-        return f"{' and '.join(parts)}{about} by step {step:,}.{tail}"
-    moved = sum(values[-1] for values in changes(history).values())
-    whose = "its" if moved == 1 else "their"
-    shifted = f", though {_n(moved, 'head')} changed {whose} share of the work" if moved else ""
-    return f"No head has emerged and no base head was dropped{about} by step {step:,}{shifted}.{tail}"
+    if sum(has_signal(history)) == 1:
+        missing = "No training step has been probed" if len(history.steps) == 1 else "No later probe to compare with"
+        return f"{_active_in_base(history)}{on_family}. {missing} yet."
+    return _events_headline(history)
 
 
 def summary(
     history: HeadHistory,
     circuit: HeadHistory | None = None,
     accuracy: Sequence[float | None] = (),
-    chance: tuple[float, float] | None = None,
+    null_band: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """One family in plain words: family, status, and sentences that each stand on a test or say that they do not.
+    """One family at its last probe.
 
-    history: by the evidence rule. circuit: the same family by the paper's rule, where the run has circuits. accuracy:
-    [P] in [0, 1] or None. chance: the null band of the paper's rule, (low, high) membership changes between two halves
-    of the last probe's pairs, where the run recorded it. status: "ok", "insufficient signal" (now, or at every probe),
-    "base only" or "no probe".
+    Args:
+        history: by the evidence rule.
+        circuit: the same family by the circuit rule, where the run has circuits.
+        accuracy: of the probe answers, [P] in [0, 1] or None.
+        null_band: of the circuit rule, (low, high) membership changes between two halves of the last probe's pairs.
+
+    Returns:
+        family; status ("ok", "insufficient signal", "base only" or "no probe"); sentences.
     """
-    told = [index for index, said in enumerate(history.signal) if said == OK]
-    said: list[str] = []
-    if not history.steps:
-        status = "no probe"
-    elif not told or history.signal[-1] != OK:
-        status = "insufficient signal"
-        at = f"at step {history.steps[-1]:,}" if told else "at every probe so far"
-        said.append(
-            f"Insufficient signal {at}: the model tells clean and corrupted prompts apart too little for shares "
-            "to be defined. Nothing is said about its heads."
+    status = _status(history)
+    sentences: list[str] = []
+    if status == "insufficient signal":
+        when = f"at step {history.steps[-1]:,}" if any(has_signal(history)) else "at every probe so far"
+        sentences.append(
+            f"Insufficient signal {when}: the metric differs too little between clean and corrupted prompts to define "
+            "shares. Heads are not evaluated."
         )
-    elif len(told) == 1:
-        status = "base only"
-        active = int(history.active[-1].sum())
-        said.append(
-            f"{active} of {history.n_layers * history.n_heads} heads carry the base model’s work; "
-            "there is no later probe to compare with yet."
-        )
-    else:
-        status = OK
-        said += [_moved(history), _lives(history), _pending(history), _set_changes(history)]
+    elif status == "base only":
+        sentences.append(f"{_active_in_base(history)}; there is no later probe to compare with yet.")
+    elif status == OK:
+        sentences += [_changed_shares(history), _lives(history), _pending(history), _membership(history)]
     if status in (OK, "base only"):
-        said.append(_resolved(history))
+        sentences.append(_detection_power(history))
     if circuit is not None and len(circuit.steps) > 1:
-        said.append(_by_circuit(circuit, chance))
-    said.append(_task(history, accuracy))
-    return {"family": history.family, "status": status, "sentences": [sentence for sentence in said if sentence]}
+        sentences.append(_circuit_membership(circuit, null_band))
+    sentences.append(_task(history, accuracy))
+    return {"family": history.family, "status": status, "sentences": [text for text in sentences if text]}
+
+
+def coupling(history: HeadHistory, training: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Rank correlation of newly active heads with each of COUPLING_KEYS that the trainer logged, one sentence each."""
+    rows = [dict(row) for row in training]
+    logged = [key for key in COUPLING_KEYS if any(is_finite_number(row.get(key)) for row in rows)]
+    return [_coupling(history, rows, key) for key in logged]
 
 
 def alerts(run: RunFolder) -> list[dict[str, Any]]:
-    """The run's alerts (alerts.jsonl), one a kind and family: text, family ("" for all), level, first, last, now.
+    """The run's alerts, the latest of each kind and family.
 
-    text: the latest. first, last: steps at which it was raised. now: it was raised at the last probe. level: "warning"
-    or "status". A line that cannot be read is left out.
+    Returns:
+        text, without the family's name; family ("" for all); level ("warning" or "status"); first, last: steps at
+        which it was raised; now: whether it was raised at the last probe.
     """
-    path, last = run.path / "alerts.jsonl", run.steps[-1] if run.steps else None
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    last = run.steps[-1] if run.steps else None
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-            step, text, family = int(row["step"]), str(row["text"]), str(row.get("family") or "")
-            kind, level = str(row.get("kind") or text), str(row.get("level") or "warning")
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
-        alert = found.setdefault((kind, family), {"family": family, "first": step})
-        alert |= {"text": text, "level": level, "last": step, "now": step == last}
-    return list(found.values())
+    for row in run.alerts():
+        text, step, family = str(row.get("text") or ""), row["step"], str(row.get("family") or "")
+        alert = found.setdefault((str(row.get("kind") or text), family), {"family": family, "first": step})
+        alert |= {"text": text.removeprefix(f"{family}: "), "level": str(row.get("level") or "warning")}
+        alert |= {"last": step, "now": step == last}
+    return [alert for alert in found.values() if alert["text"]]
 
 
-# --- sentences ------------------------------------------------------------------------------------------------------
+# --- headline ---------------------------------------------------------------------------------------------------------
 
 
-def _moved(history: HeadHistory) -> str:
-    moved = changes(history)
-    up, down = moved["strengthened"][-1], moved["weakened"][-1]
-    tested = history.n_layers * history.n_heads
-    if not up and not down:
-        return f"None of {tested} heads changed its share of the work significantly and materially since the base."
+def _circuit_headline(history: HeadHistory) -> str:
+    on_family, base = _on_family(history), _n_base(history)
+    if len(history.steps) == 1:
+        return f"The base circuit{on_family} has {_count(base, 'head')}. No training step has been probed yet."
+    counts = history.counts()
+    retained = counts["base"][-1] + counts["retained"][-1]
     return (
-        f"{_n(up, 'head')} strengthened and {down} weakened since the base (of {tested} heads; significant, "
-        f"q ≤ {history.settings.q:g}, and material)."
+        f"By circuit membership{on_family}, {_count(history.newly_active()[-1], 'head')} newly active and {retained} "
+        f"of {base} base heads retained at step {history.steps[-1]:,}. Membership is not tested."
     )
 
 
-def _resolved(history: HeadHistory) -> str:
-    """How far the pairs can see."""
-    active, resolved, wanted = int(history.active[-1].sum()), history.n_detectable()[-1], history.pairs_needed()
-    pairs = history.n_pairs or 0
-    if not active:
-        return ""
-    more = f"; about {wanted:,} pairs would do for nine in ten" if wanted is not None and wanted > pairs else ""
-    return f"On these {pairs} pairs the loss of {resolved} of the {_n(active, 'active head')} would be told{more}."
+def _events_headline(history: HeadHistory) -> str:
+    until = f"{_on_family(history)} by step {history.steps[-1]:,}"
+    newly, dropped, pruned = history.newly_active()[-1], _dropped(history), history.counts()["pruned"][-1]
+    parts = [f"{_count(newly, 'head')} emerged" if newly else "", dropped]
+    if any(parts):
+        heads = _count(pruned, "more head" if newly else "head")
+        tail = f" {heads} emerged and {_was(pruned)} pruned." if pruned else ""
+        return f"{' and '.join(part for part in parts if part)}{until}.{tail}"
+    if pruned:
+        return f"{_count(pruned, 'head')} emerged and {_was(pruned)} pruned{until}."
+    moved = sum(values[-1] for values in changes(history).values())
+    shifted = f", though the share of {_count(moved, 'head')} changed significantly and materially" if moved else ""
+    return f"No head has emerged and no base head was dropped{until}{shifted}."
+
+
+# --- summary ----------------------------------------------------------------------------------------------------------
+
+
+def _status(history: HeadHistory) -> str:
+    signal = has_signal(history)
+    if not signal:
+        return "no probe"
+    if not signal[-1]:
+        return "insufficient signal"
+    return "base only" if sum(signal) == 1 else OK
+
+
+def _changed_shares(history: HeadHistory) -> str:
+    up, down = (values[-1] for values in changes(history).values())
+    tested = history.n_layers * history.n_heads
+    if not up and not down:
+        return (
+            f"None of {tested} heads changed its share of the metric gap significantly and materially since the base."
+        )
+    return (
+        f"{_count(up, 'head')} strengthened and {down} weakened since the base (of {tested} heads; significant at "
+        f"q\u00a0≤\u00a0{history.settings.q:g}, and material)."
+    )
 
 
 def _lives(history: HeadHistory) -> str:
     newly = is_in(history.state, NEWLY_ACTIVE)
     ever, now = newly.any(axis=0), newly[-1]
-    gaps = np.diff(newly.astype(np.int8), axis=0) < 0
-    fresh = int((now & ~newly[:-1].any(axis=0)).sum())  # nothing is known yet of whether these stay
-    stayed = int((now & ~gaps.any(axis=0)).sum()) - fresh
-    back, gone = int(now.sum()) - stayed - fresh, int((ever & ~now).sum())
-    parts = [
-        f"{stayed} emerged and stayed" if stayed else "",
-        f"{fresh} emerged at the last probe" if fresh else "",
-        f"{back} emerged, went and came back" if back else "",
-        f"{gone} emerged and went again" if gone else "",
-    ]
-    base = int(is_in(history.state[-1], OF_BASE).sum())
-    dropped = history.counts()["dropped"][-1]
-    lost = f"{dropped} of {base} base heads {'was' if dropped == 1 else 'were'} dropped" if dropped else ""
-    if not ever.any():
-        return f"No head emerged; {lost or f'none of {base} base heads was dropped'}."
-    return f"{', '.join(part for part in parts if part)}; {lost or f'all {base} base heads were kept'}."
+    interrupted = (np.diff(newly.astype(np.int8), axis=0) < 0).any(axis=0)
+    new = int((now & ~newly[:-1].any(axis=0)).sum())  # whether these stay is not known yet
+    stayed = int((now & ~interrupted).sum()) - new
+    counts = {
+        "stayed active": stayed,
+        "new at the last probe": new,
+        "pruned and re-emerged": int(now.sum()) - stayed - new,
+        "pruned": int((ever & ~now).sum()),
+    }
+    total = int(ever.sum())
+    parts = ", ".join(f"{'all' if n == total > 1 else n} {what}" for what, n in counts.items() if n)
+    emerged = f"{_count(total, 'head')} emerged ({parts})" if parts else "No head emerged"
+    return f"{emerged}; {_dropped(history) or f'none of {_n_base(history)} base heads was dropped'}."
 
 
 def _pending(history: HeadHistory) -> str:
-    """Events that the next probe has yet to see again, where the history asks for that."""
-    waiting = sum(getattr(event, "status", "") == "pending" for event in history.events)
-    return (
-        f"{_n(waiting, 'event')} of the last probe wait{'s' if waiting == 1 else ''} for the next to confirm."
-        if waiting
-        else ""
-    )
+    n = len(history.pending)
+    return f"{_count(n, 'event')} of the last probe await{'s' if n == 1 else ''} confirmation by the next." if n else ""
 
 
-def _set_changes(history: HeadHistory) -> str:
-    changed, base = membership_changes(history)[-1], history.steps.index(history.base_step or history.steps[0])
+def _membership(history: HeadHistory) -> str:
+    n, base = history.membership_changes()[-1], history.steps.index(history.base_step or history.steps[0])
     band = history.null_band[-1] if history.null_band else None
     if band is None or base == len(history.steps) - 1:
         return ""
     return (
-        f"Membership of the active set alone changed by {changed}; two samples of one probe’s pairs differ by "
-        f"{band.low:.0f} to {band.high:.0f}, so that is {_beside(changed, band.high)}."
+        f"Membership of the active set changed for {_count(n, 'head')}, {_against_band(n, band.high)} "
+        f"({band.low:.0f} to {band.high:.0f} between two samples of one probe’s pairs)."
     )
 
 
-def _by_circuit(circuit: HeadHistory, chance: tuple[float, float] | None) -> str:
-    newly, gone = circuit.newly_active()[-1], circuit.counts()["dropped"][-1]
-    beside = ""
-    if chance is not None:
-        low, high = chance
-        beside = (
-            f", {_beside(newly + gone, high)}: two halves of one probe’s pairs differ by "
-            f"{_whole(low)} to {_whole(high)}"
-        )
+def _detection_power(history: HeadHistory) -> str:
+    active, needed, pairs = int(history.active[-1].sum()), history.pairs_needed(), history.n_pairs or 0
+    if not active:
+        return ""
+    more = f"; {needed:,} would cover nine in ten" if needed is not None and needed > pairs else ""
     return (
-        f"The paper’s membership count changed by {newly + gone} ({newly} newly active, {_n(gone, 'base head')} gone)"
-        f"{beside}; membership is not tested."
+        f"Detection power: the loss of {history.n_detectable()[-1]} of the {_count(active, 'active head')} would be "
+        f"detected ({pairs} pairs{more})."
     )
 
 
-def _beside(changed: int, high: float) -> str:
-    return "within its own null band" if changed <= high else "more than its own null band"
-
-
-def _whole(count: float) -> str:
-    return f"{count:.3g}"
+def _circuit_membership(circuit: HeadHistory, null_band: tuple[float, float] | None) -> str:
+    newly, dropped = circuit.newly_active()[-1], circuit.counts()["dropped"][-1]
+    n = newly + dropped
+    against = ""
+    if null_band is not None:
+        low, high = null_band
+        against = f", {_against_band(n, high)} ({low:.3g} to {high:.3g} between two halves of one probe’s pairs)"
+    return (
+        f"The paper’s circuit membership changed for {_count(n, 'head')} ({newly} newly active, "
+        f"{_count(dropped, 'base head')} dropped){against}; membership is not tested."
+    )
 
 
 def _task(history: HeadHistory, accuracy: Sequence[float | None]) -> str:
-    told = [index for index, said in enumerate(history.signal) if said == OK]
-    parts = []
     known = [value for value in accuracy if value is not None]
+    gap = [abs(value) for value, signal in zip(history.metric_gap, has_signal(history), strict=True) if signal]
+    parts = []
     if len(known) > 1:
         parts.append(f"probe accuracy {known[0]:.0%} → {known[-1]:.0%}".replace("%", " %"))
-    if len(told) > 1:
-        gap = history.metric_gap
-        parts.append(f"metric gap {abs(gap[told[0]]):.3g} → {abs(gap[told[-1]]):.3g}")
+    if len(gap) > 1:
+        parts.append(f"metric gap {gap[0]:.3g} → {gap[-1]:.3g}")
     text = ", ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def _n(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _coupling(history: HeadHistory, rows: list[dict[str, Any]], key: str) -> str:
+    found = history.coupling(rows, key)
+    n = len(found.steps)
+    if math.isnan(found.rho):
+        why = "3 are needed" if n < 3 else "one of the two never changes"
+        levels = f"no correlation over {_count(n, 'probe')}: {why}."
+    else:
+        levels = f"rank correlation {_signed(found.rho)} over {n} probes"
+        if not math.isnan(found.rho_changes):
+            levels += (
+                f"; of the changes between probes, which a common trend does not inflate, {_signed(found.rho_changes)}"
+            )
+        levels += "."
+    test = found.lagged().describe("newly active heads", key)
+    return f"Newly active heads and {key}: {levels} Lagged test of the changes: {test}"
+
+
+def _active_in_base(history: HeadHistory) -> str:
+    n = int(history.active[-1].sum())
+    return f"{n} of {history.n_layers * history.n_heads} heads {'is' if n == 1 else 'are'} active in the base model"
+
+
+def _n_base(history: HeadHistory) -> int:
+    return int(is_in(history.state[-1], OF_BASE).sum())
+
+
+def _dropped(history: HeadHistory) -> str:
+    n = history.counts()["dropped"][-1]
+    return f"{n} of {_n_base(history)} base heads {_was(n)} dropped" if n else ""
+
+
+def _on_family(history: HeadHistory) -> str:
+    return f" on {history.family}" if history.family else ""
+
+
+def _against_band(n: int, high: float) -> str:
+    return f"{'within' if n <= high else 'above'} its null band"
+
+
+def _was(n: int) -> str:
+    return "was" if n == 1 else "were"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")

@@ -101,22 +101,6 @@ class Patience:
             )
 
 
-def plain(value: Any) -> Any:
-    """A figure as plain lists and numbers of four decimals, with None for what is not finite.
-
-    plotly >= 6 writes numpy arrays as base64 ("bdata"), which the W&B page has shown as empty charts.
-    """
-    if hasattr(value, "tolist"):  # a numpy array or scalar
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else None
-    return value
-
-
 def finite(scalars: Scalars) -> dict[str, float]:
     """The scalars that can be drawn, as Python numbers."""
     return {name: float(value) for name, value in scalars.items() if value is not None and math.isfinite(value)}

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headwatch.errors import UserError
-from headwatch.sinks.base import PREFIX, STEP_KEY, Patience, Row, Sink, plain
+from headwatch.io.plain_json import plain
+from headwatch.sinks.base import PREFIX, STEP_KEY, Patience, Row, Sink
 from headwatch.sinks.figure_budget import Budget
 from headwatch.sinks.wandb_run import existing_run, finish_run, run_info, start_run
 
@@ -165,7 +166,8 @@ class WandbSink(Sink):
 
             drawn = row.figures() if callable(row.figures) else row.figures
             figures = self._budget.pick(drawn, final=row.final)
-            media = {PREFIX + name: wandb.Plotly(go.Figure(plain(figure))) for name, figure in figures.items()}
+            # plotly >= 6 writes numpy arrays as base64 ("bdata"), which the W&B page has shown as empty charts.
+            media = {PREFIX + name: wandb.Plotly(go.Figure(plain(figure, 4))) for name, figure in figures.items()}
         except Exception as error:
             self._drawing.failed(error)
             return {}

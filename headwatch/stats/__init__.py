@@ -1,18 +1,12 @@
-"""Evidence: which changes of a head's share are real, from per-pair scores of frozen pairs. Pure numpy.
+"""Which changes of a head's share are real: statistics of per-pair scores on frozen pairs. numpy and scipy only.
 
-The pairs never change, so a head is compared with itself pair by pair, which cancels most of the sampling noise that
-drowns membership counts. A *share* is a ratio of means, mean head score / mean (metric_corrupted - metric_clean), so
-its change is tested by linearised per-pair influence values. Nothing here reads or moves a global random state.
+The pairs never change, so each head is compared with itself pair by pair, which cancels most of the sampling noise of
+membership counts. A *share* is a ratio of means, mean head score / mean (metric_corrupted - metric_clean); its change
+is tested with linearised per-pair influence values. No function reads or changes a global random state.
 """
 
-from headwatch.stats.bootstrap import (
-    NullBand,
-    bootstrap_effect,
-    bootstrap_importance,
-    bootstrap_shares,
-    null_band,
-    split_half_agreement,
-)
+from headwatch.stats.bootstrap import NullBand, bootstrap_importance, null_band, pair_weights, split_half_agreement
+from headwatch.stats.lagged_correlation import spearman
 from headwatch.stats.paired_tests import (
     Change,
     benjamini_hochberg,
@@ -22,19 +16,17 @@ from headwatch.stats.paired_tests import (
     unpaired_change,
 )
 from headwatch.stats.power import detectable, nonzero_share, pairs_needed
-from headwatch.stats.ranks import ranks, spearman
 from headwatch.stats.settings import EvidenceSettings
 from headwatch.stats.shares import (
     INSUFFICIENT,
     OK,
     Estimate,
-    Shares,
     carrying_set,
     gap_t,
-    importance,
     interval,
     membership,
     raw_scores,
+    share_importance,
     shares,
     signal,
 )
@@ -47,24 +39,21 @@ __all__ = [
     "Estimate",
     "EvidenceSettings",
     "NullBand",
-    "Shares",
     "benjamini_hochberg",
-    "bootstrap_effect",
     "bootstrap_importance",
-    "bootstrap_shares",
     "carrying_set",
     "change",
     "detectable",
     "gap_t",
-    "importance",
     "interval",
     "membership",
     "nonzero_share",
     "null_band",
+    "pair_weights",
     "paired_change",
     "pairs_needed",
-    "ranks",
     "raw_scores",
+    "share_importance",
     "shares",
     "sign_flip_p",
     "signal",

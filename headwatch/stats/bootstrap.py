@@ -1,21 +1,30 @@
-"""How stable one probe is over its own pairs: halves, resamples, and the membership changes that come by chance."""
+"""Stability of one probe over its pairs: split halves, bootstrap samples, membership changes due to sampling alone."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from headwatch.errors import UserError
-from headwatch.stats.importance import effect
-from headwatch.stats.ranks import spearman
+from headwatch.stats.lagged_correlation import spearman
 from headwatch.stats.settings import EvidenceSettings
-from headwatch.stats.shares import Floats, carrying_set, checked
+from headwatch.stats.shares import Floats, carrying_set
+
+
+def pair_weights(n_pairs: int, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Bootstrap weights: how often each sample of n_pairs pairs draws each pair, [resamples, n_pairs]."""
+    return rng.multinomial(n_pairs, np.full(n_pairs, 1.0 / n_pairs), size=resamples)
 
 
 def split_half_agreement(scores: ArrayLike, splits: int = 10, seed: int = 0) -> float:
-    """Spearman correlation over heads between mean scores of two random halves of the pairs, mean over `splits`.
+    """Spearman correlation over heads between the mean scores of two random halves of the pairs.
 
-    scores: [N, L, H]. NaN with fewer than 4 pairs, or where a score is not finite.
+    Args:
+        scores: [N, L, H].
+        splits: number of random splits; the result is their mean.
+        seed: seed of the splits.
+
+    Returns:
+        The correlation; NaN with fewer than 4 pairs or where a score is not finite.
     """
     s = np.asarray(scores, np.float64)
     if len(s) < 4 or not np.isfinite(s).all():
@@ -25,55 +34,40 @@ def split_half_agreement(scores: ArrayLike, splits: int = 10, seed: int = 0) -> 
     return float(np.mean([spearman(s[one].mean(axis=0), s[other].mean(axis=0)) for one, other in halves]))
 
 
-def bootstrap_shares(
-    scores: ArrayLike, metric_clean: ArrayLike, metric_corrupted: ArrayLike, resamples: int = 1000, seed: int = 0
-) -> Floats:
-    """Shares of `resamples` bootstrap samples of the pairs, [resamples, L, H]. Quantiles of axis 0 are intervals."""
-    s, gap = checked(scores, metric_clean, metric_corrupted)
-    n_pairs = len(s)
-    weights = np.random.default_rng(seed).multinomial(n_pairs, np.full(n_pairs, 1.0 / n_pairs), size=resamples)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        resampled = (weights @ s.reshape(n_pairs, -1)) / (weights @ gap)[:, None]
-    return resampled.reshape(resamples, *s.shape[1:])
-
-
 def bootstrap_importance(scores: ArrayLike, resamples: int = 200, seed: int = 0) -> Floats:
-    """The evidence rule's importance in bootstrap samples of the pairs, [resamples, L, H]; scores: [N, L, H].
+    """The evidence rule's importance in bootstrap samples of the pairs.
 
-    The gap scales all shares alike and does not show. One seed draws the same samples of N pairs at every probe.
+    The metric gap scales all shares alike, so it cancels. The same seed draws the same pairs at every probe.
+
+    Args:
+        scores: [N, L, H].
+        resamples: number of bootstrap samples.
+        seed: seed of the samples.
+
+    Returns:
+        [resamples, L, H], sum 1 over heads.
     """
     s = np.asarray(scores, np.float64)
-    weights = np.random.default_rng(seed).multinomial(len(s), np.full(len(s), 1.0 / len(s)), size=resamples)
+    weights = pair_weights(len(s), resamples, np.random.default_rng(seed))
     size = np.abs(weights @ s.reshape(len(s), -1)).reshape(resamples, *s.shape[1:])
     return size / np.maximum(size.sum(axis=(1, 2), keepdims=True), np.finfo(np.float64).tiny)
 
 
-Arrays = tuple[ArrayLike, ArrayLike, ArrayLike]  # scores [N, L, H], metric_clean [N], metric_corrupted [N]
-
-
-def bootstrap_effect(before: Arrays, after: Arrays, resamples: int = 1000, seed: int = 0) -> Floats:
-    """The effect E(l, h) of `resamples` bootstrap samples of the pairs, [resamples, L, H]: paired.
-
-    before, after: (scores, metric_clean, metric_corrupted) of the same frozen pairs at two probes; a sample takes the
-    same pairs of both. Importance is the evidence rule's, |share| over the total. Quantiles of axis 0 are intervals.
-    """
-    pre, post = (bootstrap_importance(scores, resamples, seed) for scores, _, _ in (before, after))
-    return effect(post, pre)
-
-
 @dataclass(frozen=True)
 class NullBand:
-    """How many heads enter or leave the active set when nothing but the sample of pairs changes.
+    """Number of heads that enter or leave the active set when only the sample of pairs changes.
 
-    changes: [resamples] heads that are in one set and not in the other. A run's count of membership changes means
-    nothing inside (low, high), the central 95 %.
+    A run's count of membership changes is not evidence while it is inside (low, high), the central 95 %.
+
+    Attributes:
+        changes: [resamples] heads that are in one of two sets and not in the other.
     """
 
     changes: NDArray[np.int64]
 
     @property
     def median(self) -> float:
-        """The typical number of changes by chance."""
+        """Median number of changes."""
         return float(np.median(self.changes))
 
     @property
@@ -88,35 +82,22 @@ class NullBand:
 
 
 def null_band(
-    scores: ArrayLike,
-    metric_clean: ArrayLike,
-    metric_corrupted: ArrayLike,
-    settings: EvidenceSettings | None = None,
-    *,
-    how: str = "resamples",
-    resamples: int = 200,
-    seed: int = 0,
+    scores: ArrayLike, settings: EvidenceSettings | None = None, *, resamples: int = 200, seed: int = 0
 ) -> NullBand:
-    """Membership changes between two samples of the pairs of *one* probe.
+    """Membership changes between two bootstrap samples of the pairs of one probe.
 
-    how: "resamples", two bootstrap samples of N pairs (the noise of comparing two probes of N fresh pairs), or
-    "halves", two disjoint halves (no pair is shared, but each has only N / 2 of them).
+    This is the noise of comparing two probes of N fresh pairs each.
+
+    Args:
+        scores: [N, L, H].
+        settings: `carry` defines the set; None: the defaults.
+        resamples: number of pairs of samples.
+        seed: seed of the samples.
     """
     settings = settings or EvidenceSettings()
-    s, _ = checked(scores, metric_clean, metric_corrupted)
-    # The gap only scales all shares, and a set that is defined by parts of a total does not see that.
-    means = (_samples(len(s), how, resamples, seed) @ s.reshape(len(s), -1)).reshape(2, resamples, *s.shape[1:])
+    s = np.asarray(scores, np.float64)
+    weights = pair_weights(len(s), 2 * resamples, np.random.default_rng(seed)) / len(s)
+    # The metric gap scales all shares alike, which does not change the set.
+    means = (weights @ s.reshape(len(s), -1)).reshape(2, resamples, *s.shape[1:])
     one, other = carrying_set(means, settings.carry)
     return NullBand((one ^ other).sum(axis=(1, 2)))
-
-
-def _samples(n_pairs: int, how: str, resamples: int, seed: int) -> Floats:
-    """Weights of the pairs in the two samples of each resample, [2 * resamples, N], each row of sum 1."""
-    rng = np.random.default_rng(seed)
-    if how == "resamples":
-        return rng.multinomial(n_pairs, np.full(n_pairs, 1.0 / n_pairs), size=2 * resamples) / n_pairs
-    if how == "halves":
-        first = np.argsort(rng.random((resamples, n_pairs)), axis=1) < n_pairs // 2
-        halves = np.concatenate([first, ~first]).astype(np.float64)
-        return halves / halves.sum(axis=1, keepdims=True)
-    raise UserError(f"how={how!r}: give 'resamples' or 'halves'")

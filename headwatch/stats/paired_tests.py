@@ -1,4 +1,4 @@
-"""Which differences between two probes are real: paired tests, an unpaired one, and false-discovery control."""
+"""Changes between two probes: paired tests, an unpaired test, and false-discovery control."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,14 @@ from headwatch.stats.sign_flip import sign_flip_p
 
 @dataclass(frozen=True)
 class Change:
-    """A change of every head's value: `difference` = after - before; all fields [L, H] (or [P, L, H] over probes).
+    """A change of every head's value; all fields are [L, H], or [P, L, H] over probes.
 
-    q_value: Benjamini-Hochberg over the heads of one probe, weighted as the settings say. freedom: the standard error's
-    degrees of freedom.
+    Attributes:
+        difference: value after - value before.
+        standard_error: of the difference.
+        p_value: two-sided.
+        q_value: Benjamini-Hochberg over the heads of one probe, weighted as the settings specify.
+        freedom: degrees of freedom of the standard error.
     """
 
     difference: Floats
@@ -27,13 +31,13 @@ class Change:
     freedom: Floats
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
-        """(lower, upper) of the difference: Student's interval, for each head by itself."""
-        reach = stdtrit(self.freedom, 0.5 + level / 2.0) * self.standard_error
-        return self.difference - reach, self.difference + reach
+        """Student's interval of the difference, head by head: (lower, upper)."""
+        half_width = stdtrit(self.freedom, 0.5 + level / 2.0) * self.standard_error
+        return self.difference - half_width, self.difference + half_width
 
 
 def change(before: Estimate, after: Estimate, settings: EvidenceSettings) -> Change:
-    """The change by the test and the weights that the settings name."""
+    """The change, by the test and the weights of the settings."""
     if settings.test == "welch":
         return unpaired_change(before, after)
     return paired_change(before, after, settings.test, settings.weights)
@@ -42,28 +46,36 @@ def change(before: Estimate, after: Estimate, settings: EvidenceSettings) -> Cha
 def paired_change(before: Estimate, after: Estimate, test: str = "t", weights: str = "equal") -> Change:
     """Two-sided paired test of every head's value, on the same pairs in the same order.
 
-    v_i = after.influence_i - before.influence_i + difference; its mean is the difference, and standard error =
-    sd(v) / sqrt(N). test: "t" (N - 1 degrees of freedom) or "sign-flip" (permutation distribution of the mean of v).
-    A difference of exactly zero has p = 1. q_value is Benjamini-Hochberg over all heads, weighted under "sign-flip" and
-    weights="size" by the mean |v_i| of each head: most of q goes to the heads whose pairs moved farthest, whether up
-    or down. Such weights look at sizes alone, and flipping signs leaves every size as it is: where nothing changed p
-    is as uniform given the weights as without (weights that say nothing of a true null's p keep the level: Genovese,
-    Roeder and Wasserman 2006). A t test has no such property, and weighs all heads equally.
+    The paired values are v_i = after.influence_i - before.influence_i + difference. Their mean is the difference; the
+    standard error is sd(v) / sqrt(N). A difference of exactly zero has p = 1.
 
-    What it promises, and where it does not hold (noise that is far from symmetric): docs/evidence/validity.md.
+    weights="size" weights Benjamini-Hochberg by the mean |v_i| of each head, so most of q goes to the heads whose pairs
+    moved farthest, up or down. Flipping signs does not change |v_i|, so under the null hypothesis the sign-flip p is
+    uniform given the weights, and such weights keep the level (Genovese, Roeder and Wasserman 2006). This does not hold
+    for a t test, which uses equal weights. Guarantees and their limits (strongly asymmetric noise):
+    docs/evidence/validity.md.
+
+    Args:
+        before: values at the earlier probe.
+        after: values at the later probe.
+        test: "t" (N - 1 degrees of freedom) or "sign-flip" (permutation distribution of the mean of v).
+        weights: "size" or "equal"; only used by "sign-flip".
+
+    Raises:
+        UserError: the probes have different numbers of pairs.
     """
     n_pairs = len(after.influence)
     if len(before.influence) != n_pairs:
         raise UserError(f"a paired change needs the same pairs: {len(before.influence)} before, {n_pairs} after")
     difference = after.value - before.value
     floor = np.hypot(before.resolution, after.resolution)
-    apart = after.influence - before.influence
-    spread = error_of_mean(apart)
+    moved = after.influence - before.influence
+    spread = error_of_mean(moved)
     error = np.maximum(spread, floor)
     p = _t_test(difference, error, np.asarray(n_pairs - 1.0))
     sizes = None
-    if test == "sign-flip":  # what float32 cannot tell apart stays with the t test and its floor
-        values = apart + difference
+    if test == "sign-flip":  # differences below float32 resolution keep the t test and its floor
+        values = moved + difference
         p = np.where((difference != 0.0) & (spread > floor), sign_flip_p(values), p)
         if weights == "size":
             sizes = np.abs(values).mean(axis=0)
@@ -71,7 +83,7 @@ def paired_change(before: Estimate, after: Estimate, test: str = "t", weights: s
 
 
 def unpaired_change(before: Estimate, after: Estimate) -> Change:
-    """Welch's test of every head's value where the pairs of the two probes are different ones."""
+    """Welch's test of every head's value, for two probes with different pairs."""
     n_before, n_after = len(before.influence), len(after.influence)
     difference = after.value - before.value
     one, other = before.standard_error**2, after.standard_error**2
@@ -84,11 +96,18 @@ def unpaired_change(before: Estimate, after: Estimate) -> Change:
 
 
 def benjamini_hochberg(p_value: ArrayLike, weights: ArrayLike | None = None) -> Floats:
-    """Adjusted p values of any shape: rejecting where the result <= q keeps the false-discovery rate at q.
+    """Adjusted p values: rejecting where the result <= q keeps the false-discovery rate at q.
 
-    weights: of that shape, not negative, how much of q each hypothesis may spend (None: all the same). The rule is
-    applied to p / weight, the weights' mean being 1 (Genovese, Roeder and Wasserman 2006). A hypothesis without
-    weight gets 1. The weights must say nothing of p where nothing is true.
+    Weighted, the procedure is applied to p / weight with weights of mean 1 (Genovese, Roeder and Wasserman 2006);
+    weights must be independent of p under the null hypothesis. Equal to scipy.stats.false_discovery_control(p / weight)
+    but for the last bit; it stays because records contain q values.
+
+    Args:
+        p_value: any shape.
+        weights: the same shape, not negative; None: equal. A weight of 0 gives an adjusted p of 1.
+
+    Returns:
+        The same shape.
     """
     p = np.asarray(p_value, np.float64)
     flat = p.ravel()
@@ -102,9 +121,9 @@ def benjamini_hochberg(p_value: ArrayLike, weights: ArrayLike | None = None) -> 
     return adjusted.reshape(p.shape)
 
 
-def significant_and_material(change: Change, level: float, least: float) -> Bools:
-    """Where a change is significant at `level` (q value) and material (at least `least` in size)."""
-    return (change.q_value <= level) & (np.abs(change.difference) >= least) & (change.difference != 0.0)
+def significant_and_material(change: Change, level: float, threshold: float) -> Bools:
+    """Where a change is significant (q value <= `level`) and material (|difference| >= `threshold`), [L, H]."""
+    return (change.q_value <= level) & (np.abs(change.difference) >= threshold) & (change.difference != 0.0)
 
 
 def _t_test(difference: Floats, error: Floats, freedom: Floats) -> Floats:

@@ -18,7 +18,7 @@ from headwatch.errors import UserError
 from headwatch.training.checkpoints import checkpoint_to_resume, skip_finished_epochs, wandb_variables
 from headwatch.training.data import load_rows, prepare
 from headwatch.training.meta_model import skeleton
-from headwatch.training.options import Options, Recipe, WatchArguments, in_options, parse
+from headwatch.training.options import Options, Recipe, parse
 from headwatch.training.plan import make_plan
 from headwatch.training.rewards import resolve
 from headwatch.training.smoke import Substitution, make_small, without_gpu, write_stand_ins
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         run(arguments)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"headwatch: {in_options(str(error))}", file=sys.stderr)
+            print(f"headwatch: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -139,11 +139,7 @@ def _check(options: Options) -> None:
             )
         if values["use_vllm"] and find_spec("vllm") is None and not values["dry_run"]:
             raise UserError("--use_vllm true: vllm is not installed; pip install vllm, or --use_vllm false (slower)")
-    HeadWatchCallback(**_watch(options).callback_options())  # says what is wrong with them, if anything
-
-
-def _watch(options: Options) -> WatchArguments:
-    return WatchArguments(**{name: options.values[name] for name in WatchArguments.__dataclass_fields__})
+    options.settings()  # raises for what makes no sense
 
 
 def _say(recipe: Recipe, replaced: Sequence[Substitution]) -> None:
@@ -155,10 +151,9 @@ def _say(recipe: Recipe, replaced: Sequence[Substitution]) -> None:
 
 
 def _record(recipe: Recipe, options: Options) -> None:
-    """Write {output_dir}/recipe.yaml: what was given, as it was resolved; `headwatch train` takes it again."""
+    """Write {output_dir}/recipe.yaml: what was given, as it was resolved and without secrets."""
     folder = Path(recipe.training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)  # a smoke run's
-    given = {name: options.values[name] for name in sorted(options.given | {"method"})}
-    for name in ("smoke", "dry_run", "resume_from_checkpoint"):
-        given.pop(name, None)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(given, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump(options.recorded(), sort_keys=True, allow_unicode=True), encoding="utf-8"
+    )

@@ -1,7 +1,8 @@
-"""A child process that grades one completion per line with math-verify. Started by headwatch.training.math_grader.
+"""A child process that grades one completion per line by math-verify. Started by headwatch.training.math_grader.
 
-Reads {"gold": [texts], "text": completion, "answer": its answer or ""} as JSON lines on standard input and writes 1.0,
-0.0, or null if no gold text can be parsed. It is run by its path and imports nothing of headwatch, to start fast.
+Reads {"id": number, "gold": [texts], "answer": one expression} as JSON on standard input and answers {"id": the same,
+"grade": 1.0, 0.0, or null where no gold text can be parsed}. It imports nothing of headwatch: it starts fast and is run
+by its path.
 """
 
 import contextlib
@@ -15,57 +16,51 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-MEMORY_LIMIT = 4 * 2**30  # bytes of address space; a power tower ends in a MemoryError of this process
+MEMORY_LIMIT = 4 * 2**30  # bytes of address space; a power tower then ends in MemoryError here, not in the trainer
 
 
-def grade(gold: list[str], text: str, answer: str) -> float | None:
-    """Compare a completion's answer with the first parseable gold text; see MathGrader.grade.
+def grade(gold: list[str], answer: str) -> float | None:
+    """1.0 where `answer` equals the first gold text that can be parsed, 0.0 where not, None where none can be parsed.
 
-    `answer` is parsed in any notation. If that fails, `text` is parsed as by open-r1's accuracy_reward (LaTeX after an
-    anchor, a box first).
+    `answer` is one whole expression (headwatch/training/answers.py): it is parsed as a whole or not at all, never
+    searched for a value. Gold texts are the data's own, and may be worked solutions: their last box counts.
     """
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-    def read(candidate: str, *kinds: Any) -> list[Any]:
-        # The parent process sets the time limit.
-        return parse(candidate, extraction_config=kinds, extraction_mode="first_match", parsing_timeout=None)
+    # Timeouts are the parent's: math-verify's own are signals, which only a main thread can set.
+    def read(text: str, *kinds: Any, fallback: str = "first_match") -> list[Any]:
+        return parse(
+            text, extraction_config=kinds, extraction_mode="first_match", fallback_mode=fallback, parsing_timeout=None
+        )
 
-    anything = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
-    truth = next(filter(None, (read(candidate, *anything) for candidate in gold)), None)
+    latex = LatexExtractionConfig(
+        boxed_match_priority=0, normalization_config=NormalizationConfig(units=False, malformed_operators=True)
+    )
+    truth = next(filter(None, (read(text, latex, ExprExtractionConfig()) for text in gold)), None)
     if truth is None:
         return None
-    # Without dollar signs, \frac{1}{3} and (1, 2) are parsed whole only in a box; but in a box any prose parses.
-    boxed = [f"\\boxed{{{answer}}}"]
-    notations = [*boxed, answer] if answer[:1] in ("(", "[") else [answer] + boxed * ("\\" in answer)
-    found = next(filter(None, (read(notation, *anything) for notation in notations if answer)), None)
-    if found is None:
-        strict = LatexExtractionConfig(
-            normalization_config=NormalizationConfig(units=True),
-            boxed_match_priority=0,
-            try_extract_without_anchor=False,
-        )
-        found = read(text, strict)
-    return float(verify(truth, found, timeout_seconds=None))
+    found = read(f"\\boxed{{{answer}}}", latex, fallback="no_fallback")
+    return float(bool(found) and verify(truth, found, timeout_seconds=None))
 
 
 def main() -> None:
-    """Grade until standard input ends. Any exception that a completion causes counts as a wrong answer."""
+    """Answer until standard input ends. An answer that raises is wrong; the worker goes on."""
     for name in ("math_verify", "math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # not supported on this system
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no such limit on this system
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    replies, sys.stdout = sys.stdout, sys.stderr  # prints of libraries must not mix with replies
-    import math_verify  # noqa: F401  # loaded before "ready", so that it does not count for a completion
+    replies, sys.stdout = sys.stdout, sys.stderr  # nothing a library prints is taken for a reply
+    import math_verify  # noqa: F401  # before the first reply: loading is not counted against a completion's time
 
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
         task = json.loads(line)
         try:
-            score = grade(task["gold"], task["text"], task["answer"])
+            score = grade(task["gold"], task["answer"])
         except (Exception, RecursionError):
             score = 0.0
-        print(json.dumps(score), file=replies, flush=True)
+        print(json.dumps({"id": task["id"], "grade": score}), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""A recipe and the command line, as TRL's config classes and headwatch's own: parsed, checked, nothing loaded yet."""
+"""A recipe and the command line, parsed into TRL's config classes and headwatch's own settings; nothing is loaded."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import difflib
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,24 +14,28 @@ import yaml
 from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from headwatch.errors import UserError
-from headwatch.monitor.alerts import DEFAULTS, AlertSettings
-from headwatch.probes.openers import READ, SOURCES, Openers
-from headwatch.probes.questions import DEFAULT_QUESTIONS
+from headwatch.monitor.settings import WatchSettings
 from headwatch.probes.system_prompts import SYSTEM_PROMPTS
 from headwatch.stats import EvidenceSettings
 from headwatch.training.data import DataArguments
 
 CONFIGS: dict[str, type[Any]] = {"sft": SFTConfig, "grpo": GRPOConfig}
-RULE = EvidenceSettings()
-THRESHOLDS = tuple(vars(DEFAULTS))
-# HeadWatchCallback's keywords whose options have another name here: its messages are told in a recipe's words.
-OPTIONS = {
-    **{"every": "probe_every", "n_pairs": "probe_pairs", "seed": "probe_seed", "metric": "probe_metric"},
-    **{"edges": "probe_edges", "steps": "path_steps", "alphas": "path_alphas", "top_n": "circuit_top_n"},
-    **{"tau": "circuit_tau", "batch_size": "probe_batch_size", "memory_budget_gb": "probe_memory_gb"},
-    **{"folder": "record_folder", "strict": "strict_probes", "report_to": "probes_report_to", "wandb": "probes_wandb"},
-    **{"probes": "probes", **{name: f"evidence_{name}" for name in vars(RULE)}},
+PREFIX = "headwatch"
+
+# Options of earlier versions, which were flat, and their places in the `headwatch:` block.
+OLD_NAMES = {
+    **{"probes": "probes", "probe_every": "every", "probe_pairs": "n_pairs", "probe_seed": "seed"},
+    **{"probe_metric": "scoring.metric", "probe_edges": "scoring.edges", "path_steps": "scoring.steps"},
+    **{"path_alphas": "scoring.alphas", "probe_batch_size": "scoring.batch_size"},
+    **{"probe_memory_gb": "scoring.memory_budget_gb", "circuit_top_n": "circuit.top_n", "circuit_tau": "circuit.tau"},
+    **{"opener_questions": "openers.questions", "opener_source": "openers.source", "opener_tokens": "openers.tokens"},
+    **{"opener_metric": "openers.metric", "record_folder": "folder", "strict_probes": "strict"},
+    **{"probes_report_to": "report_to", "probes_wandb": "wandb", "alert_thresholds": "alerts"},
+    **{f"evidence_{each.name}": f"evidence.{each.name}" for each in dataclasses.fields(EvidenceSettings)},
+    **{"evidence_material": "evidence.min_change", "evidence_at_work": "evidence.require_nonzero_share"},
 }
+# What a record of a run must not hold: the run can be read, and uploaded, by others.
+SECRETS = ("token", "key", "password", "secret")
 
 
 @dataclass
@@ -66,135 +68,6 @@ class LaunchArguments:
 
 
 @dataclass
-class WatchArguments:
-    """HeadWatchCallback's options, named so that they cannot be taken for the trainer's."""
-
-    probes: list[str] = field(
-        default_factory=lambda: ["addition", "recall"], metadata={"help": "probe families, or one file of pairs"}
-    )
-    probe_every: int = field(default=100, metadata={"help": "optimizer steps between probes"})
-    probe_pairs: int = field(default=64, metadata={"help": "pairs a family"})
-    probe_seed: int = field(default=0, metadata={"help": "of the generated pairs"})
-    probe_metric: str = field(default="logit_diff", metadata={"help": "logit_diff, kl or nll; openers have their own"})
-    opener_questions: list[str] = field(
-        default_factory=lambda: list(DEFAULT_QUESTIONS),
-        metadata={"help": "for the family openers: data sets on the Hub, or .jsonl files with a problem a line"},
-    )
-    opener_source: str = field(
-        default="sampled",
-        metadata={"help": "sampled (by the model, before the first step) or fixed (texts)", "choices": list(SOURCES)},
-    )
-    opener_tokens: int = field(default=16, metadata={"help": "of an opener, at most"})
-    opener_metric: str = field(
-        default="kl",
-        metadata={"help": "kl at the last position, or nll of the next 16 clean tokens", "choices": list(READ)},
-    )
-    probe_edges: bool = field(default=True, metadata={"help": "score edges too, which the paper's circuits need"})
-    path_steps: int = field(default=5, metadata={"help": "points of the integrated-gradients path"})
-    path_alphas: str = field(default="midpoint", metadata={"help": "midpoint, right (the paper), left or clean"})
-    circuit_top_n: float = field(default=0.027, metadata={"help": "edges of a circuit: a share, or a number above 1"})
-    circuit_tau: float | None = field(default=None, metadata={"help": "threshold of the simplified circuit"})
-    probe_batch_size: int | None = field(default=None, metadata={"help": "pairs a batch; left out, by memory"})
-    probe_memory_gb: float | None = field(
-        default=None, metadata={"help": "memory of a probe; left out, what gradients take anyway"}
-    )
-    record_folder: str | None = field(default=None, metadata={"help": "where the record goes ({output_dir}/headwatch)"})
-    strict_probes: bool = field(default=False, metadata={"help": "end the training when a probe fails"})
-    probes_report_to: list[str] = field(
-        default_factory=lambda: ["auto"],
-        metadata={
-            "help": "where probes are shown: auto (a live W&B run, and what the trainer reports to), none, or names"
-        },
-    )
-    probes_wandb: str = field(
-        default="auto", metadata={"help": "auto (the W&B run that is live), start (or one of our own) or off"}
-    )
-    evidence_q: float = field(default=RULE.q, metadata={"help": "false-discovery level over the heads of a family"})
-    evidence_min_change: float = field(
-        default=RULE.min_change,
-        metadata={"help": "the smallest change that counts, as a part of the base's total share"},
-    )
-    evidence_carry: float = field(
-        default=RULE.carry, metadata={"help": "active heads: the fewest that carry this part of the total share"}
-    )
-    evidence_keep: float = field(
-        default=RULE.keep, metadata={"help": "an active head stays so inside the fewest that carry this part"}
-    )
-    evidence_test: str = field(default=RULE.test, metadata={"help": "of a paired change: sign-flip, t or welch"})
-    evidence_confirm: str = field(
-        default=RULE.confirm, metadata={"help": "how events answer for many probes: either, level, next or none"}
-    )
-    evidence_require_nonzero_share: bool = field(
-        default=RULE.require_nonzero_share,
-        metadata={"help": "events only of heads whose share is known to be other than 0"},
-    )
-    evidence_weights: str = field(
-        default=RULE.weights, metadata={"help": "how q is divided among heads: size or equal"}
-    )
-    evidence_min_pairs: int = field(default=RULE.min_pairs, metadata={"help": "fewer pairs of a family say nothing"})
-    evidence_min_gap_t: float = field(
-        default=RULE.min_gap_t, metadata={"help": "a probe whose metric gap has a smaller |t| says nothing"}
-    )
-    alert_thresholds: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": f"those that differ from the defaults, as {{name: number}}; {', '.join(THRESHOLDS)}"},
-    )
-
-    def openers(self, system_prompt: str = "open-r1") -> Openers:
-        """What the family openers is made of; system_prompt is the data's, by name or as text."""
-        return Openers(
-            questions=tuple(self.opener_questions),
-            source=self.opener_source,
-            tokens=self.opener_tokens,
-            metric=self.opener_metric,
-            system_prompt=SYSTEM_PROMPTS.get(system_prompt, system_prompt),
-        )
-
-    def callback_options(self, system_prompt: str = "open-r1") -> dict[str, Any]:
-        """The same, as HeadWatchCallback's keywords; system_prompt is the data's."""
-        top_n = int(self.circuit_top_n) if self.circuit_top_n > 1 else self.circuit_top_n
-        return {
-            "probes": self.probes if len(self.probes) > 1 else self.probes[0],
-            "every": self.probe_every,
-            "n_pairs": self.probe_pairs,
-            "seed": self.probe_seed,
-            "metric": self.probe_metric,
-            "openers": self.openers(system_prompt),
-            "edges": self.probe_edges,
-            "steps": self.path_steps,
-            "alphas": self.path_alphas,
-            "top_n": top_n,
-            "tau": self.circuit_tau,
-            "batch_size": self.probe_batch_size,
-            "memory_budget_gb": self.probe_memory_gb,
-            "folder": self.record_folder,
-            "strict": self.strict_probes,
-            "report_to": self.probes_report_to if len(self.probes_report_to) > 1 else self.probes_report_to[0],
-            "wandb": self.probes_wandb,
-            "evidence": EvidenceSettings(**{name: getattr(self, f"evidence_{name}") for name in vars(RULE)}),
-            "alerts": self.alerts(),
-        }
-
-    def alerts(self) -> AlertSettings:
-        """The thresholds of the alerts. UserError for a name that is none, or a value that is no number."""
-        given: Any = self.alert_thresholds or {}
-        if isinstance(given, str):  # as it is typed
-            with suppress(yaml.YAMLError):  # told below
-                given = yaml.safe_load(given)
-        if not isinstance(given, dict):
-            raise UserError(f"--alert_thresholds {given}: write {{name: number, ...}}, for example '{{min_drop: 0.1}}'")
-        for name, value in given.items():
-            if name not in THRESHOLDS:
-                near = difflib.get_close_matches(str(name), THRESHOLDS, n=1, cutoff=0.0)[0]
-                raise UserError(f"--alert_thresholds {name}: no such threshold; the nearest is {near}")
-            if isinstance(value, bool) or not isinstance(value, type(getattr(DEFAULTS, name)) | int):
-                raise UserError(
-                    f"--alert_thresholds {name}: {value!r} is not a number such as {getattr(DEFAULTS, name)}"
-                )
-        return AlertSettings(**given)
-
-
-@dataclass
 class Recipe:
     """Everything that decides a run. `values` holds every option as it was resolved, for the record."""
 
@@ -203,23 +76,51 @@ class Recipe:
     training: Any  # SFTConfig or GRPOConfig
     model: ModelConfig
     data: DataArguments
-    watch: WatchArguments
+    watch: WatchSettings
     values: dict[str, Any]
 
 
 class Options:
-    """A recipe's options before they become config objects: `values` can still be changed, by name.
+    """A recipe's options before they become config objects: `values` and `watch` can still be changed.
 
     Attributes:
-        values: every option's value. given: the names set by the recipe or on the command line.
-        typed: those of the command line alone.
+        values: the value of every option of TRL's classes and of the launcher, by name.
+        watch: the `headwatch:` block as nested plain values; what is left out has its default.
+        given: the names set by the recipe or on the command line.
+        typed: those of the command line alone, the block's as "headwatch.every".
     """
 
-    def __init__(self, path: Path, method: str, values: dict[str, Any], given: set[str], typed: set[str]) -> None:
-        self.path, self.method, self.values, self.given, self.typed = path, method, values, given, typed
+    def __init__(
+        self, path: Path, method: str, values: dict[str, Any], watch: dict[str, Any], given: set[str], typed: set[str]
+    ) -> None:
+        self.path, self.method, self.values, self.watch, self.given, self.typed = (
+            *(path, method, values, watch),
+            *(given, typed),
+        )
+
+    def settings(self) -> WatchSettings:
+        """The monitor's settings; openers are asked under the data's system prompt unless they name another.
+
+        Raises:
+            UserError: an option of the `headwatch:` block is unknown or makes no sense.
+        """
+        prompt = str(self.values["system_prompt"])
+        openers = {"system_prompt": SYSTEM_PROMPTS.get(prompt, prompt), **(self.watch.get("openers") or {})}
+        return WatchSettings.from_options({**self.watch, "openers": openers}, PREFIX)
+
+    def recorded(self) -> dict[str, Any]:
+        """What was given, as it was resolved and without secrets: `headwatch train` takes it again."""
+        left_out = {"smoke", "dry_run", "resume_from_checkpoint"}
+        names = {name for name in self.given | {"method"} if not name.startswith(f"{PREFIX}.")} - left_out
+        found = {name: self.values[name] for name in sorted(names) if not _is_secret(name)}
+        return {**found, PREFIX: self.watch} if self.watch else found
 
     def build(self) -> Recipe:
-        """The config objects. UserError, in one line, for what they refuse."""
+        """The config objects.
+
+        Raises:
+            UserError: what they refuse, in one line.
+        """
         parts = []
         for kind in _classes(self.method):
             names = {f.name for f in dataclasses.fields(kind) if f.init}
@@ -227,8 +128,8 @@ class Options:
                 parts.append(kind(**{name: value for name, value in self.values.items() if name in names}))
             except (ValueError, TypeError, ImportError) as error:
                 raise UserError(f"{self.path}: {' '.join(str(error).split())}") from error
-        training, model, data, launch, watch = parts
-        return Recipe(self.path, launch, training, model, data, watch, self.values)
+        training, model, data, launch = parts
+        return Recipe(self.path, launch, training, model, data, self.settings(), self.values)
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -248,6 +149,12 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UserError("name a recipe first: headwatch train RECIPE.yaml [--option value ...]")
     path = Path(recipe)
     written = read_recipe(path)
+    watch = written.pop(PREFIX, None) or {}
+    if not isinstance(watch, dict):
+        raise UserError(f"{path}: {PREFIX}: write options as `name: value` below it")
+    arguments, overrides = watch_overrides(arguments)
+    for name, value in overrides.items():
+        _set(watch, name.split("."), value)
     method = _method(path, written, arguments)
     parser = _Parser(_classes(method), allow_abbrev=False, add_help=False)
     actions: dict[str, argparse.Action] = {}
@@ -255,7 +162,7 @@ def parse(arguments: Sequence[str]) -> Options:
         actions.setdefault(action.dest, action)
     for name, value in written.items():
         if name not in actions:
-            raise UserError(f"{path}: {_unknown(name, actions, method)}")
+            raise UserError(f"{path}: {_unknown(str(name), actions, method)}")
         actions[name].default = _plain(name, value, actions[name], path)
         actions[name].required = False
     flags = {flag.lstrip("-").replace("-", "_"): a.dest for a in parser._actions for flag in a.option_strings}
@@ -271,38 +178,111 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UserError(f"{rest[0]!r}: which option is this for? Options are written --name value")
     if namespace.output_dir is None:
         namespace.output_dir = str(Path("outputs") / path.stem)
-    return Options(path, method, vars(namespace), set(written) | typed, typed)
+    typed |= {f"{PREFIX}.{name}" for name in overrides}
+    return Options(path, method, vars(namespace), watch, set(written) | typed, typed)
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The options of a recipe file and, underneath, of the one that it `extends` (a path beside it)."""
+def read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The options of a recipe file and, underneath, of the one that it `extends` (a path relative to it).
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or extends itself.
+    """
+    if path.resolve() in seen:
+        raise UserError(f"{path}: extends itself, by way of {', '.join(str(p.name) for p in seen)}")
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"recipe {str(path)!r} cannot be read ({error}): give the path of a .yaml file") from error
     try:
         written = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
         raise UserError(f"{path}{where}: not YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(written, dict):
         raise UserError(f"{path}: a recipe is a list of lines `option: value`")
     base = written.pop("extends", None)
-    return {**(read_recipe(path.parent / base) if base else {}), **written}
+    if base is None:
+        return written
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends: {base!r} must be the path of a recipe")
+    return _merged(read_recipe(path.parent / base, (*seen, path.resolve())), written)
 
 
-def in_options(message: str) -> str:
-    """A message about HeadWatchCallback's keywords (`every=0 must be ...`), about the options that they are here."""
+def watch_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Split `--headwatch.name value ...` off the command line.
 
-    def named(found: re.Match[str]) -> str:
-        return f"--{OPTIONS[found[1]]}=" if found[1] in OPTIONS else found[0]
+    Returns:
+        The other arguments, and the block's options by dotted name; several values make a list.
 
-    return re.sub(r"(?<![\w-])([a-z_]+)=", named, message)
+    Raises:
+        UserError: an option without a value, or written --headwatch_name.
+    """
+    rest: list[str] = []
+    found: dict[str, Any] = {}
+    index = 0
+    while index < len(arguments):
+        argument = arguments[index]
+        index += 1
+        if argument.startswith((f"--{PREFIX}_", f"--{PREFIX}-")):
+            name = argument[2:].partition("=")[0]
+            raise UserError(f"--{name}: options of the block are written --{PREFIX}.{name[len(PREFIX) + 1 :]}")
+        if not argument.startswith(f"--{PREFIX}."):
+            rest.append(argument)
+            continue
+        name, is_assigned, value = argument.removeprefix(f"--{PREFIX}.").partition("=")
+        values = [value] if is_assigned else []
+        while not is_assigned and index < len(arguments) and not arguments[index].startswith("--"):
+            values.append(arguments[index])
+            index += 1
+        if not values:
+            raise UserError(f"--{PREFIX}.{name}: a value is missing")
+        read = [_scalar(text) for text in values]
+        found[name] = read[0] if len(read) == 1 else read
+    return rest, found
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _set(block: dict[str, Any], names: Sequence[str], value: Any) -> None:
+    for name in names[:-1]:
+        inner = block.get(name)
+        block[name] = block = dict(inner) if isinstance(inner, dict) else {}
+    block[names[-1]] = value
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, the `headwatch:` block option by option."""
+    block, other = base.get(PREFIX), over.get(PREFIX)
+    merged = {**base, **over}
+    if isinstance(block, dict) and isinstance(other, dict):
+        merged[PREFIX] = _deep(block, other)
+    return merged
+
+
+def _deep(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        name: _deep(base[name], over[name]) for name in base.keys() & over.keys() if _are_dicts(base[name], over[name])
+    }
+    return {**base, **over, **both}
+
+
+def _are_dicts(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+def _is_secret(name: str) -> bool:
+    return name.rpartition("_")[2] in SECRETS
 
 
 def _classes(method: str) -> tuple[Any, ...]:
-    return (CONFIGS[method], ModelConfig, DataArguments, LaunchArguments, WatchArguments)
+    return (CONFIGS[method], ModelConfig, DataArguments, LaunchArguments)
 
 
 def _method(path: Path, written: Mapping[str, Any], arguments: Sequence[str]) -> str:
@@ -319,6 +299,8 @@ def _method(path: Path, written: Mapping[str, Any], arguments: Sequence[str]) ->
 
 
 def _unknown(name: str, actions: Mapping[str, Any], method: str) -> str:
+    if name in OLD_NAMES:
+        return f"{name} is now {PREFIX}.{OLD_NAMES[name]} (in the block `{PREFIX}:`, or --{PREFIX}.{OLD_NAMES[name]})"
     other = "grpo" if method == "sft" else "sft"
     if name in {f.name for f in dataclasses.fields(CONFIGS[other])}:
         return f"{name}: an option of {other}, and this recipe's method is {method}"

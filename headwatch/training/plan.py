@@ -16,8 +16,7 @@ from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
 from headwatch.probes.families import OPENERS
 from headwatch.probes.questions import load_questions
-from headwatch.probes.resolve import names_openers
-from headwatch.probes.resolve import resolve as resolve_probes
+from headwatch.probes.resolve import names_openers, resolve
 from headwatch.training.data import DataArguments, load_rows, prepare
 from headwatch.training.meta_model import skeleton
 from headwatch.training.options import Recipe
@@ -79,7 +78,6 @@ class Plan:
         available = "unknown" if self.rows_available is None else f"{self.rows_available:,}"
         project = os.environ.get("WANDB_PROJECT") or recipe.launch.wandb_project or "huggingface"
         reports = [training.report_to] if isinstance(training.report_to, str) else list(training.report_to or [])
-        shown = recipe.watch.callback_options()
         lines = [
             ("model", f"{recipe.model.model_name_or_path}, {self.parameters:,} parameters, {self.trainable:,} trained"),
             ("data", f"{recipe.data.dataset_name}, {available} rows, about {self.rows:,} used; {self.sample}"),
@@ -99,18 +97,18 @@ class Plan:
             ),
             (
                 "probes",
-                f"{self.probe_steps} (step 0, every {recipe.watch.probe_every}, the last), {self.pairs} pairs of "
-                f"{', '.join(recipe.watch.probes)}" + (f", set {self.fingerprint[:12]}" if self.fingerprint else ""),
+                f"{self.probe_steps} (step 0, every {recipe.watch.every}, the last), {self.pairs} pairs of "
+                f"{_families(recipe)}" + (f", set {self.fingerprint[:12]}" if self.fingerprint else ""),
             ),
             *([("openers", self.openers)] if self.openers else []),
-            ("evidence", ", ".join(f"{name} {value}" for name, value in vars(shown["evidence"]).items())),
-            ("alerts", ", ".join(f"{name} {value:g}" for name, value in vars(shown["alerts"]).items())),
+            ("evidence", ", ".join(f"{name} {value}" for name, value in vars(recipe.watch.evidence).items())),
+            ("alerts", ", ".join(f"{name} {value:g}" for name, value in vars(recipe.watch.alerts).items())),
             ("checkpoints", self.checkpoints()),
-            ("record", recipe.watch.record_folder or str(Path(training.output_dir) / "headwatch")),
+            ("record", str(recipe.watch.folder or Path(training.output_dir) / "headwatch")),
             (
                 "logs",
                 (f"W&B project {project}" if "wandb" in reports else ", ".join(reports) or "none")
-                + f"; probes: {', '.join(recipe.watch.probes_report_to)}, W&B run: {recipe.watch.probes_wandb}",
+                + f"; probes: {_joined(recipe.watch.report_to)}, W&B run: {recipe.watch.wandb}",
             ),
         ]
         if grpo:
@@ -169,7 +167,7 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
     parameters = sum(p.numel() for p in model.parameters())
     trainable = _lora_parameters(model, recipe) if recipe.model.use_peft else parameters
     pairs, fingerprint, openers = _probes(recipe, tokenizer)
-    every = recipe.watch.probe_every
+    every = recipe.watch.every
     return Plan(
         recipe=recipe,
         rows=rows,
@@ -191,11 +189,9 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
 def _probes(recipe: Recipe, tokenizer: Any) -> tuple[int, str, str]:
     """(pairs, the set's fingerprint, what the openers are made of); "" for what is not known before training begins."""
     watch = recipe.watch
-    options = watch.callback_options(recipe.data.system_prompt)
-    given, openers = options["probes"], options["openers"]
-    n_pairs, seed = watch.probe_pairs, watch.probe_seed
+    given, openers, n_pairs, seed = watch.probes, watch.openers, watch.n_pairs, watch.seed
     if not names_openers(given):
-        probes = resolve_probes(given, tokenizer, n_pairs, seed)
+        probes = resolve(given, tokenizer, n_pairs, seed)
         return len(probes), probes.fingerprint, ""
     questions, _ = load_questions(openers.sources)
     told = (
@@ -203,9 +199,9 @@ def _probes(recipe: Recipe, tokenizer: Any) -> tuple[int, str, str]:
         f"{len(questions)} questions ({', '.join(openers.sources)}), read by {openers.metric}"
     )
     if openers.source == "fixed":
-        probes = resolve_probes(given, tokenizer, n_pairs, seed, openers.make(tokenizer, n_pairs, seed))
+        probes = resolve(given, tokenizer, n_pairs, seed, openers.make(tokenizer, n_pairs, seed))
         return len(probes), probes.fingerprint, told
-    others = [name for name in watch.probes if name != OPENERS]
+    others = [name for name in watch.families if name != OPENERS]
     known = len(ProbeSet.generate(others, tokenizer, n_pairs, seed)) if others else 0
     return known + n_pairs, "", told
 
@@ -263,7 +259,7 @@ def _memory(recipe: Recipe, config: Any, parameters: int, trainable: int, length
     hidden, layers = text.hidden_size, text.num_hidden_layers
     a_layer = 16 * hidden + 5 * getattr(text, "intermediate_size", 4 * hidden)
     floats = layers * hidden + a_layer if training.gradient_checkpointing else layers * a_layer
-    budget = recipe.watch.probe_memory_gb or budget_gb(trainable * 4)
+    budget = recipe.watch.scoring.memory_budget_gb or budget_gb(trainable * 4)
     return Memory(
         weights=(parameters * wide + (trainable * 4 if model.use_peft else 0)) / GIB,
         gradients_and_optimizer=trainable * 12 / GIB,
@@ -285,6 +281,14 @@ def _lora_parameters(model: Any, recipe: Recipe) -> int:
         and module is not head
         and (wanted is None or name.rpartition(".")[2] in wanted)
     )
+
+
+def _families(recipe: Recipe) -> str:
+    return ", ".join(recipe.watch.families) or str(recipe.watch.probes)
+
+
+def _joined(names: Any) -> str:
+    return names if isinstance(names, str) else ", ".join(names)
 
 
 def _world() -> int:

@@ -1,7 +1,7 @@
-r"""Reward functions for the recipes: whether the answer is right, and whether the completion follows the format.
+r"""The recipes' rewards: is the answer right, is the completion laid out as asked, how much of the layout is there.
 
-Each is called by TRL as reward(completions, **columns of the dataset) and returns one reward per completion. The format
-is that of the system prompt (open-r1's, which the paper uses):
+Each takes TRL's (completions, **columns of the data set) and returns one number a completion. Layout, from the system
+prompt (open-r1's, which the paper uses):
 
     <think>
     ...
@@ -17,21 +17,19 @@ import difflib
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from headwatch.errors import UserError
-from headwatch.training.math_grader import MathGrader
+from headwatch.training.answers import expression, final_answer, final_latex, number, separators
+from headwatch.training.math_grader import MathGrader, Task
 
 Completion = str | Sequence[Mapping[str, str]]  # plain text, or TRL's list of one assistant message
 Reward = Callable[..., "list[float] | list[float | None]"]
 
-TAG_LINES = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")  # open-r1's
-MAX_NUMBER_LENGTH = 1000  # characters; longer answers are graded by math-verify, and no benchmark has such numbers
+TAG_LINES = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")  # as open-r1 counts them
 
 _FORMAT = re.compile(r"<think>\n(.*?)\n</think>\n<answer>\n(.*?)\n</answer>", re.DOTALL)
 _TAGS = re.compile(r"</?(?:think|answer)>")
-_NUMBER = re.compile(r"([-+−]?)\$?(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d*))?\.?")
 _grader = MathGrader()
 
 
@@ -39,53 +37,79 @@ def accuracy(
     completions: Sequence[Completion],
     answer: Sequence[str],
     solution: Sequence[str] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
     **_: object,
 ) -> list[float | None]:
-    r"""Reward 1 for a right answer, 0 for a wrong one, None (TRL skips the row) if the dataset has no readable answer.
+    r"""1 where the completion's answer is right as a whole, 0 where not; None where the gold answer cannot be read.
 
-    The last <answer>...</answer> is compared by value if it is a bare number (`72`, `1,234`, `$5`, `3.50`), else by
-    math-verify. If it cannot be parsed, math-verify reads the whole completion, as in strict_accuracy.
+    The answer is what the last <answer> block holds; without a block the last \boxed{...}, or LaTeX that follows "the
+    answer is". Dollars, a box, "The answer is", `x =`, units and thousands separators around a value are allowed
+    (`headwatch.training.answers`); a text that contains, lists or ends in the right value is wrong.
 
     Args:
-        completions: texts, or conversations, of which the last message counts.
+        completions: texts, or TRL's conversations.
         answer: column of final answers, such as `72` or `\frac{1}{3}`.
-        solution: column of worked solutions, read if `answer` cannot be parsed.
-
-    Returns:
-        One reward per completion.
+        solution: column of worked solutions, read where an answer cannot be parsed.
+        log_metric: TRL's logger of reward functions; slow and timed-out comparisons are counted there.
     """
-    solutions: Sequence[str | None] = solution if solution is not None else [None] * len(answer)
-    rewards: list[float | None] = []
-    for completion, gold, worked in zip(completions, answer, solutions, strict=True):
-        text = text_of(completion)
-        value, gold_value = number(last_answer(text)), number(gold)
-        if value is not None and gold_value is not None:
-            rewards.append(float(value == gold_value))
-        else:
-            rewards.append(_grader.grade(_gold_texts(gold, worked, answer_first=True), text, last_answer(text)))
-    return rewards
+    found = [final_answer(text_of(completion)) for completion in completions]
+    return _graded(found, answer, solution, answer_first=True, log_metric=log_metric)
 
 
 def strict_accuracy(
     completions: Sequence[Completion],
     answer: Sequence[str],
     solution: Sequence[str] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
     **_: object,
 ) -> list[float | None]:
-    r"""open-r1's accuracy_reward: compare LaTeX in the completion (`\boxed{72}`, `$72$`) with the solution.
+    r"""As open-r1's accuracy_reward, LaTeX alone: the last \boxed{...} or `$...$` of the completion, as a whole.
 
-    A bare 72 in <answer> is wrong, although the system prompt does not ask for a box. Arguments and return value are
-    those of `accuracy`, but `solution` is read before `answer`.
+    A bare 72 inside <answer> counts as wrong, although the system prompt never asks for a box. Gold is the solution,
+    or the answer where there is none. Arguments as for `accuracy`.
     """
+    found = [final_latex(text_of(completion)) for completion in completions]
+    return _graded(found, answer, solution, answer_first=False, log_metric=log_metric)
+
+
+def _graded(
+    found: Sequence[str],
+    answer: Sequence[str],
+    solution: Sequence[str] | None,
+    *,
+    answer_first: bool,
+    log_metric: Callable[[str, float], None] | None,
+) -> list[float | None]:
     solutions: Sequence[str | None] = solution if solution is not None else [None] * len(answer)
-    return [
-        _grader.grade(_gold_texts(gold, worked, answer_first=False), text_of(completion))
-        for completion, gold, worked in zip(completions, answer, solutions, strict=True)
-    ]
+    rewards: list[float | None] = []
+    open_: dict[int, Task] = {}
+    for index, (text, right, worked) in enumerate(zip(found, answer, solutions, strict=True)):
+        mine, gold = expression(text), expression(right)
+        value, wanted = number(mine), number(gold)
+        golds = _gold(gold or right, worked, answer_first=answer_first)
+        if value is not None and wanted is not None and answer_first:
+            rewards.append(float(value == wanted))
+        elif mine and answer_first and mine.replace(" ", "") == gold.replace(" ", ""):
+            rewards.append(1.0)
+        elif not golds:
+            rewards.append(None)
+        elif not mine or (gold and separators(mine) != separators(gold)):
+            rewards.append(0.0)
+            if not gold:  # whether the gold answer can be read decides between wrong and left out
+                open_[index] = Task(tuple(golds), "0")
+        else:
+            rewards.append(0.0)
+            open_[index] = Task(tuple(golds), mine)
+    for index, grade in zip(open_, _grader.grade(list(open_.values())), strict=True):
+        rewards[index] = None if grade is None else grade if expression(found[index]) else 0.0
+    if log_metric is not None:
+        for name, value_ in vars(_grader.counts).items():
+            log_metric(f"grader/{name}", float(value_))
+    return rewards
 
 
 def format(completions: Sequence[Completion], **_: object) -> list[float]:
-    """Reward 1 where the whole completion has the format above and contains each tag once, else 0."""
+    """1 where the whole completion is one block of thought and one answer, laid out as above, each tag once."""
     return [
         float(_FORMAT.fullmatch(text) is not None and len(_TAGS.findall(text)) == 4)
         for text in map(text_of, completions)
@@ -93,7 +117,7 @@ def format(completions: Sequence[Completion], **_: object) -> list[float]:
 
 
 def tag_count(completions: Sequence[Completion], **_: object) -> list[float]:
-    """Reward 0.25 for each of the four tags that occurs exactly once on its own line (open-r1's tag_count_reward)."""
+    """A quarter for each of the four tags that stands on its own line exactly once (open-r1's tag_count_reward)."""
     return [0.25 * sum(text.count(tag) == 1 for tag in TAG_LINES) for text in map(text_of, completions)]
 
 
@@ -106,10 +130,9 @@ REWARDS: dict[str, Reward] = {
 
 
 def resolve(names: Sequence[str]) -> list[Reward]:
-    """Look up rewards by name: a key of REWARDS, or a dotted path such as `my_package.rewards.brevity`.
+    """The rewards of these names: one of REWARDS, or a dotted path such as `my_package.rewards.brevity`.
 
-    Raises:
-        UserError: no name, an unknown name, or a path that is not a function.
+    UserError for a name that is neither, or a path that leads to no function.
     """
     found: list[Reward] = []
     for name in names:
@@ -118,8 +141,8 @@ def resolve(names: Sequence[str]) -> list[Reward]:
             continue
         if "." not in name:
             near = difflib.get_close_matches(name, REWARDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the rewards are {', '.join(REWARDS)}"
-            raise UserError(f"--rewards {name}: no such reward; {hint} (for your own function, give a dotted path)")
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(REWARDS)}"
+            raise UserError(f"--rewards {name}: no such reward; {hint} (a dotted path names a function of your own)")
         module, _, attribute = name.rpartition(".")
         try:
             function = getattr(importlib.import_module(module), attribute)
@@ -134,38 +157,14 @@ def resolve(names: Sequence[str]) -> list[Reward]:
 
 
 def text_of(completion: Completion) -> str:
-    """The text of a completion, or of the last message of a conversation."""
+    """The text of a completion; of a conversation, its last message's."""
     if isinstance(completion, str):
         return completion
     content: Any = completion[-1].get("content") if completion else ""
     return content or ""
 
 
-def last_answer(text: str) -> str:
-    """The stripped content of the last <answer>...</answer>; "" if there is none."""
-    start = text.rfind("<answer>")
-    end = text.find("</answer>", start)
-    return text[start + len("<answer>") : end].strip() if start >= 0 and end >= 0 else ""
-
-
-def number(text: str) -> Decimal | None:
-    """The value of a text that is a single decimal number, else None. Commas may group thousands."""
-    text = text.strip()
-    if not text.isascii() and not text.startswith("−"):
-        return None  # \d and Decimal accept the digits of every script
-    match = _NUMBER.fullmatch(text) if len(text) <= MAX_NUMBER_LENGTH else None
-    if match is None:
-        return None
-    sign, whole, part = match.groups()
-    if not whole and not part:
-        return None
-    try:
-        return Decimal(f"{'-' if sign in ('-', '−') else ''}{(whole or '0').replace(',', '')}.{part or '0'}")
-    except InvalidOperation:
-        return None
-
-
-def _gold_texts(answer: str, solution: str | None, *, answer_first: bool) -> list[str]:
+def _gold(answer: str, solution: str | None, *, answer_first: bool) -> list[str]:
     boxed = [f"\\boxed{{{answer}}}"] if answer.strip() else []
     worked = [solution] if solution else []
     return boxed + worked if answer_first else worked + boxed

@@ -10,7 +10,7 @@ from typing import Any
 
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
 from headwatch.demo.toy_rows import write_questions, write_rows
-from headwatch.training.options import Options
+from headwatch.training.options import PREFIX, Options
 
 SIZE = ModelSize(n_layers=2, n_heads=4, d_model=32, d_mlp=64)
 BYTES_A_TOKEN = 8  # the stand-in's tokenizer falls back to bytes: its texts are up to this many times as long
@@ -101,11 +101,21 @@ def make_small(options: Options, folder: Path) -> list[Substitution]:
         use("steps_per_generation", None, "follows from the others")
     if values["use_peft"]:
         use("lora_r", min(4, values["lora_r"]), "small")
-    use("probe_every", 2, "few steps")
-    use("probe_pairs", min(8, values["probe_pairs"]), "few pairs")
-    if "openers" in values["probes"] and not all(Path(str(name)).exists() for name in values["opener_questions"]):
-        use("opener_questions", [str(folder / "questions.jsonl")], "few questions")
-    use("path_steps", min(2, values["path_steps"]), "few points")
+    watch, now = options.watch, options.settings()
+
+    def use_watched(name: str, here: Any, why: str) -> None:
+        group, _, leaf = name.rpartition(".")
+        block: Any = now if not group else getattr(now, group)
+        if f"{PREFIX}.{name}" in options.typed or getattr(block, leaf) == here:
+            return
+        done.append(Substitution(f"{PREFIX}.{name}", getattr(block, leaf), here, why))
+        (watch.setdefault(group, {}) if group else watch)[leaf] = here
+
+    use_watched("every", 2, "few steps")
+    use_watched("n_pairs", min(8, now.n_pairs), "few pairs")
+    if "openers" in now.families and not all(Path(name).exists() for name in now.openers.sources):
+        use_watched("openers.questions", [str(folder / "questions.jsonl")], "few questions")
+    use_watched("scoring.steps", min(2, now.scoring.steps), "few points")
     if str(values["save_strategy"]) in ("steps", "SaveStrategy.STEPS", "best"):
         use("save_steps", 2, "few steps")
     if "output_dir" not in options.typed:

@@ -35,7 +35,7 @@ def make_trainer(
     """TRL's trainer for the recipe, with the callback; the model is loaded here."""
     training, launch, model = recipe.training, recipe.launch, recipe.model
     training.model_init_kwargs = {**model_options(recipe), **(training.model_init_kwargs or {})}
-    callbacks: list[Any] = [watch(**recipe.watch.callback_options(recipe.data.system_prompt))]
+    callbacks: list[Any] = [watch.from_settings(recipe.watch)]
     if launch.keep_optimizers is not None:
         callbacks.append(KeepOptimizers(launch.keep_optimizers))
     stops = [tokenizer.convert_tokens_to_ids(token) for token in launch.stop_tokens or []]

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from helpers.tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_openers, random_pairs, tiny_model
+from helpers.tiny_models import (
+    ARCHITECTURES,
+    FLOAT32_ROUTERS,
+    FURTHER,
+    has_sdpa,
+    largest_error,
+    random_openers,
+    random_pairs,
+    tiny_model,
+)
 
 from headwatch import Anatomy, score_edges, score_heads
 from headwatch.attribution import buffers as buffers_module
@@ -30,6 +39,17 @@ def test_edges_equal_the_naive_reference_in_every_architecture(architecture: str
         assert edges.checks.stream < 1e-9
     heads = score_heads(model, probes, steps=2)
     assert largest_error(heads.per_pair, edges.head_scores().per_pair) < 1e-9
+
+
+@pytest.mark.parametrize("architecture", list(FURTHER))
+def test_edges_equal_the_naive_reference_in_further_architectures(architecture: str) -> None:
+    model = tiny_model(architecture, attention="eager")
+    limit = 2e-7 if architecture in FLOAT32_ROUTERS else 1e-9
+    for probes in (random_pairs(3), random_openers(2)):
+        edges = score_edges(model, probes, steps=2)
+        assert largest_error(edges.per_pair, naive_edges(model, probes, steps=2)) < limit
+        assert edges.checks.row_sums < limit
+        assert edges.checks.stream < 1e-9
 
 
 @pytest.mark.parametrize("at_once", [1, 30])

@@ -1,4 +1,4 @@
-"""The benches that the numbers of docs/evidence/validity.md come from, small: what they count is what they say."""
+"""The benchmarks of docs/evidence/validity.md on small inputs: their counts are right."""
 
 import importlib
 import sys
@@ -45,8 +45,8 @@ def test_a_plan_scales_heads_when_it_says() -> None:
                 assert 0.5 in path
 
 
-def test_the_truth_follows_the_rule_without_its_tests() -> None:
-    """With hardly any noise, HeadHistory and the truth's own telling agree on every event."""
+def test_true_events_follow_the_rule_without_its_tests() -> None:
+    """With almost no noise, HeadHistory and the true events are equal."""
     planted = bench("planted")
     rng = np.random.default_rng(1)
     base = 0.3 * np.exp(-np.arange(40) / 6.0).reshape(5, 8)
@@ -66,12 +66,12 @@ def test_counts_are_of_planted_and_untouched_heads() -> None:
     share[:, 0, 0] = [0.0, 0.0, 0.2, 0.2]  # planted, and found
     share[:, 0, 1] = [0.2, 0.2, 0.2, 0.0]  # planted, and found a probe too early below
     share[:, 0, 2] = [0.2, 0.2, 0.0, 0.0]  # untouched, and really gone
-    told = share.copy()
-    told[2, 0, 1] = 0.0
-    told[3, 0, 20] = 0.2  # untouched, and not so
+    reported = share.copy()
+    reported[2, 0, 1] = 0.0
+    reported[3, 0, 20] = 0.2  # untouched, and not so
     gap = -5.0 * np.exp(0.1 * np.random.default_rng(2).standard_normal(64))
     history = HeadHistory(1, 30)
-    for step, at in enumerate(told):
+    for step, at in enumerate(reported):
         noise = 1e-4 * np.random.default_rng(step).standard_normal((64, 1, 30))
         history.add(step, gap[:, None, None] * (at + noise), 0 * gap, gap)
     count = planted.Count()
@@ -82,7 +82,7 @@ def test_counts_are_of_planted_and_untouched_heads() -> None:
 
 
 def test_a_head_switched_on_in_a_real_run_is_found(tmp_path: Path) -> None:
-    """A small base, a real trainer at a learning rate of 0, one head off before the base probe and on at step 5."""
+    """A small base, a real trainer at a learning rate of 0, one head off at the base probe and on from step 5."""
     planted = bench("planted")
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, ModelSize(n_layers=2, n_heads=8, n_kv_heads=2, d_model=64, d_mlp=128))
@@ -106,8 +106,8 @@ def test_a_head_switched_on_in_a_real_run_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_planted_lives_are_found_and_others_left_alone(tmp_path: Path) -> None:
-    """The bench itself with one base and two plans (about five minutes)."""
+def test_planted_events_are_found_and_untouched_heads_have_none(tmp_path: Path) -> None:
+    """The benchmark with one base and two plans (about five minutes)."""
     planted = bench("planted")
     options = Namespace(out=tmp_path, n_truth=512, plans=2, heads=3, n_pairs=128)
     with planted.quiet_libraries(), planted.one_thread():
@@ -118,26 +118,26 @@ def test_planted_lives_are_found_and_others_left_alone(tmp_path: Path) -> None:
     assert count.row()["given_share"] <= 0.01
 
 
-def test_replication_of_what_is_planted_is_whole(tmp_path: Path) -> None:
+def test_planted_changes_replicate_completely(tmp_path: Path) -> None:
     replication = bench("replication")
     write_synthetic_run(tmp_path, kind="sft", n_pairs=64, seed=2)
     rows = replication.analyse(tmp_path, EvidenceSettings())
-    told = rows["all families"]
+    found = rows["all families"]
     _, moved = planted_heads(8, 6, 2, 2)
-    assert told["events"]["said"] >= 2 * 2 * 5  # both halves find the five that emerge, in both families
-    assert told["events"]["confirmed"] == told["events"]["same_sign"] == 1.0
-    assert told["paper"]["said"] == 0  # no circuit of halves was recorded
+    assert found["events"]["claims"] >= 2 * 2 * 5  # both halves find the five that emerge, in both families
+    assert found["events"]["confirmed"] == found["events"]["same_sign"] == 1.0
+    assert found["paper"]["claims"] == 0  # no circuit of halves was recorded
     strict = replication.analyse(tmp_path, replace(EvidenceSettings(), q=1e-9))
-    assert strict["all families"]["changes"]["said"] < told["changes"]["said"]
+    assert strict["all families"]["changes"]["claims"] < found["changes"]["claims"]
     assert len(moved) == 2
 
 
-def test_permuted_signs_leave_nothing_to_find(tmp_path: Path) -> None:
+def test_permuted_signs_give_no_false_event(tmp_path: Path) -> None:
     nulls = bench("no_false_life")
     write_synthetic_run(tmp_path, kind="sft", n_pairs=32, seed=3, families=("addition",))
     rows = nulls.signs([str(tmp_path)], 12, [32], 0)
     assert len(rows) == 8
     for row in rows.values():
-        assert row["false_events_a_run"] == 0.0
-        assert row["any_discovery_a_probe_at_q"] <= 0.05  # 120 probes at 0.01: P(more than 6) < 0.002
+        assert row["false_events_per_run"] == 0.0
+        assert row["any_discovery_per_probe_at_q"] <= 0.05  # 120 probes at 0.01: P(more than 6) < 0.002
         assert row["planted_2_percent_found_ever"] > 0.3

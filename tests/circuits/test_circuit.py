@@ -1,18 +1,19 @@
-"""The circuit rule against a reference that enumerates paths, and the stability of its heads."""
+"""The circuit rule against a reference that walks every path, and the stability of its heads."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.tiny_graph import random_strength, tiny_graph
 
 from headwatch import UserError
-from headwatch.circuits.circuit import Circuit, Graph
+from headwatch.circuits.circuit import Circuit, CircuitSettings, Graph
 from headwatch.circuits.stability import circuit_heads
 
 
 def on_a_path(kept: np.ndarray, graph: Graph) -> np.ndarray:
-    """Edges that lie on some path from the input to the logits, found by walking every path."""
+    """Edges on some path from the input to the logits, found by walking every path."""
     nodes = graph.target_nodes()
     out = np.zeros_like(kept)
 
@@ -36,7 +37,7 @@ def as_matrix(circuit: Circuit, graph: Graph) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_pruning_keeps_what_lies_on_a_path(seed: int) -> None:
+def test_pruning_keeps_edges_on_a_path(seed: int) -> None:
     graph, n = tiny_graph(), 9
     strength = random_strength(graph, 1, seed)[0]
     strongest = np.argsort(np.where(graph.is_real, -strength, 0), axis=None, kind="stable")[:n]
@@ -48,7 +49,7 @@ def test_pruning_keeps_what_lies_on_a_path(seed: int) -> None:
     assert list(circuit.scores) == sorted(circuit.scores, reverse=True)
 
 
-def test_a_share_of_the_edges_and_tau() -> None:
+def test_top_n_as_a_share_and_tau() -> None:
     graph = tiny_graph()
     strength = random_strength(graph, 1)[0]
     n_real = int(graph.is_real.sum())
@@ -74,8 +75,8 @@ def test_heads_and_importance() -> None:
         ("a0.h1", "m1", 2.0),
         ("a0.h1", "logits", 1.0),
         ("m1", "logits", 4.0),
-        ("a1.h0", "logits", 1.0),  # no path from the input reaches it
-        ("input", "a1.h1.q", 1.0),  # leads nowhere
+        ("a1.h0", "logits", 1.0),  # not reachable from the input
+        ("input", "a1.h1.q", 1.0),  # no path to the logits
     ]:
         strength[graph.sources.index(source), graph.targets.index(target)] = value
     circuit = Circuit.of_matrix(strength, graph, top_n=6)
@@ -99,11 +100,11 @@ def test_json_round_trip(tmp_path) -> None:
             Circuit.from_json(tmp_path / name)
 
 
-def test_stability_counts_resamples_that_keep_a_head() -> None:
+def test_stability_is_the_share_of_resamples_that_keep_a_head() -> None:
     graph = tiny_graph()
     strength = random_strength(graph, 20)
     same = circuit_heads(np.repeat(strength[:1], 20, 0), graph, top_n=0.2)
-    assert np.array_equal(same.stability, same.active.astype(float))  # nothing to resample
+    assert np.array_equal(same.stability, same.active.astype(float))  # equal pairs: every resample is the same
     found = circuit_heads(strength, graph, top_n=0.2, seed=3)
     by_hand = np.zeros(graph.shape)
     draws = np.random.default_rng(3).multinomial(20, np.full(20, 1 / 20), size=50)
@@ -115,16 +116,22 @@ def test_stability_counts_resamples_that_keep_a_head() -> None:
     assert ((found.stability > 0) & (found.stability < 1)).any()
 
 
-def test_bad_rules_are_refused() -> None:
+@pytest.mark.parametrize(
+    "rule",
+    [*({"top_n": n} for n in (0, -3, 1.5, float("nan"), True, "5")), *({"tau": t} for t in (1.0, "0.1"))],
+    ids=str,
+)
+def test_bad_rules_are_refused(rule: dict[str, Any]) -> None:
     graph = tiny_graph()
     strength = random_strength(graph, 1)[0]
-    for rule in ({"top_n": 0}, {"top_n": -3}, {"top_n": 1.5}, {"tau": 1.0}):
-        with pytest.raises(UserError, match=next(iter(rule))):
-            Circuit.of_matrix(strength, graph, **rule)
+    with pytest.raises(UserError, match=next(iter(rule))):
+        Circuit.of_matrix(strength, graph, **rule)
+    with pytest.raises(UserError, match=next(iter(rule))):
+        CircuitSettings(**rule)
 
 
-def test_resamples_and_halves_are_those_of_the_rule_itself() -> None:
-    """The interval of I(l, h) and the null band, from circuits selected one by one."""
+def test_resamples_and_halves_equal_the_rule_applied_one_by_one() -> None:
+    """The interval of I(l, h) and the null band."""
     graph = tiny_graph(layers=3)
     strength = random_strength(graph, 9, seed=11)
     found = circuit_heads(strength, graph, top_n=12, resamples=20, seed=3, splits=4)

@@ -93,7 +93,7 @@ def test_a_probe_that_fails_never_ends_the_training(
 ) -> None:
     weights, logs = run(kind, tiny_model, tmp_path / "without")
     metric = FailsAt(call)
-    callback = HeadWatchCallback(probes, every=1, metric=metric, edges=False)
+    callback = HeadWatchCallback(probes, every=1, scoring={"metric": metric, "edges": False})
     watched, watched_logs = run(kind, tiny_model, tmp_path / "with", callback)
     assert metric.calls == call  # called no more once it had failed
     assert same_weights(weights, watched)
@@ -107,7 +107,7 @@ def test_a_probe_that_fails_never_ends_the_training(
 
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_strict_raises_what_the_probe_raised(kind: str, tiny_model: Path, probes: ProbeSet, tmp_path: Path) -> None:
-    callback = HeadWatchCallback(probes, every=1, metric=FailsAt(1), edges=False, strict=True)
+    callback = HeadWatchCallback(probes, every=1, scoring={"metric": FailsAt(1), "edges": False}, strict=True)
     with pytest.raises(ArithmeticError, match="the user's metric failed"):
         run(kind, tiny_model, tmp_path, callback)
 

@@ -130,7 +130,7 @@ def test_a_run_with_openers(
 
     run = RunFolder.open(tmp_path / "watched")
     metric = made_of.get("metric", "kl")
-    assert run.manifest["settings"]["metric"] == {"addition": "logit_diff", "openers": metric}
+    assert run.manifest["settings"]["scoring"]["metric"] == {"addition": "logit_diff", "openers": metric}
     assert run.manifest["settings"]["openers"]["questions"] == ["questions.jsonl"]
     probes = ProbeSet.load(run.path / "probes.safetensors")
     assert probes.fingerprint == run.manifest["probes"]["fingerprint"]
@@ -153,7 +153,7 @@ def test_a_run_with_openers(
 
 def test_the_base_samples_and_not_a_trained_model(model: Path, questions: str, tmp_path: Path) -> None:
     """The set is what the model on disk says to the training's own questions, whatever training does later."""
-    sft_trainer(model, tmp_path, [callback(questions, "openers", edges=False)], lora=True).train()
+    sft_trainer(model, tmp_path, [callback(questions, "openers", scoring={"edges": False})], lora=True).train()
     base, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     openers = Openers(questions, system_prompt="Think first.", tokens=8)
 
@@ -225,7 +225,7 @@ def test_a_resumed_run_reads_the_frozen_set_and_does_not_sample(
 
 def test_what_cannot_work_is_refused_before_the_first_step(model: Path, questions: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match='alphas="clean" with metric="kl"'):
-        callback(questions, alphas="clean")
+        callback(questions, scoring={"alphas": "clean"})
     trainer = sft_trainer(model, tmp_path, [callback("nowhere.jsonl", strict=False)])
     with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
         trainer.train()

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools pipe with the standard library: real keys, console, print."""
+"""Headless Chromium, driven through its DevTools pipe with the standard library: keys, mouse, console, print."""
 
 import base64
 import fcntl
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# What Chromium needs to be told of a key besides its name: the code that tells, say, an arrow from a letter.
+# Key codes, which Chromium needs in addition to the name of a key.
 KEYS = {
     "Tab": 9,
     "Enter": 13,
@@ -32,15 +32,15 @@ READY = "document.readyState === 'complete' && new Promise((done) => requestAnim
 
 
 class Browser:
-    """One Chromium process. `open` gives a page of its own; `close` ends the process."""
+    """One Chromium process with any number of pages."""
 
     def __init__(self, program: str, profile: Path) -> None:
         flags = ["--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars", "--remote-debugging-pipe"]
         flags += [f"--user-data-dir={profile}", *(f"--disable-{name}" for name in QUIET)]
-        (theirs_in, self._out), (self._in, theirs_out) = os.pipe(), os.pipe()
+        (child_in, self._out), (self._in, child_out) = os.pipe(), os.pipe()
 
         def pipes_at_3_and_4() -> None:
-            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (theirs_in, theirs_out)]
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (child_in, child_out)]
             for fd, place in zip(high, (3, 4), strict=True):
                 os.dup2(fd, place)
 
@@ -51,22 +51,22 @@ class Browser:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        os.close(child_in)
+        os.close(child_out)
         self._unread = b""
-        self._said: dict[int, dict[str, Any]] = {}
+        self._answers: dict[int, dict[str, Any]] = {}
         self._count = 0
         self.listeners: dict[str, Callable[[str, dict[str, Any]], None]] = {}
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """Send one DevTools command and wait for its answer; events that come before it go to their page."""
+        """Send a DevTools command and return its answer; events that arrive before it go to their pages."""
         self._count += 1
-        mine = self._count
-        message = {"id": mine, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
+        number = self._count
+        message = {"id": number, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
         os.write(self._out, json.dumps(message).encode() + b"\0")
-        while mine not in self._said:
+        while number not in self._answers:
             self._read()
-        answer = self._said.pop(mine)
+        answer = self._answers.pop(number)
         assert "error" not in answer, f"{method}: {answer['error']}"
         return answer["result"]
 
@@ -76,16 +76,16 @@ class Browser:
         *messages, self._unread = (self._unread + chunk).split(b"\0")
         for message in map(json.loads, messages):
             if "id" in message:
-                self._said[message["id"]] = message
+                self._answers[message["id"]] = message
             elif listener := self.listeners.get(message.get("sessionId", "")):
                 listener(message["method"], message["params"])
 
     def open(self, address: str, *, width: int = 1400, height: int = 1000, scheme: str = "light") -> "Page":
-        """A new page at an address, loaded and drawn."""
+        """Open an address in a new page and wait until it is drawn."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = Page(self, target, session)
-        self.listeners[session] = page.hear
+        self.listeners[session] = page.on_event
         for domain in ("Page", "Runtime", "Log", "Network"):
             page.call(f"{domain}.enable")
         page.size(width, height)
@@ -103,7 +103,12 @@ class Browser:
 
 @dataclass
 class Page:
-    """One tab. problems: console errors and warnings, exceptions, refused loads. requests: every address asked for."""
+    """One tab.
+
+    Attributes:
+        problems: console errors and warnings, exceptions, blocked loads.
+        requests: every requested address.
+    """
 
     browser: Browser
     target: str
@@ -114,19 +119,19 @@ class Page:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self.browser.call(method, self.session, **parameters)
 
-    def hear(self, method: str, said: dict[str, Any]) -> None:
+    def on_event(self, method: str, event: dict[str, Any]) -> None:
         if method == "Runtime.exceptionThrown":
-            details = said["exceptionDetails"]
+            details = event["exceptionDetails"]
             self.problems.append(details.get("exception", {}).get("description") or details["text"])
-        elif method == "Runtime.consoleAPICalled" and said["type"] in ("error", "warning", "assert"):
-            self.problems.append(" ".join(str(a.get("value", a.get("description"))) for a in said["args"]))
-        elif method == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
-            self.problems.append(said["entry"]["text"])
+        elif method == "Runtime.consoleAPICalled" and event["type"] in ("error", "warning", "assert"):
+            self.problems.append(" ".join(str(a.get("value", a.get("description"))) for a in event["args"]))
+        elif method == "Log.entryAdded" and event["entry"]["level"] in ("error", "warning"):
+            self.problems.append(event["entry"]["text"])
         elif method == "Network.requestWillBeSent":
-            self.requests.append(said["request"]["url"])
+            self.requests.append(event["request"]["url"])
 
     def go(self, address: str) -> None:
-        """Load an address afresh."""
+        """Load an address and wait until it is drawn."""
         self.call("Page.navigate", url="about:blank")
         self.problems.clear()
         self.requests.clear()
@@ -142,31 +147,31 @@ class Page:
         )
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page, awaited where it is a promise."""
-        said = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in said, said["exceptionDetails"]
-        return said["result"].get("value")
+        """The value of an expression in the page; a promise is awaited."""
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def settle(self) -> None:
-        """Wait until what was asked for is drawn."""
+        """Wait until pending drawing is done."""
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))")
 
     def press(self, *keys: str, shift: bool = False) -> None:
-        """Press keys one after the other, as a keyboard does."""
+        """Press keys one after another."""
         for key in keys:
-            about = {
+            description = {
                 "key": key,
                 "code": "Space" if key == " " else f"Key{key.upper()}" if len(key) == 1 else key,
                 "windowsVirtualKeyCode": KEYS.get(key) or ord(key.upper()),
                 "modifiers": 8 if shift else 0,
             }
             typed = TYPED.get(key, key if len(key) == 1 else "")
-            self.call("Input.dispatchKeyEvent", type="keyDown", **about, **({"text": typed} if typed else {}))
-            self.call("Input.dispatchKeyEvent", type="keyUp", **about)
+            self.call("Input.dispatchKeyEvent", type="keyDown", **description, **({"text": typed} if typed else {}))
+            self.call("Input.dispatchKeyEvent", type="keyUp", **description)
         self.settle()
 
     def click(self, selector: str) -> None:
-        """Click in the middle of the first element that matches, with the mouse."""
+        """Click the middle of the first matching element with the mouse."""
         x, y = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             "e.scrollIntoView({block: 'center'});"
@@ -178,20 +183,20 @@ class Page:
         self.settle()
 
     def dom(self) -> str:
-        """The page as its script left it."""
+        """The HTML of the page after its script ran."""
         return "<!doctype html>" + str(self.run("document.documentElement.outerHTML"))
 
     def media(self, name: str) -> None:
-        """Draw as for "print" or "screen"."""
+        """Emulate the media type "print" or "screen"."""
         self.call("Emulation.setEmulatedMedia", media=name)
         self.settle()
 
     def pdf(self) -> bytes:
-        """The page as the browser prints it on A4."""
+        """The page printed on A4."""
         return base64.b64decode(self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"])
 
     def screenshot(self, whole: bool = False) -> bytes:
-        """A PNG of what is seen, or of the whole page."""
+        """A PNG of the visible part, or of the whole page."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
     def close(self) -> None:

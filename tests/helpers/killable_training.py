@@ -56,8 +56,8 @@ def trainings() -> Iterator[Trainings]:
 def _moments(kill_at: int | None, told: int) -> None:
     """Count the dangerous moments, and die at one of them."""
     from headwatch import callback
-    from headwatch.io import atomic
-    from headwatch.record import run_folder
+    from headwatch.io import atomic, jsonl
+    from headwatch.record import set_aside
 
     passed = 0
 
@@ -106,8 +106,8 @@ def _moments(kill_at: int | None, told: int) -> None:
         file = open(path, mode, *args, **kwargs)  # noqa: SIM115
         return Torn(file) if mode == "ab+" else file
 
-    run_folder.open = opened  # type: ignore[attr-defined]
-    run_folder.os = atomic.os = type("os", (), {**vars(os), "replace": around(os.replace), "fsync": around(os.fsync)})  # type: ignore[attr-defined]
+    jsonl.open = opened  # type: ignore[attr-defined]
+    set_aside.os = atomic.os = type("os", (), {**vars(os), "replace": around(os.replace), "fsync": around(os.fsync)})  # type: ignore[attr-defined]
     callback.score_edges = around(callback.score_edges)  # type: ignore[assignment]
 
 

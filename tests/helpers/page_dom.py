@@ -1,15 +1,15 @@
-"""A page as a browser left it, read with the standard library."""
+"""The DOM of a page after its script ran, parsed with the standard library."""
 
 import html.parser
 from dataclasses import dataclass, field
 
-# Void elements have no end tag, so they never go on the parser's stack.
+# Elements without an end tag, which are never open.
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 
 @dataclass(eq=False)
 class Node:
-    """One element of a page as the browser left it."""
+    """One element. inside: the elements that contain it."""
 
     tag: str
     attributes: dict[str, str]
@@ -23,7 +23,7 @@ class Node:
 
 @dataclass(eq=False, repr=False)
 class Dom(html.parser.HTMLParser):
-    """A page after its script ran, as chromium --dump-dom prints it."""
+    """The elements of a page, in order."""
 
     source: str
     nodes: list[Node] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Dom(html.parser.HTMLParser):
         return next(node.attributes for node in self.nodes if node.tag == "html")
 
     def find(self, *classes: str, tag: str | None = None, inside: str | None = None) -> list[Node]:
-        """Elements with all the classes, of a tag, inside an element with an id, of what is not hidden."""
+        """Visible elements with all of these classes, of this tag, inside the element with this id."""
         return [
             node
             for node in self.nodes
@@ -62,5 +62,5 @@ class Dom(html.parser.HTMLParser):
             and not any("hidden" in outer.attributes for outer in (*node.inside, node))
         ]
 
-    def words(self, *classes: str, inside: str | None = None, tag: str | None = None) -> list[str]:
+    def texts(self, *classes: str, inside: str | None = None, tag: str | None = None) -> list[str]:
         return [node.text for node in self.find(*classes, inside=inside, tag=tag)]

@@ -1,10 +1,11 @@
-"""A run in which nothing happens, and which holds no more than it must."""
+"""A minimal run without changes."""
 
 from pathlib import Path
 
 import numpy as np
 
-from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.record.probe_scores import ProbeScores
+from headwatch.record.run_folder import RunFolder
 
 
 def write_plain_run(
@@ -18,7 +19,7 @@ def write_plain_run(
     status: str = "running",
     n_pairs: int = 16,
 ) -> RunFolder:
-    """A run of one family, without circuits, rewards or answers to check, in which nothing happens."""
+    """Write a run of one family with the same scores at every step, without circuits, rewards or answers."""
     rng = np.random.default_rng(0)
     shape = {"n_layers": layers, "n_heads": heads, "n_kv_heads": heads, "head_dim": 8, "d_model": 8 * heads}
     probes = {"fingerprint": "plain", "n_pairs": n_pairs, "families": ["addition"], "tokenizer": name}

@@ -1,8 +1,8 @@
-"""A small, deterministic run written through RunFolder, with planted per-pair effects: for tests of views and readers.
+"""A small, deterministic run written through RunFolder, with planted per-pair effects: for tests of readers.
 
-What is planted is told by `planted` (which heads) and `plan` (when): in each family some heads really gain or lose
-share, the second family a tenth of the run later than the first; everything else is noise.
-"sft": gains that come early and stay. "grpo": gains that come and go with the reward, one of which comes back.
+`planted` gives the heads and `plan` the times: in each family some heads gain or lose share, in the second family a
+tenth of the run later than in the first; everything else is noise.
+"sft": gains come early and stay. "grpo": gains come and go with the reward, and one comes back.
 """
 
 import math
@@ -14,18 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwatch import stats
+from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
-from headwatch.lives.states import Event
-from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.record.probe_scores import ProbeScores
+from headwatch.record.run_folder import RunFolder
 
 Floats = NDArray[np.float64]
-SIZE = 0.12  # share that a planted head gains at its height; the largest base head has about 0.14
+SIZE = 0.12  # largest share that a planted head gains; the largest base head has about 0.14
 
 
 def planted(
     n_layers: int, n_heads: int, n_families: int, seed: int
 ) -> tuple[list[Floats], list[list[tuple[int, int]]]]:
-    """Base shares [L, H] of each family, and the heads that its plan moves: the last two are base heads that fade."""
+    """Base shares [L, H] of each family, and its planted heads: the last two are base heads that fade."""
     rng = np.random.default_rng([seed, 1])
     bases, moved = [], []
     for _ in range(n_families):
@@ -40,8 +41,8 @@ def planted(
 
 
 def plan(kind: str, x: float) -> list[float]:
-    """How far each of the seven planted heads is from its base share at x in [0, 1] of the run, 1 = all the way."""
-    if kind == "sft":  # two of five emerge at once, the others follow; all stay
+    """Change of each of the seven planted heads at x in [0, 1] of the run, as a fraction of its largest change."""
+    if kind == "sft":  # two of five emerge at once, the others later; all stay
         return [float(x > start) for start in (0.0, 0.0, 0.25, 0.45, 0.65)] + [
             min(1.0, max(0.0, 2.0 * x)),
             float(x > 0.55),
@@ -68,19 +69,19 @@ def write_synthetic_run(
     steps: Sequence[int] = range(0, 101, 10),
     families: Sequence[str] = ("addition", "recall"),
 ) -> RunFolder:
-    """Write a whole run ("grpo" or "sft") of n_pairs pairs a family and return its folder, status "finished"."""
+    """Write a whole run ("grpo" or "sft") of n_pairs pairs per family; returns its folder, with status "finished"."""
     if kind not in ("grpo", "sft"):
         raise ValueError(f"kind={kind!r}: give 'grpo' or 'sft'")
     steps, families = [int(s) for s in steps], tuple(families)
     if n_layers * n_heads < 32:
-        raise ValueError(f"n_layers={n_layers}, n_heads={n_heads}: the plan needs 32 heads at the least")
+        raise ValueError(f"n_layers={n_layers}, n_heads={n_heads}: the plan needs at least 32 heads")
     rng = np.random.default_rng([seed, 0])
     bases, moved = planted(n_layers, n_heads, len(families), seed)
     shape = (n_pairs, n_layers, n_heads)
     run = RunFolder.create(folder, _manifest(kind, seed, n_layers, n_heads, n_pairs, families))
-    # What makes a pair itself never changes: this is what pairing cancels.
+    # Constant per pair over all steps: the paired tests cancel it.
     gap_size = [np.exp(0.3 * rng.standard_normal(n_pairs)) for _ in families]
-    pair_taste = [0.35 * rng.standard_normal(shape) * (np.abs(base) + 0.01) for base in bases]
+    pair_offset = [0.35 * rng.standard_normal(shape) * (np.abs(base) + 0.01) for base in bases]
     real = _real_edges(n_layers, n_heads)
     lives = [
         (HeadHistory(n_layers, n_heads, family=f), HeadHistory(n_layers, n_heads, rule="circuit", family=f))
@@ -95,7 +96,7 @@ def write_synthetic_run(
             share = _shares_at(kind, x - 0.1 * f, bases[f], moved[f])
             gap = -6.0 * (1.0 - 0.25 * x) * gap_size[f] * np.exp(0.02 * rng.standard_normal(n_pairs))
             drift = 0.1 * x * rng.standard_normal(shape) * (np.abs(share) + 0.004)
-            scores = gap[:, None, None] * (share + pair_taste[f] + drift)
+            scores = gap[:, None, None] * (share + pair_offset[f] + drift)
             clean = -0.55 * gap + 0.2 * rng.standard_normal(n_pairs)
             edges = _edges(np.abs(scores).mean(axis=0), real, rng)
             active, stability, importance, draws, chance = _circuit(scores, seed)
@@ -132,13 +133,13 @@ def write_synthetic_run(
 
 def _shares_at(kind: str, x: float, base: Floats, moved: list[tuple[int, int]]) -> Floats:
     share = base.copy()
-    for index, (head, way) in enumerate(zip(moved, plan(kind, x), strict=True)):
-        share[head] = share[head] + way * SIZE if index < 5 else share[head] * (1.0 - 0.98 * way)
+    for index, (head, change) in enumerate(zip(moved, plan(kind, x), strict=True)):
+        share[head] = share[head] + change * SIZE if index < 5 else share[head] * (1.0 - 0.98 * change)
     return share
 
 
 def _circuit(scores: Floats, seed: int) -> tuple[NDArray[np.bool_], Floats, Floats, Floats, dict[str, int]]:
-    """The heads carrying half of the mean |score|, stability over 50 resamples, importance, resampled, null band."""
+    """Heads that carry half of the mean |score|, their stability, importance, its 50 draws, and the null band."""
 
     def rule(mean: Floats) -> tuple[NDArray[np.bool_], Floats]:
         kept = stats.carrying_set(mean, 0.5)
@@ -148,16 +149,16 @@ def _circuit(scores: Floats, seed: int) -> tuple[NDArray[np.bool_], Floats, Floa
     active, importance = rule(strength.mean(axis=0))
     rng = np.random.default_rng([seed, 2])
     samples = rng.integers(len(scores), size=(50, len(scores)))  # the same at every probe
-    told = [rule(strength[rows].mean(axis=0)) for rows in samples]
-    draws = np.array([drawn for _, drawn in told], np.float32)
+    results = [rule(strength[rows].mean(axis=0)) for rows in samples]
+    draws = np.array([drawn for _, drawn in results], np.float32)
     halves = [np.array_split(rng.permutation(len(scores)), 2) for _ in range(10)]
     changes = [int((rule(strength[a].mean(axis=0))[0] ^ rule(strength[b].mean(axis=0))[0]).sum()) for a, b in halves]
     chance = {"low": min(changes), "high": max(changes)}
-    return active, np.mean([kept for kept, _ in told], axis=0), importance, draws, chance
+    return active, np.mean([kept for kept, _ in results], axis=0), importance, draws, chance
 
 
 def _real_edges(n_layers: int, n_heads: int) -> NDArray[np.bool_]:
-    """Which of [S, R] edges exist: from input, each layer's heads and MLP to q, k, v a head, each MLP, logits."""
+    """The edges that exist, [S, R]: from input, heads and MLPs to each head's q, k and v, each MLP and the logits."""
     a_layer, b_layer = n_heads + 1, 3 * n_heads + 1
     real = np.zeros((1 + n_layers * a_layer, n_layers * b_layer + 1), np.bool_)
     for layer in range(n_layers):
@@ -169,7 +170,7 @@ def _real_edges(n_layers: int, n_heads: int) -> NDArray[np.bool_]:
 
 
 def _edges(strength: Floats, real: NDArray[np.bool_], rng: np.random.Generator) -> Floats:
-    """Mean |edge score| [S, R]: a source's strength spread over its targets."""
+    """Mean |edge score| [S, R]: a source's strength times a random factor per target."""
     n_layers, n_heads = strength.shape
     source = np.full((real.shape[0],), 2.0 * strength.mean())
     source[1:].reshape(n_layers, n_heads + 1)[:, :n_heads] = strength
@@ -177,7 +178,7 @@ def _edges(strength: Floats, real: NDArray[np.bool_], rng: np.random.Generator) 
 
 
 def _write_training(run: RunFolder, kind: str, steps: list[int], newly: Floats, rng: np.random.Generator) -> None:
-    """A row every 5 steps; under "grpo" the reward follows the number of newly active heads."""
+    """A row every 5 steps; under "grpo" the reward rises with the number of newly active heads."""
     for step in range(5, steps[-1] + 1, 5):
         x = step / steps[-1]
         row: dict[str, float] = {"epoch": x, "grad_norm": 1.0 + 0.1 * rng.random(), "learning_rate": 1e-5 * (1.0 - x)}

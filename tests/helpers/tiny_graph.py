@@ -1,4 +1,4 @@
-"""A graph of two layers of two heads, for tests of the circuit rule."""
+"""A small graph and random edge strengths, for tests of the circuit rule."""
 
 import numpy as np
 
@@ -22,5 +22,5 @@ def tiny_graph(layers: int = 2, heads: int = 2) -> Graph:
 
 
 def random_strength(graph: Graph, n_pairs: int, seed: int = 0) -> np.ndarray:
-    """|edge score| of every pair, [N, S, R]; zero where there is no edge."""
+    """|edge score| of every pair, [N, S, R]; zero for edges that do not exist."""
     return np.random.default_rng(seed).gamma(0.7, 1.0, (n_pairs, *graph.is_real.shape)) * graph.is_real

@@ -66,6 +66,77 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Further architectures, each with a layout of its own, tested against the naive reference alone.
+GROUPED = {**SHORT, **SPECIAL, **MOE, "n_routed_experts": 4, "n_group": 1, "topk_group": 1}
+TEXT = {**COMMON, **SHORT, **SPECIAL}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 1]}}
+QWEN_VISION = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 24}
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "apertus": ("ApertusConfig", {**SHORT, **SPECIAL}),
+    "arcee": ("ArceeConfig", {**SHORT, **SPECIAL}),
+    "dots1": ("Dots1Config", {**GROUPED, "first_k_dense_replace": 1, "n_shared_experts": 1}),
+    "ernie4-5": ("Ernie4_5Config", {**SHORT, **SPECIAL, "use_bias": True}),
+    "ernie4-5-moe": ("Ernie4_5_MoeConfig", {**SHORT, **SPECIAL, **MOE, "moe_num_experts": 4, "moe_k": 2}),
+    "exaone4": ("Exaone4Config", {**SHORT, **SPECIAL, "sliding_window": 4}),
+    "glm": ("GlmConfig", {**SHORT, **SPECIAL, "attention_bias": True}),
+    "glm4": ("Glm4Config", {**SHORT, **SPECIAL}),
+    "glm4-moe": ("Glm4MoeConfig", {**GROUPED, "first_k_dense_replace": 1}),
+    "gpt-oss": ("GptOssConfig", {**SHORT, **SPECIAL, **MOE, "sliding_window": 4}),
+    "helium": ("HeliumConfig", {**SHORT, **SPECIAL}),
+    "hunyuan": ("HunYuanDenseV1Config", {**SHORT, **SPECIAL}),
+    "hunyuan-moe": ("HunYuanMoEV1Config", {**SHORT, **SPECIAL, **MOE, "moe_topk": [2, 2]}),
+    "jais2": ("Jais2Config", {**SHORT, **SPECIAL}),
+    "mellum": ("MellumConfig", {**SHORT, **SPECIAL, **MOE}),
+    "minimax-m2": ("MiniMaxM2Config", {**SHORT, **SPECIAL, **MOE}),
+    "ministral": ("MinistralConfig", {**SHORT, **SPECIAL, "sliding_window": 4}),
+    "ministral3": ("Ministral3Config", {**SHORT, **SPECIAL}),
+    "nemotron": ("NemotronConfig", {**SHORT, **SPECIAL}),
+    "seed-oss": ("SeedOssConfig", {**SHORT, **SPECIAL}),
+    "solar-open": ("SolarOpenConfig", GROUPED),
+    "stablelm": ("StableLmConfig", {**SHORT, **SPECIAL}),
+    "internvl": (
+        "InternVLConfig",
+        {
+            "text_config": {**TEXT, "model_type": "qwen2"},
+            "vision_config": {**VISION, "patch_size": [14, 14], "image_size": [28, 28]},
+        },
+    ),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text_config": {**TEXT, "model_type": "llama"},
+            "vision_config": {**VISION, "model_type": "clip_vision_model", "patch_size": 14},
+        },
+    ),
+    "mistral3": (
+        "Mistral3Config",
+        {
+            "text_config": {**TEXT, "model_type": "mistral"},
+            "vision_config": {**VISION, "model_type": "pixtral", "patch_size": 14, "head_dim": 8},
+        },
+    ),
+    "qwen2-vl": (
+        "Qwen2VLConfig",
+        {
+            "text_config": {**TEXT, **MROPE},
+            "vision_config": {"depth": 1, "embed_dim": 8, "hidden_size": 24, "num_heads": 1},
+        },
+    ),
+    "qwen2-5-vl": (
+        "Qwen2_5_VLConfig",
+        {"text_config": {**TEXT, **MROPE}, "vision_config": {**QWEN_VISION, "fullatt_block_indexes": [0]}},
+    ),
+    "qwen3-vl": (
+        "Qwen3VLConfig",
+        {
+            "text_config": {**TEXT, **MROPE},
+            "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        },
+    ),
+}
+FLOAT32_ROUTERS = {"dots1", "ernie4-5-moe", "glm4-moe", "minimax-m2", "solar-open"}  # whatever the model's dtype
+
+
 def has_sdpa(architecture: str) -> bool:
     """Whether transformers (5.23) can run it with sdpa: Gemma 2's soft-capped attention it cannot."""
     return not architecture.startswith("gemma2")
@@ -73,13 +144,14 @@ def has_sdpa(architecture: str) -> bool:
 
 def tiny_model(architecture: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa", seed: int = 0) -> Any:
     """A random model, in eval mode; in float64 all of it, norms included."""
-    name, own = ARCHITECTURES[architecture]
+    name, own = (ARCHITECTURES | FURTHER)[architecture]
     config = getattr(transformers, name)(**{**COMMON, **own})
     if dtype == torch.float64 and "num_experts" in own:
         config._experts_implementation = "eager"  # the grouped product has no float64
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).double().eval()
+        kind = transformers.AutoModelForImageTextToText if "vision_config" in own else transformers.AutoModelForCausalLM
+        model = kind.from_config(config, attn_implementation=attention).double().eval()
         for parameter in model.parameters():
             # Norm weights around 1, everything else large enough that no path is negligible.
             parameter.data.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.3)
@@ -108,7 +180,7 @@ def widen(model: nn.Module) -> None:
 
 def _rms_norm_in_float64(norm: Any, offset: bool) -> Any:
     def forward(x: torch.Tensor) -> torch.Tensor:
-        eps = norm.eps if offset else norm.variance_epsilon
+        eps = getattr(norm, "variance_epsilon", None) or norm.eps
         return (offset + norm.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
     return forward

@@ -1,4 +1,4 @@
-"""Real tokenizers made on the spot, one for each way of writing numbers that the families must survive."""
+"""Small real tokenizers, one for each way of tokenising numbers that the families must support."""
 
 import random
 
@@ -17,7 +17,7 @@ def family_texts(n: int = 60) -> list[str]:
 
 
 def characters(**special: str) -> PreTrainedTokenizerFast:
-    """One token a character: WordLevel over single characters."""
+    """One token per character: WordLevel over single characters."""
     alphabet = sorted({char for text in family_texts() for char in text})
     vocabulary = {token: i for i, token in enumerate([*special.values(), *alphabet])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=special.get("unk_token", "?")))
@@ -27,7 +27,7 @@ def characters(**special: str) -> PreTrainedTokenizerFast:
 
 
 def byte_pairs(digits: str, vocab_size: int = 2000) -> PreTrainedTokenizerFast:
-    """A BPE trained on the families' texts; ``digits`` is the pattern that splits numbers off."""
+    """A BPE trained on the families' texts; ``digits`` is the pattern at which the text is split."""
     backend = Tokenizer(models.BPE())
     splits = pre_tokenizers.Split(Regex(digits), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([splits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -43,12 +43,12 @@ def byte_pairs(digits: str, vocab_size: int = 2000) -> PreTrainedTokenizerFast:
 
 
 def uneven_numbers() -> PreTrainedTokenizerFast:
-    """Some numbers are one token and some several: a small vocabulary, and no splitting of digits (as in GPT-2)."""
+    """Some numbers are one token, others several: a small vocabulary, and digits are not split (as in GPT-2)."""
     return byte_pairs("[{}]", vocab_size=400)
 
 
 def brace_and_digit() -> PreTrainedTokenizerFast:
-    """Characters, but a brace and the digit behind it are one token: no family's answer can be told from its prompt."""
+    """Characters, but a brace and a digit after it are one token, so that prompt and answer always merge."""
     alphabet = sorted({char for text in family_texts() for char in text})
     merges = [("{", digit) for digit in "0123456789"]
     vocabulary = {token: i for i, token in enumerate([*alphabet, *("{" + digit for _, digit in merges)])}
@@ -58,7 +58,7 @@ def brace_and_digit() -> PreTrainedTokenizerFast:
 
 
 def with_start_token() -> PreTrainedTokenizerFast:
-    """Three digits a token and a start token before every text, as in Llama 3."""
+    """Three digits per token and a start token before every text, as in Llama 3."""
     tokenizer = byte_pairs(r"\d{1,3}")
     tokenizer.add_special_tokens({"bos_token": START})
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -68,7 +68,7 @@ def with_start_token() -> PreTrainedTokenizerFast:
 
 
 def with_space_in_front() -> PreTrainedTokenizerFast:
-    """A space before every text and one digit a token, as in SentencePiece models (Llama 2, Mistral)."""
+    """A space before every text and one digit per token, as in SentencePiece models (Llama 2, Mistral)."""
     backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = pre_tokenizers.Digits(individual_digits=True)

@@ -1,26 +1,28 @@
-"""Events under each way of answering for many probes, what they carry, and that disk and memory tell the same."""
+"""Events under each correction over probes, their evidence, and equality of disk and memory."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_history import BASE, Run, shares
-from test_history import H as N_HEADS
-from test_history import L as N_LAYERS
-from test_history import N as N_PAIRS
+from helpers.planted_history import BASE, PlantedHistory, shares, state_labels
+from helpers.planted_history import H as N_HEADS
+from helpers.planted_history import L as N_LAYERS
+from helpers.planted_history import N as N_PAIRS
 
+from headwatch.errors import UserError
 from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import HeadState
-from headwatch.record.run_folder import ProbeScores, RunFolder
+from headwatch.record.probe_scores import ProbeScores
+from headwatch.record.run_folder import RunFolder
 from headwatch.stats import EvidenceSettings
 
 NEXT = EvidenceSettings(confirm="next")
 
 
-def told(run: Run, step: int, share: np.ndarray) -> list[str]:
-    """What a probe tells, with the status and the step at which each event was first seen."""
+def add(run: PlantedHistory, step: int, share: np.ndarray) -> list[str]:
+    """Add a probe; returns its events with their status and the step that found each first."""
     before = len(run.history.steps)
     clean = -0.5 * run.gap
     events = run.history.add(step, run.scores(share), clean, clean + run.gap)
@@ -28,51 +30,47 @@ def told(run: Run, step: int, share: np.ndarray) -> list[str]:
     return [f"{e.status} {e.kind} {e.layer}.{e.head} at {e.step}" for e in events]
 
 
-def label(history: HeadHistory, layer: int, head: int) -> list[str]:
-    return [HeadState(s).label for s in history.state[:, layer, head]]
-
-
-def test_an_event_waits_for_the_next_probe_and_keeps_the_step_that_saw_it_first() -> None:
-    run = Run(seed=1, settings=NEXT)
-    assert told(run, 0, BASE) == []
-    assert told(run, 10, shares(h23=0.2)) == ["pending emerged 2.3 at 10"]
-    assert label(run.history, 2, 3) == ["inactive", "inactive"]
+def test_a_pending_event_keeps_its_first_step_when_confirmed() -> None:
+    run = PlantedHistory(seed=1, settings=NEXT)
+    assert add(run, 0, BASE) == []
+    assert add(run, 10, shares(h23=0.2)) == ["pending emerged 2.3 at 10"]
+    assert state_labels(run.history, 2, 3) == ["inactive", "inactive"]
     assert run.history.latest_scalars()["pending"] == 1
-    assert told(run, 20, shares(h23=0.2)) == ["confirmed emerged 2.3 at 10"]
-    assert label(run.history, 2, 3) == ["inactive", "emerged", "emerged"]
+    assert add(run, 20, shares(h23=0.2)) == ["confirmed emerged 2.3 at 10"]
+    assert state_labels(run.history, 2, 3) == ["inactive", "emerged", "emerged"]
     assert run.history.cohorts() == {10: [0, 1, 1]}
-    assert told(run, 30, shares(h23=0.0)) == ["pending pruned 2.3 at 30"]
-    assert told(run, 40, shares(h23=0.0)) == ["confirmed pruned 2.3 at 30"]
-    assert told(run, 50, shares(h23=0.2, h00=0.0)) == ["pending dropped 0.0 at 50", "pending re-emerged 2.3 at 50"]
+    assert add(run, 30, shares(h23=0.0)) == ["pending pruned 2.3 at 30"]
+    assert add(run, 40, shares(h23=0.0)) == ["confirmed pruned 2.3 at 30"]
+    assert add(run, 50, shares(h23=0.2, h00=0.0)) == ["pending dropped 0.0 at 50", "pending re-emerged 2.3 at 50"]
     history = run.history
-    assert [(e.kind, e.step, e.status, e.told) for e in history.events] == [
+    assert [(e.kind, e.step, e.status, e.settled_at) for e in history.events] == [
         ("emerged", 10, "confirmed", 20),
         ("pruned", 30, "confirmed", 40),
         ("dropped", 50, "pending", None),
         ("re-emerged", 50, "pending", None),
     ]
     assert [(s.start, s.end) for s in history.spells() if (s.layer, s.head) == (2, 3)] == [(10, 30)]
-    assert history.events[1].share_before == history.events[0].share_now  # the mark is the probe that saw it first
+    assert history.events[1].share_before == history.events[0].share_now  # the mark is the probe that found it first
 
 
-def test_what_the_next_probe_does_not_see_is_withdrawn() -> None:
-    run = Run(seed=2, settings=NEXT)
+def test_an_event_that_the_next_probe_does_not_find_is_withdrawn() -> None:
+    run = PlantedHistory(seed=2, settings=NEXT)
     for step, x in ((0, 0.01), (10, 0.2)):
-        told(run, step, shares(h23=x))
-    assert told(run, 20, shares(h23=0.01)) == ["withdrawn emerged 2.3 at 10"]
+        add(run, step, shares(h23=x))
+    assert add(run, 20, shares(h23=0.01)) == ["withdrawn emerged 2.3 at 10"]
     assert run.history.events == run.history.pending == []
     assert [e.step for e in run.history.withdrawn] == [10]
-    assert label(run.history, 2, 3) == ["inactive"] * 3
-    assert told(run, 30, shares(h23=0.2)) == ["pending emerged 2.3 at 30"]
+    assert state_labels(run.history, 2, 3) == ["inactive"] * 3
+    assert add(run, 30, shares(h23=0.2)) == ["pending emerged 2.3 at 30"]
 
 
-def test_what_is_certain_does_not_wait() -> None:
-    """At the third probe after the base: q <= 0.01 / 12 is an event at once, q <= 0.01 waits for the next probe."""
-    run = Run(seed=8, noise=0.15, settings=EvidenceSettings(confirm="either"))
+def test_an_event_at_the_strict_level_is_confirmed_at_once() -> None:
+    """Third probe after the base: q <= 0.01 / 12 is confirmed at once, q <= 0.01 is pending."""
+    run = PlantedHistory(seed=8, noise=0.15, settings=EvidenceSettings(confirm="either"))
     run.rng = np.random.default_rng(3)
     for step in range(3):
-        told(run, step, BASE)
-    events = [told(run, 3, shares(h23=0.15, h13=0.3)), told(run, 4, shares(h23=0.15, h13=0.3))]
+        add(run, step, BASE)
+    events = [add(run, 3, shares(h23=0.15, h13=0.3)), add(run, 4, shares(h23=0.15, h13=0.3))]
     levels = {(e.layer, e.head): (e.level, e.q_value) for e in run.history.events}
     assert "confirmed emerged 1.3 at 3" in events[0]
     assert levels[1, 3][1] <= levels[1, 3][0] == pytest.approx(0.01 / 12)
@@ -82,27 +80,27 @@ def test_what_is_certain_does_not_wait() -> None:
     assert (run.history.state[3:, [1, 2], 3] == HeadState.EMERGED).all()
 
 
-def test_a_base_head_lost_at_the_first_probe_is_dropped_from_there() -> None:
-    run = Run(seed=3, settings=NEXT)
+def test_a_base_head_lost_at_the_first_probe_is_dropped_there() -> None:
+    run = PlantedHistory(seed=3, settings=NEXT)
     for step in (0, 1, 2):
-        told(run, step, shares(h00=0.3 if step == 0 else 0.0))
-    assert label(run.history, 0, 0) == ["base", "dropped", "dropped"]
+        add(run, step, shares(h00=0.3 if step == 0 else 0.0))
+    assert state_labels(run.history, 0, 0) == ["base", "dropped", "dropped"]
 
 
-def test_a_probe_without_signal_confirms_nothing_and_loses_nothing() -> None:
-    run = Run(seed=4, settings=NEXT)
-    told(run, 0, BASE)
-    told(run, 1, shares(h23=0.2))
+def test_a_probe_without_signal_leaves_events_pending() -> None:
+    run = PlantedHistory(seed=4, settings=NEXT)
+    add(run, 0, BASE)
+    add(run, 1, shares(h23=0.2))
     nothing = run.rng.standard_normal(N_PAIRS)
     assert run.history.add(2, run.scores(BASE), nothing, nothing) == []
     assert len(run.history.pending) == 1
-    assert told(run, 3, shares(h23=0.2)) == ["confirmed emerged 2.3 at 1"]
-    assert label(run.history, 2, 3) == ["inactive", "emerged", "emerged", "emerged"]
+    assert add(run, 3, shares(h23=0.2)) == ["confirmed emerged 2.3 at 1"]
+    assert state_labels(run.history, 2, 3) == ["inactive", "emerged", "emerged", "emerged"]
 
 
 @pytest.mark.parametrize("confirm", ["either", "level", "next", "none"])
-def test_disk_and_memory_tell_the_same_after_every_probe(confirm: str, tmp_path: Path) -> None:
-    run = Run(seed=5, settings=EvidenceSettings(confirm=confirm))
+def test_disk_and_memory_are_equal_after_every_probe(confirm: str, tmp_path: Path) -> None:
+    run = PlantedHistory(seed=5, settings=EvidenceSettings(confirm=confirm))
     folder = RunFolder.create(tmp_path, manifest(confirm))
     rng = np.random.default_rng(5)
     seen = set()
@@ -119,16 +117,16 @@ def test_disk_and_memory_tell_the_same_after_every_probe(confirm: str, tmp_path:
     assert seen == ({"confirmed", "pending"} if confirm == "next" else {"confirmed"})
     lines = [json.loads(line)["step"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert lines == sorted(lines)  # a log's steps never go back
-    # A resumed run cuts what a later probe told, and the event is pending again.
+    # A resumed run cuts the lines of later probes, and the event is pending again.
     folder.cut_after(50)
     assert folder.events() == HeadHistory.from_run(tmp_path).events
 
 
 def test_every_event_carries_its_evidence() -> None:
-    run = Run(seed=6)
-    told(run, 0, BASE)
-    told(run, 1, BASE)
-    told(run, 2, shares(h23=0.2))
+    run = PlantedHistory(seed=6)
+    add(run, 0, BASE)
+    add(run, 1, BASE)
+    add(run, 2, shares(h23=0.2))
     (event,) = run.history.events
     history = run.history
     assert event.difference == pytest.approx(event.share_now - event.share_before)
@@ -144,11 +142,11 @@ def test_every_event_carries_its_evidence() -> None:
 def test_lines_of_earlier_versions_are_read() -> None:
     line = {"step": 7, "family": "carry", "layer": 1, "head": 2, "kind": "pruned", "share_before": 0.2}
     old = Event.from_json({**line, "share_now": 0.0, "p_value": 1e-6, "q_value": 1e-4, "rule": "evidence"})
-    assert (old.step, old.status, old.difference, old.told) == (7, "confirmed", None, None)
+    assert (old.step, old.status, old.difference, old.settled_at) == (7, "confirmed", None, None)
 
 
 def test_changes_are_given_against_base_and_previous_probe() -> None:
-    run = Run(seed=7)
+    run = PlantedHistory(seed=7)
     for step, x in ((0, 0.01), (1, 0.2), (2, 0.2)):
         run.add(step, shares(h23=x), size=1.0 if step < 2 else 0.5)
     history = run.history
@@ -166,8 +164,6 @@ def test_changes_are_given_against_base_and_previous_probe() -> None:
     importance = history.change("importance")
     np.testing.assert_allclose(importance.difference[1], history.importance[1] - history.importance[0])
     assert importance.interval()[0][1, 2, 3] > 0.0
-    from headwatch.errors import UserError
-
     with pytest.raises(UserError, match="of='circuit'"):
         history.change("circuit")
 

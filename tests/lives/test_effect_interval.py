@@ -1,4 +1,4 @@
-"""The interval of the effect: a paired bootstrap, live as from disk, and no claim where there cannot be one."""
+"""The interval of a history's effect: a paired bootstrap, live as from disk, and None without resamples."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from headwatch import stats
 from headwatch.circuits.stability import circuit_heads
 from headwatch.errors import UserError
 from headwatch.lives.history import HeadHistory
-from headwatch.stats.importance import EffectDraws, effect, quantile_of
+from headwatch.stats.importance import effect
 
 Floats = NDArray[np.float64]
 
@@ -25,21 +25,21 @@ def evidence_history(scores: list[Floats]) -> HeadHistory:
     return history
 
 
-def test_it_is_the_paired_bootstrap_of_the_mean_over_probes() -> None:
+def test_the_interval_is_the_paired_bootstrap_of_the_mean_over_probes() -> None:
     rng = np.random.default_rng(0)
     base = 0.1 * rng.standard_normal((24, 3, 4)) + rng.standard_normal((3, 4))
     probes = [base, base + 0.3 * rng.random((3, 4)), base + 0.1 * rng.standard_normal(base.shape)]
     history = evidence_history(probes)
     scaled = [np.float32(3.0 * p).astype(float) for p in probes]
-    zero, gap = np.zeros(24), np.full(24, 3.0)
-    mean = np.mean([stats.bootstrap_effect((scaled[0], zero, gap), (at, zero, gap), 200) for at in scaled[1:]], axis=0)
+    base_draws, *later_draws = (stats.bootstrap_importance(at, 200) for at in scaled)
+    mean = np.mean([effect(at, base_draws) for at in later_draws], axis=0)
     np.testing.assert_allclose(history.effect_interval(), np.quantile(mean, (0.025, 0.975), axis=0), atol=1e-5)
     low, high = history.effect_interval()
     assert ((low <= history.effect()) & (history.effect() <= high)).mean() > 0.9
 
 
-def test_pairs_cancel() -> None:
-    """Probes that are alike differ by nothing, however the pairs differ: by samples of their own they would."""
+def test_the_noise_of_the_pairs_cancels() -> None:
+    """Equal probes have an effect of zero in every resample, however much the pairs differ."""
     rng = np.random.default_rng(1)
     same = rng.standard_normal((16, 2, 3)) + 0.5
     low, high = evidence_history([same, same]).effect_interval()
@@ -53,7 +53,7 @@ def test_pairs_cancel() -> None:
 
 
 @pytest.mark.parametrize("rule", ["evidence", "circuit"])
-def test_a_record_tells_what_the_live_history_told(tmp_path: Path, rule: str) -> None:
+def test_a_history_from_disk_has_the_interval_of_the_live_one(tmp_path: Path, rule: str) -> None:
     run = write_synthetic_run(tmp_path, steps=range(0, 31, 10), families=("addition",))
     history = HeadHistory.from_run(run, rule=rule)
     low, high = history.effect_interval()
@@ -69,18 +69,7 @@ def test_a_record_tells_what_the_live_history_told(tmp_path: Path, rule: str) ->
         np.testing.assert_allclose(history.importance_high, np.quantile(draws, 0.975, axis=1), atol=1e-7)
 
 
-def test_what_is_not_known_is_not_told() -> None:
-    draws = np.random.default_rng(2).random((10, 2, 2))
-    told = EffectDraws()
-    assert told.interval() is None
-    told.add(draws)
-    assert told.interval() is None  # the base alone
-    told.add(draws)
-    assert told.interval() is not None
-    told.add(None)
-    told.add(draws)
-    assert told.interval() is None  # of two probes out of three
-    assert np.isnan(quantile_of(np.zeros((0, 2, 2)), 0.5)).all()
+def test_a_circuit_history_without_resamples_has_no_interval() -> None:
     history = HeadHistory(2, 2, rule="circuit")
     for step in range(2):
         history.add_membership(step, np.eye(2) > 0, np.eye(2))

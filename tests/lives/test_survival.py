@@ -1,4 +1,4 @@
-"""Kaplan-Meier against its definition, a textbook, and spells counted by hand."""
+"""Kaplan-Meier against its definition, a textbook, lifelines, and spells counted by hand."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_kaplan_meier_on_freireichs_leukaemia_patients() -> None:
     assert curve.median == 23.0
 
 
-def test_no_spell_and_no_end_are_honest() -> None:
+def test_without_a_spell_or_an_end_there_is_no_median() -> None:
     assert np.isnan(kaplan_meier([], []).median)
     assert kaplan_meier([], []).survival.tolist() == [1.0]
     going = kaplan_meier([10, 20], [False, False])
@@ -77,7 +77,7 @@ def test_survival_of_the_history_counts_first_spells_and_censors_the_last_probe(
     assert history.survival("base").time.tolist() == [0, 30]
 
 
-def test_where_nothing_survives_the_interval_goes_down_to_zero_from_the_last_upper_end() -> None:
+def test_where_nothing_survives_the_interval_is_zero_to_the_last_upper_end() -> None:
     curve = kaplan_meier([5.0, 10.0, 20.0], [True, True, True])
     assert curve.survival[-1] == curve.lower[-1] == 0.0
     assert curve.upper[-1] == curve.upper[-2] > 0.3
@@ -96,31 +96,10 @@ def test_kaplan_meier_is_lifelines(recwarn: pytest.WarningsRecorder) -> None:
         oracle = lifelines.KaplanMeierFitter(alpha=0.05).fit(lengths, ended)
         np.testing.assert_allclose(curve.time, oracle.survival_function_.index, atol=0)
         np.testing.assert_allclose(curve.survival, oracle.survival_function_.to_numpy()[:, 0], atol=1e-12, rtol=0)
-        told = (curve.survival > 0.0) & (curve.survival < 1.0)  # where lifelines has an interval to give
+        inside = (curve.survival > 0.0) & (curve.survival < 1.0)  # where lifelines has an interval
         interval = oracle.confidence_interval_.to_numpy()
-        np.testing.assert_allclose(curve.lower[told], interval[told, 0], atol=1e-12, rtol=0)
-        np.testing.assert_allclose(curve.upper[told], interval[told, 1], atol=1e-12, rtol=0)
+        np.testing.assert_allclose(curve.lower[inside], interval[inside, 0], atol=1e-12, rtol=0)
+        np.testing.assert_allclose(curve.upper[inside], interval[inside, 1], atol=1e-12, rtol=0)
         assert curve.median == oracle.median_survival_time_ or (
             np.isnan(curve.median) and np.isinf(oracle.median_survival_time_)
         )
-
-
-def test_life_counts_are_what_the_states_say() -> None:
-    """Turnover, persistence and the layer profile by hand, on four heads in two layers."""
-    member = np.array([[1, 0, 0, 0], [1, 1, 0, 1], [1, 1, 1, 0], [0, 0, 1, 1]], bool).reshape(4, 2, 2)
-    history = HeadHistory(2, 2, rule="circuit")
-    for step, now in enumerate(member):
-        history.add_membership(step, now, now.astype(float))
-    assert history.turnover() == [0, 2, 2, 3]
-    assert history.persistence() == pytest.approx(2 / 3)  # 1.0 and 1.1 of the three that emerged
-    assert history.layer_profile() == {"base": [1, 0], "dropped": [1, 0], "emerged": [1, 2], "still_active": [0, 2]}
-    assert history.emergence_centre() == pytest.approx(2 / 3)
-    assert history.entropy()[0] == 0.0
-    assert history.entropy()[1] == pytest.approx(np.log(3) / np.log(4))
-    scalars = history.latest_scalars()
-    assert (scalars["turnover"], scalars["persistence"]) == (3, pytest.approx(2 / 3))
-    empty = HeadHistory(2, 2)
-    assert empty.turnover() == empty.intensity() == []
-    assert np.isnan(empty.persistence())
-    assert np.isnan(empty.emergence_centre())
-    assert empty.layer_profile()["emerged"] == [0, 0]

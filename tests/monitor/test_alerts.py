@@ -157,9 +157,9 @@ def test_nothing_to_say_is_said() -> None:
     assert unstable is not None
     assert unstable.kind == "unstable"
     edge = history(noise=30.0)
-    edge._rows["split_half"][-1] = 0.49
+    edge.arrays.rows[-1].split_half = 0.49
     assert nothing_to_say(edge, 32) is not None
-    edge._rows["split_half"][-1] = 0.5
+    edge.arrays.rows[-1].split_half = 0.5
     assert nothing_to_say(edge, 32) is None
 
 

@@ -95,9 +95,9 @@ REFUSED = {
     "other families": ({"probes": ("addition",)}, "probes=8 pairs (addition)"),
     "another seed": ({"seed": 1}, "fingerprint"),
     "more pairs": ({"n_pairs": 9}, "probes=18 pairs"),
-    "another metric": ({"metric": "nll"}, "metric='nll'"),
-    "more points": ({"steps": 6}, "steps=6"),
-    "heads alone": ({"edges": False}, "edges=False"),
+    "another metric": ({"scoring": {"metric": "nll"}}, "scoring.metric='nll'"),
+    "more points": ({"scoring": {"steps": 6}}, "scoring.steps=6"),
+    "heads alone": ({"scoring": {"edges": False}}, "scoring.edges=False"),
     "another rule": ({"evidence": EvidenceSettings(q=0.05)}, "evidence="),
 }
 
@@ -171,7 +171,7 @@ def test_a_note_that_cannot_be_left_ends_nothing(
     def full(*_: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("headwatch.monitor.resume.write_whole", full)
+    monkeypatch.setattr("headwatch.monitor.resume.write_atomic", full)
     sft_trainer(model, tmp_path, [callback()], max_steps=6, **SAVING).train()
     assert RunFolder.open(tmp_path).steps == [0, 2, 4, 6]
     assert caplog.text.count("no space left on device") == 1

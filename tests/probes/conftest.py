@@ -1,4 +1,4 @@
-"""The tokenizers of made_tokenizers.py as fixtures, each made once."""
+"""The tokenizers of helpers/tiny_tokenizers.py as fixtures, each made once."""
 
 import pytest
 from helpers.tiny_tokenizers import MAKERS

@@ -1,4 +1,4 @@
-"""The families by their properties: every text is parsed back and every answer computed anew."""
+"""Properties of the families: every text is parsed, and its answer computed again."""
 
 import os
 import re
@@ -26,7 +26,7 @@ TABLE = re.compile(r"Table: (.*)\. The value of (\w) is \\boxed\{(\d*)")
 
 
 def solve(family: str, text: str) -> tuple[str, str]:
-    """The right answer of a prompt, and the shared start of the answer that the prompt already feeds."""
+    """The correct answer of a prompt, and the shared start of the answer that the prompt already contains."""
     if family in ("addition", "carry"):
         a, b, start = SUM.fullmatch(text).groups()
         return str(int(a) + int(b)), start
@@ -58,7 +58,7 @@ def real_tokens(probes: ProbeSet, side: str, row: int) -> list[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_are_right_and_read_where_they_part(family, tokenizer):
+def test_answers_are_correct_and_read_at_their_first_difference(family, tokenizer):
     probes = ProbeSet.generate(family, tokenizer, n_pairs=64)
     assert len(probes) == 64
     assert probes.family_names == (family,)
@@ -77,15 +77,15 @@ def test_answers_are_right_and_read_where_they_part(family, tokenizer):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_read_as_the_tokenizer_reads_the_whole_text(family, tokenizer):
-    """Rule 1: the prompt's ids and the answer token are a prefix of the ids of the whole text; rule 2."""
+def test_prompt_ids_are_those_of_the_whole_text(family, tokenizer):
+    """Rules 1 and 2: the prompt's ids and the answer token are a prefix of the ids of the whole text."""
     probes = ProbeSet.generate(family, tokenizer, n_pairs=64)
     for row, texts in enumerate(probes.texts):
         for side, text, answer in zip(("clean", "corrupted"), texts, probes.answers[row].tolist(), strict=True):
             right, start = solve(family, text)
             whole = tokenizer(text + right[len(start) :])["input_ids"]
-            fed = real_tokens(probes, side, row)
-            assert whole[: len(fed) + 1] == [*fed, answer]
+            inputs = real_tokens(probes, side, row)
+            assert whole[: len(inputs) + 1] == [*inputs, answer]
         assert probes.read_positions[row].tolist() == [probes.clean.shape[1] - 1]  # left padding: the last column
     assert (probes.clean != probes.corrupted).any(1).all()
 
@@ -96,7 +96,7 @@ def test_pairs_are_distinct(family, char_tokenizer):
     assert len({clean for clean, _ in probes.texts}) == 200
 
 
-def test_start_token_stands_before_every_prompt(triple_tokenizer):
+def test_every_prompt_has_one_start_token(triple_tokenizer):
     probes = ProbeSet.generate("word_problem", triple_tokenizer, n_pairs=32)
     for row in range(32):
         for side in ("clean", "corrupted"):
@@ -104,15 +104,15 @@ def test_start_token_stands_before_every_prompt(triple_tokenizer):
             assert real_tokens(probes, side, row)[0] == triple_tokenizer.bos_token_id
 
 
-def test_three_digits_are_one_token_here(triple_tokenizer):
-    """Guards the fixture: without it the multi-digit case would be tested nowhere."""
+def test_three_digits_are_one_token(triple_tokenizer):
+    """Checks the fixture: otherwise no test would cover tokens of several digits."""
     probes = ProbeSet.generate("addition", triple_tokenizer, n_pairs=64)
     assert any(len(triple_tokenizer.decode([answer])) == 3 for answer in probes.answers[:, 0].tolist())
     assert all(text.endswith("{") for pair in probes.texts for text in pair)
 
 
 @pytest.mark.parametrize("digits", [2, 3])
-def test_carry_goes_away(digits, char_tokenizer):
+def test_carry_is_removed(digits, char_tokenizer):
     probes = ProbeSet.generate("carry", char_tokenizer, n_pairs=64, digits=digits)
     for texts in probes.texts:
         (a, b), (other_a, other_b) = (map(int, SUM.fullmatch(text).groups()[:2]) for text in texts)
@@ -145,10 +145,10 @@ def test_sums_are_small_and_keep_the_first_number_and_the_digit_counts(char_toke
         assert len(str(int(a) + int(b))) == len(str(int(a) + int(other_b)))
         numbers |= {int(a), int(b), int(other_b)}
     assert numbers == set(range(1, 21))
-    assert probes.rejected == ()  # one token a character: nothing of another length was drawn
+    assert probes.rejected == ()  # one token per character: every candidate has equal lengths
 
 
-def test_other_seeds_give_other_pairs_and_families_do_not_depend_on_each_other(digit_tokenizer):
+def test_pairs_depend_on_the_seed_and_not_on_other_families(digit_tokenizer):
     both = ProbeSet.generate(["recall", "addition"], digit_tokenizer, n_pairs=16, seed=3)
     assert both.families == ("recall",) * 16 + ("addition",) * 16
     for family in ("recall", "addition"):
@@ -170,7 +170,7 @@ def test_same_pairs_in_another_process(char_tokenizer, tmp_path):
     assert done.stdout.strip() == ProbeSet.generate(list(FAMILIES), char_tokenizer, n_pairs=8).fingerprint
 
 
-def test_tokenizer_is_left_as_it_was(digit_tokenizer):
+def test_tokenizer_is_not_changed(digit_tokenizer):
     digit_tokenizer.backend_tokenizer.enable_truncation(5, stride=1)
     digit_tokenizer.backend_tokenizer.enable_padding(length=7)
     try:
@@ -180,7 +180,7 @@ def test_tokenizer_is_left_as_it_was(digit_tokenizer):
             digit_tokenizer.padding_side,
         )
         probes = ProbeSet.generate("word_problem", digit_tokenizer, n_pairs=4)
-        assert probes.clean.shape[1] > 7  # neither setting touched the pairs
+        assert probes.clean.shape[1] > 7  # the pairs are neither truncated nor padded
         after = (
             digit_tokenizer.backend_tokenizer.to_str(),
             dict(digit_tokenizer.special_tokens_map),
@@ -192,7 +192,7 @@ def test_tokenizer_is_left_as_it_was(digit_tokenizer):
         digit_tokenizer.backend_tokenizer.no_padding()
 
 
-def test_processor_is_taken_for_its_tokenizer(digit_tokenizer):
+def test_processor_stands_for_its_tokenizer(digit_tokenizer):
     class Processor:
         tokenizer = digit_tokenizer
 
@@ -200,18 +200,18 @@ def test_processor_is_taken_for_its_tokenizer(digit_tokenizer):
     assert generated.fingerprint == ProbeSet.generate("recall", digit_tokenizer, n_pairs=4).fingerprint
 
 
-def test_family_that_cannot_be_aligned_says_why():
+def test_family_that_cannot_be_aligned():
     with pytest.raises(UserError) as caught:
         ProbeSet.generate(["recall", "addition"], brace_and_digit(), n_pairs=64)
     assert re.match(
-        r"family 'recall': tokenizer '\w+' aligned 0 of 200 candidates and 64 pairs are needed; commonest reason: "
+        r"family 'recall': tokenizer '\w+' aligned 0 of 200 candidates and 64 pairs are needed; most common reason: "
         r"prompt and answer merge when they are tokenised together \(200 of 200\), e\.g\. recall: ",
         str(caught.value),
     )
     assert "\n" not in str(caught.value)
 
 
-def test_rejected_candidates_are_listed_and_the_kept_ones_align():
+def test_rejected_candidates_are_listed_and_kept_ones_align():
     tokenizer = uneven_numbers()
     probes = ProbeSet.generate("addition", tokenizer, n_pairs=32)
     assert probes.rejected
@@ -260,8 +260,8 @@ def test_bad_arguments(arguments, parts, digit_tokenizer):
     assert "\n" not in str(caught.value)
 
 
-def test_small_space_reuses_clean_prompts_only_when_it_must(digit_tokenizer):
-    """One-digit addition has 81 clean prompts: 60 pairs stay distinct in them, 200 cannot."""
+def test_clean_prompts_are_reused_only_when_too_few(digit_tokenizer):
+    """One-digit addition has 81 clean prompts: enough for 60 pairs, not for 200."""
     few = ProbeSet.generate("addition", digit_tokenizer, n_pairs=60, digits=1)
     assert len({clean for clean, _ in few.texts}) == 60
     many = ProbeSet.generate("addition", digit_tokenizer, n_pairs=200, digits=1)

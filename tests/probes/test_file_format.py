@@ -1,4 +1,4 @@
-"""Frozen sets, users' own pairs, and what the callback's ``probes`` argument may be."""
+"""Frozen sets, users' own pairs, and the values of a ``probes`` argument."""
 
 import json
 
@@ -8,7 +8,7 @@ from helpers.tiny_tokenizers import MAKERS
 from safetensors.torch import save_file
 
 from headwatch.errors import UserError
-from headwatch.probes import FAMILIES, ProbeSet
+from headwatch.probes import FAMILIES, ProbeSet, Provenance
 
 GOOD = {
     "clean": "Compute 2+3. Answer: ",
@@ -30,7 +30,7 @@ def generated(char_tokenizer) -> ProbeSet:
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "json"])
-def test_a_saved_set_comes_back_the_same(ending, generated, char_tokenizer, tmp_path):
+def test_a_saved_set_loads_unchanged(ending, generated, char_tokenizer, tmp_path):
     path = tmp_path / "new" / f"probes.{ending}"
     generated.save(path)
     for loaded in (ProbeSet.load(path), ProbeSet.load(str(path), char_tokenizer)):
@@ -38,12 +38,15 @@ def test_a_saved_set_comes_back_the_same(ending, generated, char_tokenizer, tmp_
         assert loaded.texts == generated.texts
         assert loaded.tokenizer_name == generated.tokenizer_name
         assert torch.equal(loaded.read_positions, generated.read_positions)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing half-written stays behind
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # no temporary file is left
 
 
-def test_rejected_candidates_and_several_read_positions_survive_the_file(tmp_path):
+def test_rejected_candidates_and_read_positions_are_saved(tmp_path):
     probes = ProbeSet.from_token_ids(
-        [[1, 2, 3]], [[1, 4, 3]], read_positions=[[1, 2]], rejected=["addition: why"], tokenizer_name="x"
+        [[1, 2, 3]],
+        [[1, 4, 3]],
+        read_positions=[[1, 2]],
+        provenance=Provenance(tokenizer_name="x", rejected=["addition: why"]),
     )
     probes.save(tmp_path / "p.safetensors")
     loaded = ProbeSet.load(tmp_path / "p.safetensors")
@@ -72,7 +75,7 @@ def test_an_edited_set_is_refused(generated, tmp_path):
         ProbeSet.load(path)
 
 
-def test_files_of_another_kind_are_refused_in_one_line(generated, tmp_path):
+def test_other_files_are_refused_in_one_line(generated, tmp_path):
     save_file({"clean": torch.ones(2, 2)}, tmp_path / "weights.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"\x08\x00\x00")
     (tmp_path / "other.json").write_text('{"a": 1}')
@@ -90,7 +93,7 @@ def test_files_of_another_kind_are_refused_in_one_line(generated, tmp_path):
         "torn.safetensors": "not a frozen probe set",
         "other.json": "not a frozen probe set",
         "list.json": "not a frozen probe set",
-        "probes.csv": "cannot tell what this file holds.*jsonl",
+        "probes.csv": "unknown file type.*jsonl",
         "latin.jsonl": "not UTF-8",
         "empty.jsonl": "no pairs in this file",
         "folder.jsonl": "cannot be read",
@@ -109,18 +112,18 @@ def test_files_of_another_kind_are_refused_in_one_line(generated, tmp_path):
 def test_frozen_set_with_another_tokenizer(generated, digit_tokenizer, char_tokenizer, tmp_path):
     path = tmp_path / "p.safetensors"
     generated.save(path)
-    with pytest.raises(UserError, match=r"pair 0 \('Compute .*as other tokens") as caught:
+    with pytest.raises(UserError, match=r"other tokens for its pair 0 \('Compute ") as caught:
         ProbeSet.load(path, digit_tokenizer)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="as other tokens"):
+    with pytest.raises(UserError, match="gives other tokens"):
         ProbeSet.resolve(generated, digit_tokenizer)
     extended = MAKERS["characters"]()
-    extended.add_tokens(["<one more>"])  # another vocabulary that reads these prompts alike
+    extended.add_tokens(["<one more>"])  # another vocabulary that gives the same ids for these prompts
     assert ProbeSet.load(path, extended).fingerprint == generated.fingerprint
 
 
 def test_frozen_ids_without_texts_warn_with_another_tokenizer(char_tokenizer):
-    probes = ProbeSet.from_token_ids([[1, 2]], [[1, 3]], tokenizer_name="elsewhere")
+    probes = ProbeSet.from_token_ids([[1, 2]], [[1, 3]], provenance=Provenance(tokenizer_name="elsewhere"))
     with pytest.warns(UserWarning, match="'elsewhere'.*cannot be checked"):
         assert ProbeSet.resolve(probes, char_tokenizer) is probes
 
@@ -139,7 +142,7 @@ def test_own_text_pairs_are_aligned_like_the_families(tmp_path, char_tokenizer, 
     assert loaded.fingerprint == generated.fingerprint
 
 
-def test_shared_answer_start_is_fed_to_both_sides(tmp_path, char_tokenizer):
+def test_shared_answer_start_is_input_of_both_sides(tmp_path, char_tokenizer):
     row = {**GOOD, "clean_answer": "157", "corrupted_answer": "158"}
     probes = ProbeSet.load(write(tmp_path / "own.jsonl", row, "", GOOD), char_tokenizer)
     assert probes.texts[0] == (GOOD["clean"] + "15", GOOD["corrupted"] + "15")
@@ -175,8 +178,8 @@ def test_token_ids_need_no_tokenizer(tmp_path):
     assert probes.families == ("custom", "mine")
 
 
-def test_text_without_tokenizer_is_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match=r"line 1 holds text, so ProbeSet.load needs the tokenizer") as caught:
+def test_text_needs_a_tokenizer(tmp_path):
+    with pytest.raises(UserError, match=r"line 1 is text, so ProbeSet.load needs the tokenizer") as caught:
         ProbeSet.load(write(tmp_path / "own.jsonl", GOOD, GOOD))
     assert "\n" not in str(caught.value)
 
@@ -187,9 +190,9 @@ def test_text_without_tokenizer_is_one_clear_line(tmp_path):
         ('{"clean": ', "not JSON"),
         ("[1, 2]", "not a JSON object"),
         ({"clean": "a", "corupted": "b"}, "corrupted, clean_answer, corrupted_answer missing"),
-        ({**GOOD, "clean_answer": 5}, "clean_answer is 5, not text in quotes"),
-        ({**GOOD, "clean": ""}, 'clean is "", not text'),
-        ({**GOOD, **IDS}, r"holds both text \(clean\) and token ids \(clean_ids\)"),
+        ({**GOOD, "clean_answer": 5}, "clean_answer is 5, not a text in quotes"),
+        ({**GOOD, "clean": ""}, 'clean is "", not a text'),
+        ({**GOOD, **IDS}, r"has both text \(clean\) and token ids \(clean_ids\)"),
         ({**GOOD, "family": 3}, "family is 3, not a name"),
         (
             {**GOOD, "corrupted": GOOD["corrupted"] + "?"},
@@ -203,7 +206,7 @@ def test_text_without_tokenizer_is_one_clear_line(tmp_path):
         ({**IDS, "clean_ids": IDS["corrupted_ids"]}, "clean_ids and corrupted_ids are the same"),
         ({**IDS, "clean_answer_id": 5}, "clean_answer_id and corrupted_answer_id are the same"),
         ({**IDS, "clean_answer_id": True}, "clean_answer_id is true, not a token id"),
-        ({**IDS, "clean_answer_id": 99999}, "token id 99999 is beyond the tokenizer's"),
+        ({**IDS, "clean_answer_id": 99999}, "token id 99999 is outside the tokenizer's"),
     ],
     ids=lambda value: value[:35] if isinstance(value, str) else "",
 )
@@ -250,7 +253,7 @@ def test_resolve_files_and_sets(generated, char_tokenizer, tmp_path):
     assert ProbeSet.resolve(generated, None) is generated
 
 
-def test_resolve_says_what_a_string_could_have_been(char_tokenizer, tmp_path):
+def test_resolve_suggests_the_nearest_name(char_tokenizer, tmp_path):
     with pytest.raises(UserError) as caught:
         ProbeSet.resolve("additon", char_tokenizer)
     for part in ("'additon'", "neither a family", "nor a file", "did you mean 'addition'?", *FAMILIES):

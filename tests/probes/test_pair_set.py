@@ -1,4 +1,4 @@
-"""The data structure: defaults, validation, fingerprint, selecting and joining."""
+"""ProbeSet: defaults, validation, fingerprint, select and concat."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headwatch.errors import UserError
-from headwatch.probes import ProbeSet
+from headwatch.probes import ProbeSet, Provenance
 
 CLEAN = [[5, 6, 7, 8], [5, 6, 7, 0], [0, 6, 7, 8]]
 CORRUPTED = [[5, 1, 7, 8], [5, 6, 2, 9], [9, 6, 7, 3]]
@@ -43,7 +43,7 @@ def test_targets_of_several_read_positions_are_the_clean_continuation():
     assert probes.targets.tolist() == [[7, 8, 11], [7, 13, -1], [8, -1, -1]]
 
 
-def test_boolean_masks_and_narrow_integers_are_widened():
+def test_boolean_masks_and_small_integers_become_int64():
     probes = small(attention_mask=torch.tensor(MASK).bool(), clean=torch.tensor(CLEAN, dtype=torch.int32))
     assert probes.attention_mask.dtype == probes.clean.dtype == torch.long
     assert probes.fingerprint == small().fingerprint
@@ -76,13 +76,13 @@ def test_boolean_masks_and_narrow_integers_are_widened():
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
-def test_what_does_not_fit_is_refused_in_one_line(changes, message):
+def test_invalid_tensors_are_refused_in_one_line(changes, message):
     with pytest.raises(UserError, match=message) as caught:
         small(**changes)
     assert "\n" not in str(caught.value)
 
 
-def test_equal_answers_are_warned_of():
+def test_equal_answers_warn():
     with pytest.warns(UserWarning, match=r"same token \(row 1\)"):
         small(answers=[[1, 2], [3, 3], [4, 5]])
 
@@ -96,17 +96,17 @@ def test_fingerprint_changes_with_any_tensor(name):
     assert dataclasses.replace(probes, **{name: getattr(probes, name).clone()}).fingerprint == probes.fingerprint
 
 
-def test_fingerprint_changes_with_families_and_tokenizer_but_not_with_its_folder():
-    probes = small(tokenizer_name="a")
+def test_fingerprint_depends_on_families_and_vocabulary():
+    probes = small(provenance=Provenance(tokenizer_name="a"))
     assert re.fullmatch("[0-9a-f]{16}", probes.fingerprint)
-    assert small(tokenizer_name="b").fingerprint != probes.fingerprint
-    assert small(tokenizer_name="a", families="mine").fingerprint != probes.fingerprint
-    known = small(tokenizer_name="a", vocabulary="1234")
-    assert known.fingerprint == small(tokenizer_name="b", vocabulary="1234").fingerprint
-    assert known.fingerprint != small(tokenizer_name="a", vocabulary="5678").fingerprint
+    assert small(provenance=Provenance(tokenizer_name="b")).fingerprint != probes.fingerprint
+    assert small(provenance=Provenance(tokenizer_name="a"), families="mine").fingerprint != probes.fingerprint
+    known = small(provenance=Provenance(tokenizer_name="a", vocabulary="1234"))
+    assert known.fingerprint == small(provenance=Provenance(tokenizer_name="b", vocabulary="1234")).fingerprint
+    assert known.fingerprint != small(provenance=Provenance(tokenizer_name="a", vocabulary="5678")).fingerprint
 
 
-def test_select_drops_shared_padding_and_keeps_what_is_read():
+def test_select_removes_shared_padding_and_shifts_read_positions():
     probes = small()
     one = probes.select([1])
     assert one.clean.tolist() == [[5, 6, 7]]
@@ -120,12 +120,12 @@ def test_select_drops_shared_padding_and_keeps_what_is_read():
 
 
 @pytest.mark.parametrize("which", ["addition", [7], [], [1.5], None])
-def test_select_refuses_what_is_not_there(which):
+def test_select_refuses_what_does_not_exist(which):
     with pytest.raises(UserError, match=r"addition|select|7"):
         small().select(which)
 
 
-def test_concat_then_select_gives_the_parts_back():
+def test_select_undoes_concat():
     first, second = small(families="one"), small(read_positions=[[1, 2], [1, 2], [2, 3]], families="two").select([0, 2])
     wide = ProbeSet.from_token_ids([[1, 2, 3, 4, 5, 6]], [[1, 2, 3, 4, 5, 7]], families="three")
     joined = ProbeSet.concat([first, second, wide])
@@ -138,12 +138,12 @@ def test_concat_then_select_gives_the_parts_back():
 
 def test_concat_refuses_sets_of_different_tokenizers():
     with pytest.raises(UserError, match="'a', 'b'"):
-        ProbeSet.concat([small(tokenizer_name="a"), small(tokenizer_name="b")])
+        ProbeSet.concat([small(provenance=Provenance(tokenizer_name=name)) for name in "ab"])
     with pytest.raises(UserError, match="no probe sets"):
         ProbeSet.concat([])
 
 
-def test_repr_is_short_and_says_what_is_inside():
+def test_repr_is_short_and_complete():
     text = repr(small(families=["a", "b", "a"]))
     assert "3 pairs x 4 tokens" in text
     assert "a 2, b 1" in text

@@ -1,4 +1,4 @@
-"""What docs/reference/probes.md shows is what the code gives."""
+"""The examples in docs/reference/probes.md."""
 
 import re
 from pathlib import Path
@@ -17,12 +17,12 @@ def test_examples_are_the_first_pairs_of_seed_0(char_tokenizer):
         for side, line in enumerate((clean, corrupted)):
             prompt, answer = re.fullmatch(r"  (.*[{=]) +(\d+)", line).groups()
             prompt = prompt.replace("\\n", "\n")
-            fed = probes.texts[0][side]
-            assert fed == prompt + answer[: len(fed) - len(prompt)]
-            assert char_tokenizer.decode(probes.answers[0, [side]]) == answer[len(fed) - len(prompt)]
+            text = probes.texts[0][side]
+            assert text == prompt + answer[: len(text) - len(prompt)]
+            assert char_tokenizer.decode(probes.answers[0, [side]]) == answer[len(text) - len(prompt)]
 
 
-def test_options_are_the_families_options():
+def test_options_are_those_of_the_families():
     for family, described in re.findall(r"^\| `(\w+)` \| (.*?) ?\|", PAGE, re.MULTILINE):
         options = {f"`{k}` ({o.default}; {o.lowest} to {o.highest})" for k, o in FAMILIES[family].options.items()}
         assert {described} - {""} == options

@@ -1,4 +1,4 @@
-"""Histories read back from run folders: the same lives as were told live, and what the synthetic run plants."""
+"""Histories rebuilt from run folders: the recorded events, and the effects planted in the synthetic run."""
 
 import itertools
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from helpers.synthetic_runs import planted, write_synthetic_run
 
-from headwatch.lives.history import HeadHistory
+from headwatch import HeadHistory
 from headwatch.stats import EvidenceSettings, carrying_set
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_a_run_read_back_tells_the_same_lives(kind: str, tmp_path: Path) -> None:
+def test_a_rebuilt_history_has_the_recorded_events(kind: str, tmp_path: Path) -> None:
     run = write_synthetic_run(tmp_path, kind=kind, seed=3)
     for family, rule in itertools.product(run.families, ("evidence", "circuit")):
         history = HeadHistory.from_run(tmp_path, family, rule)
@@ -24,7 +24,7 @@ def test_a_run_read_back_tells_the_same_lives(kind: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_what_the_synthetic_run_plants_is_what_is_found(kind: str, tmp_path: Path) -> None:
+def test_planted_heads_are_found(kind: str, tmp_path: Path) -> None:
     run = write_synthetic_run(tmp_path, kind=kind, seed=4)
     _, moved = planted(8, 6, 2, 4)
     for family, heads in zip(run.families, moved, strict=True):
@@ -41,7 +41,7 @@ def test_what_the_synthetic_run_plants_is_what_is_found(kind: str, tmp_path: Pat
             assert again == [heads[1]]
 
 
-def test_settings_of_the_manifest_are_taken(tmp_path: Path) -> None:
+def test_settings_of_the_manifest_are_used(tmp_path: Path) -> None:
     run = write_synthetic_run(tmp_path, steps=range(0, 31, 10))
     default = HeadHistory.from_run(run)
     run.update_manifest(settings={"evidence": {"carry": 0.5, "keep": 0.6, "unknown": 1}})

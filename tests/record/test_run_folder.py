@@ -1,4 +1,4 @@
-"""The record on disk: what goes in comes out, whatever dies in between; nothing is deleted."""
+"""The run folder: what is written is read back, after any crash; nothing is deleted."""
 
 import json
 import warnings
@@ -12,10 +12,12 @@ import pytest
 import torch
 from helpers.synthetic_runs import write_synthetic_run
 
+from headwatch import HeadHistory
 from headwatch.errors import UserError
-from headwatch.lives.history import HeadHistory
-from headwatch.lives.states import Event
-from headwatch.record.run_folder import LOGS, ProbeScores, RunFolder, describe_probes
+from headwatch.lives.events import Event
+from headwatch.record.layout import LOGS
+from headwatch.record.probe_scores import ProbeScores
+from headwatch.record.run_folder import RunFolder, describe_probes
 
 MANIFEST = {
     "model": {"n_layers": 2, "n_heads": 3},
@@ -52,10 +54,10 @@ def filled(path: Path, steps: range = range(0, 50, 10)) -> RunFolder:
     return run
 
 
-# --- what goes in comes out -----------------------------------------------------------------------------------------
+# --- writing and reading --------------------------------------------------------------------------------------------
 
 
-def test_every_array_comes_back(tmp_path: Path) -> None:
+def test_every_array_is_read_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     written = scores(
         correct=rng.random(5) < 0.5,
@@ -77,7 +79,7 @@ def test_every_array_comes_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, array)
 
 
-def test_arrays_that_are_not_there_stay_absent_and_any_layout_is_written(tmp_path: Path) -> None:
+def test_absent_arrays_stay_absent_and_any_memory_layout_is_written(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, MANIFEST)
     turned = np.arange(30.0).reshape(3, 2, 5).T  # [5, 2, 3], not contiguous
     run.write_scores(0, ProbeScores(turned, np.zeros(10)[::2], np.ones(5)))
@@ -86,7 +88,7 @@ def test_arrays_that_are_not_there_stay_absent_and_any_layout_is_written(tmp_pat
     np.testing.assert_array_equal(read.head_scores, turned)
 
 
-def test_rows_come_back_in_order_and_merged_by_step(tmp_path: Path) -> None:
+def test_rows_are_read_in_order_and_merged_by_step(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, MANIFEST)
     run.append_training(10, {"loss": 0.5, "epoch": 0.1})
     run.append_training(20, {"loss": 0.4})
@@ -113,7 +115,7 @@ def test_rows_come_back_in_order_and_merged_by_step(tmp_path: Path) -> None:
     ],
     ids=["float", "float32", "0-d", "1 entry", "torch", "bfloat16"],
 )
-def test_scalars_of_any_kind_become_numbers(value: Any, tmp_path: Path) -> None:
+def test_scalars_of_any_type_become_numbers(value: Any, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, MANIFEST)
     run.append_scalars(np.int64(3), {"x": value})  # type: ignore[arg-type]
     run.append_training(3, {"x": value})
@@ -121,7 +123,7 @@ def test_scalars_of_any_kind_become_numbers(value: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf, np.float32("nan"), torch.tensor(float("nan"))])
-def test_what_is_not_finite_is_null_and_keeps_its_key(value: Any, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_become_null(value: Any, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, MANIFEST)
     run.append_scalars(1, {"x": value, "y": 1})
     run.append_training(1, {"x": value})
@@ -138,7 +140,7 @@ def test_what_is_not_finite_is_null_and_keeps_its_key(value: Any, tmp_path: Path
     assert run.events()[0].share_before is None
 
 
-def test_training_keeps_numbers_only_and_scalars_keep_words(tmp_path: Path) -> None:
+def test_training_keeps_numbers_only_and_scalars_keep_text(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, MANIFEST)
     run.append_training(1, {"loss": 1, "note": "warm", "flag": True, "many": np.ones(3), "none": None, "step": 99})
     assert run.training() == [{"step": 1, "loss": 1}]
@@ -146,7 +148,7 @@ def test_training_keeps_numbers_only_and_scalars_keep_words(tmp_path: Path) -> N
     assert run.scalars() == [{"step": 1, "signal": "ok", "flag": True, "many": [1.0, 1.0], "path": "a"}]
 
 
-def test_the_manifest_is_rewritten_whole(tmp_path: Path) -> None:
+def test_the_manifest_is_rewritten_without_a_temporary_file_left(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, {**MANIFEST, "created": np.int64(3), "where": tmp_path})
     run.update_manifest(status="finished", wandb={"id": "x"})
     manifest = RunFolder.open(tmp_path).manifest
@@ -158,7 +160,7 @@ def test_the_manifest_is_rewritten_whole(tmp_path: Path) -> None:
         "status": "finished",
         "wandb": {"id": "x"},
     }
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "scores"]  # no temporary name is left
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "scores"]
 
 
 def test_pairs_of_families(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_pairs_of_families(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LOGS)
-def test_a_log_cut_at_any_byte_keeps_every_whole_line(name: str, tmp_path: Path) -> None:
+def test_a_log_cut_at_any_byte_keeps_every_complete_line(name: str, tmp_path: Path) -> None:
     run = filled(tmp_path)
     readers: dict[str, Callable[[], list[Any]]] = {
         "scalars.jsonl": run.scalars,
@@ -194,7 +196,7 @@ def test_a_log_cut_at_any_byte_keeps_every_whole_line(name: str, tmp_path: Path)
     last_line = whole[whole.rstrip(b"\n").rfind(b"\n") + 1 :]
     for cut in range(1, len(last_line)):
         (tmp_path / name).write_bytes(whole[:-cut])
-        if cut == 1:  # only the line's end is missing: nothing is lost
+        if cut == 1:  # only the newline is missing: nothing is lost
             assert read() == rows
             continue
         with pytest.warns(UserWarning, match=f"{name}, line {len(whole.splitlines())}: cut short"):
@@ -202,7 +204,7 @@ def test_a_log_cut_at_any_byte_keeps_every_whole_line(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 30])
-def test_a_new_process_appends_after_a_torn_line(cut: int, tmp_path: Path) -> None:
+def test_a_row_is_appended_on_a_new_line_after_an_incomplete_one(cut: int, tmp_path: Path) -> None:
     filled(tmp_path)
     log = tmp_path / "scalars.jsonl"
     log.write_bytes(log.read_bytes()[:-cut])
@@ -215,7 +217,7 @@ def test_a_new_process_appends_after_a_torn_line(cut: int, tmp_path: Path) -> No
     assert steps == [0, 10, 20, 30, *([40] if cut == 1 else []), 50, 60]
 
 
-def test_a_torn_character_is_no_trouble(tmp_path: Path) -> None:
+def test_an_incomplete_character_is_ignored(tmp_path: Path) -> None:
     run = filled(tmp_path)
     with open(tmp_path / "scalars.jsonl", "ab") as file:
         file.write('{"step": 50, "note": "é'.encode()[:-1])
@@ -223,8 +225,8 @@ def test_a_torn_character_is_no_trouble(tmp_path: Path) -> None:
         assert len(run.scalars()) == 5
 
 
-def test_half_written_scores_are_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The write dies before the rename: the record is what it was, and a later write succeeds."""
+def test_half_written_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing fails before the rename: the record is unchanged, and a later write succeeds."""
     run = filled(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk is gone")))
@@ -240,7 +242,7 @@ def test_half_written_scores_are_not_seen(tmp_path: Path, monkeypatch: pytest.Mo
     assert run.steps[-1] == 50
 
 
-def test_a_damaged_score_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_scores_file_is_named(tmp_path: Path) -> None:
     run = filled(tmp_path)
     path = tmp_path / "scores" / "step-00000020.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
@@ -250,8 +252,8 @@ def test_a_damaged_score_file_is_named(tmp_path: Path) -> None:
         run.read_scores(25)
 
 
-def test_a_run_is_readable_while_it_goes(tmp_path: Path) -> None:
-    """Another reader opens before the first probe and follows; each probe is there once its call has returned."""
+def test_a_run_is_readable_while_it_is_written(tmp_path: Path) -> None:
+    """A reader opened before the first probe reads each probe as soon as it is written."""
     run = RunFolder.create(tmp_path / "headwatch", MANIFEST)
     reader = RunFolder.open(tmp_path)
     assert reader.steps == reader.scalars() == reader.training() == reader.events() == []
@@ -264,12 +266,12 @@ def test_a_run_is_readable_while_it_goes(tmp_path: Path) -> None:
     assert reader.manifest["status"] == "finished"
 
 
-# --- beginning again, resuming --------------------------------------------------------------------------------------
+# --- starting again, resuming ---------------------------------------------------------------------------------------
 
 
-def test_creating_over_a_record_moves_it_aside_whole(tmp_path: Path) -> None:
+def test_create_moves_an_older_record_aside(tmp_path: Path) -> None:
     before = everything(filled(tmp_path))
-    (tmp_path / "report.html").write_text("not of the record")
+    (tmp_path / "report.html").write_text("not part of the record")
     run = RunFolder.create(tmp_path, MANIFEST)
     assert run.steps == run.scalars() == []
     assert everything(RunFolder.open(tmp_path / "previous-1")) == before
@@ -279,7 +281,7 @@ def test_creating_over_a_record_moves_it_aside_whole(tmp_path: Path) -> None:
     assert everything(RunFolder.open(tmp_path / "previous-1")) == before
 
 
-def test_cutting_and_going_on_is_the_uninterrupted_run(tmp_path: Path) -> None:
+def test_a_cut_and_resumed_record_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     whole = filled(tmp_path / "whole")
     resumed = filled(tmp_path / "resumed")
     aside = resumed.cut_after(20)
@@ -288,7 +290,7 @@ def test_cutting_and_going_on_is_the_uninterrupted_run(tmp_path: Path) -> None:
     assert [row["step"] for row in resumed.scalars()] == [0, 10, 20]
     assert max(row["step"] for row in resumed.training()) == 20
     assert {e.step for e in resumed.events()} == {0, 10, 20}
-    # What was taken back is all there.
+    # What was cut is complete.
     assert sorted(p.name for p in (aside / "scores").iterdir()) == [
         "step-00000030.safetensors",
         "step-00000040.safetensors",
@@ -309,7 +311,7 @@ def test_cutting_and_going_on_is_the_uninterrupted_run(tmp_path: Path) -> None:
     assert again.steps == whole.steps
 
 
-def test_probes_can_be_cut_earlier_than_the_trainers_log(tmp_path: Path) -> None:
+def test_probes_can_be_cut_earlier_than_the_training_log(tmp_path: Path) -> None:
     run = filled(tmp_path)
     aside = run.cut_after(30, last_probe=20)
     assert aside is not None
@@ -318,7 +320,7 @@ def test_probes_can_be_cut_earlier_than_the_trainers_log(tmp_path: Path) -> None
     assert sorted(p.name for p in (aside / "scores").iterdir())[0] == "step-00000030.safetensors"
 
 
-def test_a_copy_is_the_same_record_and_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_copy_is_the_same_record_and_moves_an_older_one_aside(tmp_path: Path) -> None:
     run, older = filled(tmp_path / "a"), filled(tmp_path / "b", range(0, 20, 10))
     (run.path / "base_answers.safetensors").write_bytes(b"kept")
     before = everything(run)
@@ -328,7 +330,7 @@ def test_a_copy_is_the_same_record_and_leaves_what_was_there(tmp_path: Path) -> 
     assert RunFolder.open(older.path / "previous-1").steps == [0, 10]
 
 
-def test_a_cut_takes_the_torn_line_with_it_and_one_without_work_does_nothing(tmp_path: Path) -> None:
+def test_a_cut_moves_an_incomplete_line_and_does_nothing_where_nothing_is_later(tmp_path: Path) -> None:
     run = filled(tmp_path)
     untouched = everything(run)
     assert run.cut_after(44) is None
@@ -346,7 +348,7 @@ def test_a_cut_takes_the_torn_line_with_it_and_one_without_work_does_nothing(tmp
     assert run.steps == [0]
 
 
-def test_a_resume_that_forgot_to_cut_is_read_as_the_later_telling(tmp_path: Path) -> None:
+def test_rows_of_a_resume_without_a_cut_replace_the_earlier_ones(tmp_path: Path) -> None:
     run = filled(tmp_path)
     run.append_scalars(30, {"seconds": -1.0})
     run.append_training(22, {"loss": -1.0})
@@ -356,7 +358,7 @@ def test_a_resume_that_forgot_to_cut_is_read_as_the_later_telling(tmp_path: Path
     assert [(e.step, e.head) for e in run.events()][-2:] == [(20, 1), (30, 2)]
 
 
-def test_a_history_grown_after_a_cut_is_that_of_the_whole_run(tmp_path: Path) -> None:
+def test_a_history_continued_after_a_cut_equals_that_of_the_whole_run(tmp_path: Path) -> None:
     whole = write_synthetic_run(tmp_path / "whole", seed=5)
     cut = write_synthetic_run(tmp_path / "cut", seed=5)
     cut.cut_after(50)
@@ -370,10 +372,10 @@ def test_a_history_grown_after_a_cut_is_that_of_the_whole_run(tmp_path: Path) ->
     assert (history.state == expected.state).all()
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
+def test_a_path_that_is_no_run_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing does not exist") as error:
         RunFolder.open(tmp_path / "missing")
     assert "\n" not in str(error.value)
@@ -394,7 +396,7 @@ def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
         RunFolder.open(tmp_path)
 
 
-def test_the_trainers_output_dir_will_do(tmp_path: Path) -> None:
+def test_open_accepts_the_trainers_output_dir(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "headwatch", MANIFEST)
     assert RunFolder.open(tmp_path).path == tmp_path / "headwatch"
     assert RunFolder.open(str(tmp_path / "headwatch")).path == tmp_path / "headwatch"
@@ -404,6 +406,6 @@ def test_the_trainers_output_dir_will_do(tmp_path: Path) -> None:
     ("name", "shape"),
     [("correct", (4,)), ("kl_from_base", (5, 1)), ("importance", (2, 3)), ("circuit_active", (1, 3, 2))],
 )
-def test_arrays_that_do_not_fit_are_named(name: str, shape: tuple[int, ...]) -> None:
+def test_an_array_of_the_wrong_shape_is_named(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=f"{name} has shape"):
         scores(**{name: np.zeros(shape)})  # type: ignore[arg-type]

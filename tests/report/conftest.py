@@ -1,4 +1,4 @@
-"""Runs to draw, and a real browser to draw them in."""
+"""Runs, and a browser that draws their reports."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,10 +16,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One Chromium for all tests; each opens pages of its own."""
+    """One Chromium for all tests; each test opens its own pages."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
-        pytest.skip(f"drawing needs a browser on PATH: one of {', '.join(BROWSERS)}")
+        pytest.skip(f"needs a browser on PATH: one of {', '.join(BROWSERS)}")
     started = Browser(program, tmp_path_factory.mktemp("profile"))
     yield started
     started.close()
@@ -27,7 +27,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """visit(path, "rule=circuit", width=...) opens a page in Chromium, and closes it after the test."""
+    """visit(path, "rule=circuit", width=...) opens a page in Chromium until the end of the test."""
     opened: list[Page] = []
 
     def open_page(path: Path, chosen: str = "", **how: object) -> Page:
@@ -41,7 +41,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 @pytest.fixture
 def browse(visit: Callable[..., Page]) -> Callable[..., Dom]:
-    """browse(page, "rule=circuit") opens a page in Chromium and returns the DOM that its script made."""
+    """browse(path, "rule=circuit") opens a page in Chromium and returns its DOM."""
     return lambda path, chosen="": Dom(visit(path, chosen, height=2000).dom())
 
 

@@ -33,7 +33,7 @@ def ready(dom: Dom) -> Dom:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def test_report_lies_in_the_run_folder_and_asks_for_nothing(page: Path, grpo: RunFolder):
+def test_report_is_self_contained(page: Path, grpo: RunFolder):
     assert page == grpo.path / "report.html"
     text = page.read_text(encoding="utf-8")
     assert len(text.encode()) < 400_000
@@ -44,7 +44,7 @@ def test_report_lies_in_the_run_folder_and_asks_for_nothing(page: Path, grpo: Ru
     assert "@@" not in text
 
 
-def test_one_folder_or_several_and_a_place_to_write(tmp_path, grpo: RunFolder, sft: RunFolder):
+def test_run_folders_and_output_path(tmp_path, grpo: RunFolder, sft: RunFolder):
     assert write_report(grpo.path.parent, tmp_path / "a" / "one.html").is_file()
     assert write_report([str(grpo.path), sft], tmp_path) == tmp_path / "report.html"
     with pytest.raises(UserError, match="not a run folder"):
@@ -62,7 +62,7 @@ def test_json_cannot_end_its_element():
     assert json.loads(text)["name"] == HOSTILE
 
 
-def test_headline_stands_without_a_script(page: Path, grpo: RunFolder):
+def test_headline_without_script(page: Path, grpo: RunFolder):
     without = re.search(r"<noscript>(.*?)</noscript>", page.read_text(encoding="utf-8"), re.S)
     assert without is not None
     assert sentences.headline(HeadHistory.from_run(grpo)) in without.group(1)
@@ -72,7 +72,7 @@ def test_headline_stands_without_a_script(page: Path, grpo: RunFolder):
 
 
 @pytest.mark.parametrize(("family", "rule"), [("addition", "evidence"), ("recall", "circuit")])
-def test_every_mark_that_the_data_has_is_drawn(page: Path, grpo: RunFolder, browse: Browse, family: str, rule: str):
+def test_marks_match_the_data(page: Path, grpo: RunFolder, browse: Browse, family: str, rule: str):
     history = HeadHistory.from_run(grpo, family, rule)
     dom = ready(browse(page, f"family={family}&rule={rule}"))
     heads = history.n_layers * history.n_heads
@@ -93,20 +93,20 @@ def test_every_mark_that_the_data_has_is_drawn(page: Path, grpo: RunFolder, brow
     assert len(dom.find("event")) == len(history.events) > 0
     assert {n.attributes["data-group"] for n in dom.find("survival")} == set(figure_data.survival(history))
     assert {n.attributes["data-series"] for n in dom.find("series")} == {"reward", "probe", "gap"}
-    assert dom.words("headline", inside="titles") == [sentences.headline(history)]
+    assert dom.texts("headline", inside="titles") == [sentences.headline(history)]
     assert ("Circuit rule" if rule == "circuit" else "Evidence rule") in next(
         n.text for n in dom.nodes if n.attributes.get("id") == "rule-note"
     )
 
 
-def test_step_moves_now_in_map_ledger_and_events(page: Path, grpo: RunFolder, browse: Browse):
+def test_step_moves_maps_counts_and_events(page: Path, grpo: RunFolder, browse: Browse):
     history = HeadHistory.from_run(grpo)
     index = len(history.steps) // 2
     step = history.steps[index]
     dom = ready(browse(page, f"step={step}&head=L0.H0&theme=dark"))
     assert dom.root["data-theme"] == "dark"
     assert len(dom.find("outline", inside="where")) == history.active[index].sum() != history.active[-1].sum()
-    numbers = [int(re.match(r"\d+", cell).group()) for cell in dom.words(inside="ledger", tag="td")]
+    numbers = [int(re.match(r"\d+", cell).group()) for cell in dom.texts(inside="state-counts", tag="td")]
     state = history.state[index]
     count = {s: int((state == s).sum()) for s in HeadState}
     retained = count[HeadState.BASE] + count[HeadState.RETAINED]
@@ -123,7 +123,7 @@ def test_step_moves_now_in_map_ledger_and_events(page: Path, grpo: RunFolder, br
     assert dom.find("veil")
 
 
-def test_two_runs_stand_side_by_side_with_what_each_added(grpo: RunFolder, sft: RunFolder, browse: Browse, tmp_path):
+def test_two_runs_side_by_side(grpo: RunFolder, sft: RunFolder, browse: Browse, tmp_path):
     dom = ready(browse(write_report([grpo, sft], tmp_path)))
     histories = [HeadHistory.from_run(run) for run in (grpo, sft)]
     assert len(dom.find("course", tag="svg")) == len(dom.find("headline", inside="titles")) == 2
@@ -131,10 +131,10 @@ def test_two_runs_stand_side_by_side_with_what_each_added(grpo: RunFolder, sft: 
         {tuple(h) for h, group in zip(raster["heads"], raster["group"], strict=True) if group == "joined"}
         for raster in map(figure_data.life_raster, histories)
     ]
-    assert len(dom.find("added", tag="circle")) == sum(len(heads) for heads in joined)
-    said = " ".join(dom.words(inside="added", tag="p"))
-    assert f"{len(joined[0] & joined[1])} of {len(joined[0] | joined[1])} added heads in common" in said
-    # One scale for both: the same tick labels in both columns.
+    assert len(dom.find("emerged-head", tag="circle")) == sum(len(heads) for heads in joined)
+    text = " ".join(dom.texts(inside="comparison", tag="p"))
+    assert f"{len(joined[0] & joined[1])} of {len(joined[0] | joined[1])} emerged heads in common" in text
+    # Same tick labels in both columns.
     charts = dom.find("course", tag="svg")
     ticks = [
         [n.text for n in dom.find(tag="text") if chart in n.inside and n.attributes.get("text-anchor") == "end"]
@@ -142,10 +142,10 @@ def test_two_runs_stand_side_by_side_with_what_each_added(grpo: RunFolder, sft: 
     ]
     assert ticks[0] == ticks[1]
     only = ready(browse(tmp_path / "report.html", "family=recall"))
-    assert "no probes of the family recall" in " ".join(only.words("headline", inside="titles"))
+    assert "no probes of the family recall" in " ".join(only.texts("headline", inside="titles"))
 
 
-def test_what_is_missing_leaves_a_page_that_says_so(browse: Browse, tmp_path):
+def test_missing_data_is_named(browse: Browse, tmp_path):
     runs = [
         write_plain_run(tmp_path / "a", [0], name="base only"),
         write_plain_run(tmp_path / "b", [0, 10], name="one layer", layers=1, heads=8, status="finished"),
@@ -153,27 +153,28 @@ def test_what_is_missing_leaves_a_page_that_says_so(browse: Browse, tmp_path):
         write_plain_run(tmp_path / "d", [], name="empty"),
     ]
     dom = ready(browse(write_report(runs, tmp_path)))
-    said = dom.words("headline", inside="titles")
-    assert ["No training step" in said[0], "No head has emerged" in said[1], "Insufficient" in said[2]] == [True] * 3
-    assert said[3] == "No probe has been taken yet."
-    assert dom.words("status") == ["running", "finished", "running", "running"]
+    headlines = dom.texts("headline", inside="titles")
+    for text, headline in zip(("No training step", "No head has emerged", "Insufficient"), headlines, strict=False):
+        assert text in headline
+    assert headlines[3] == "No probe has been taken yet."
+    assert dom.texts("status") == ["running", "finished", "running", "running"]
     assert len(dom.find("weak")) == 2  # both probes of the third
-    assert "differ in shape" in " ".join(dom.words(inside="added", tag="p"))
+    assert "differ in shape" in " ".join(dom.texts(inside="comparison", tag="p"))
     assert "NaN" not in dom.source.split("<script type", 1)[0]
-    assert dom.words("empty", inside="events")[0].startswith("No event")
+    assert dom.texts("empty", inside="events")[0].startswith("No event")
     alone = ready(browse(write_report(runs[0], tmp_path / "alone.html")))
-    assert not alone.find(inside="now-control")  # nothing to slide over
+    assert not alone.find(inside="now-control")  # one probe only
     assert not alone.find(inside="survival")
 
 
-def test_a_large_model_is_drawn_whole(browse: Browse, tmp_path):
+def test_large_model_is_drawn_whole(browse: Browse, tmp_path):
     run = write_plain_run(tmp_path, [0, 10], layers=48, heads=40)
     dom = ready(browse(write_report(run)))
     assert len(dom.find("cell", inside="where")) == 2 * 48 * 40
     assert len(dom.find("life")) == len(figure_data.life_raster(HeadHistory.from_run(run))["heads"])
 
 
-def test_names_and_values_from_outside_stay_text(browse: Browse, tmp_path):
+def test_hostile_values_stay_text(browse: Browse, tmp_path):
     run = write_plain_run(tmp_path, [0, 10], name=HOSTILE)
     run.update_manifest(status=HOSTILE, settings={HOSTILE: "@@DATA@@"}, trainer=HOSTILE, versions={HOSTILE: "1"})
     run.update_manifest(probes={**run.manifest["probes"], "families": [HOSTILE], "fingerprint": HOSTILE})
@@ -181,16 +182,16 @@ def test_names_and_values_from_outside_stay_text(browse: Browse, tmp_path):
     dom = ready(browse(page))
     assert "data-owned" not in dom.root
     assert not [node for node in dom.nodes if node.tag == "img"]
-    assert dom.words("run-name")[0].startswith(HOSTILE)
-    assert "@@DATA@@" in " ".join(dom.words(tag="pre"))
-    # And if markup did get in, the policy would not run it.
+    assert dom.texts("run-name")[0].startswith(HOSTILE)
+    assert "@@DATA@@" in " ".join(dom.texts(tag="pre"))
+    # Even markup in the page is not run, by its content security policy.
     page.write_text(page.read_text(encoding="utf-8").replace("</footer>", "</footer>" + HOSTILE), encoding="utf-8")
     dom = browse(page)
     assert [node for node in dom.nodes if node.tag == "img"]
     assert "data-owned" not in dom.root
 
 
-def test_a_script_that_fails_says_so_on_the_page(page: Path, browse: Browse, tmp_path):
+def test_script_failure_is_shown(page: Path, browse: Browse, tmp_path):
     broken = tmp_path / "broken.html"
     text = page.read_text(encoding="utf-8")
     broken.write_text(text.replace('"families":[', '"families":0,"was":['), encoding="utf-8")
@@ -200,7 +201,7 @@ def test_a_script_that_fails_says_so_on_the_page(page: Path, browse: Browse, tmp
     assert "script stopped" in next(n.text for n in dom.nodes if n.attributes.get("id") == "failure")
 
 
-def test_a_run_that_logs_nothing_finite_is_drawn(browse: Browse, tmp_path):
+def test_nothing_finite_logged(browse: Browse, tmp_path):
     run = write_plain_run(tmp_path, [0, 10])
     run.append_training(5, {"loss": float("nan"), "reward": float("inf"), "note": 1})
     run.append_scalars(0, {"seconds": float("nan"), "completeness_error": None})

@@ -1,4 +1,4 @@
-"""What the report holds beyond its first figures: summary, alerts, signals, differences; its size; hostile strings."""
+"""Content of the page: summary, alerts, signals, comparison, page of a head, size, hostile strings."""
 
 import json
 from collections.abc import Callable
@@ -25,16 +25,16 @@ def texts(page: Page, selector: str) -> list[str]:
     return page.run(f"[...document.querySelectorAll({json.dumps(selector)})].map((e) => e.textContent)")
 
 
-def test_summary_tells_every_family_apart(grpo: RunFolder, visit: Visit, tmp_path: Path):
+def test_summary_of_each_family(grpo: RunFolder, visit: Visit, tmp_path: Path):
     page = visit(write_report(grpo, tmp_path))
-    told = {name: texts(page, f".summary > div:nth-child({i + 1}) li") for i, name in enumerate(grpo.families)}
-    for family, shown in told.items():
+    summaries = {name: texts(page, f".summary > div:nth-child({i + 1}) li") for i, name in enumerate(grpo.families)}
+    for family, shown in summaries.items():
         history, circuit = HeadHistory.from_run(grpo, family), HeadHistory.from_run(grpo, family, "circuit")
         accuracy = [float(grpo.read_scores(s).correct[grpo.pairs_of(family)].mean()) for s in grpo.steps]
         last = grpo.scalars()[-1]
-        chance = tuple(last[f"{family}/circuit/membership_changes_by_chance_{end}"] for end in ("low", "high"))
-        assert shown == sentences.summary(history, circuit, accuracy, chance)["sentences"]
-        assert "its own null band: two halves" in " ".join(shown)
+        null_band = tuple(last[f"{family}/circuit/membership_changes_by_chance_{end}"] for end in ("low", "high"))
+        assert shown == sentences.summary(history, circuit, accuracy, null_band)["sentences"]
+        assert "its null band (0 to 2 between two halves" in " ".join(shown)
     joined = [
         {f"L{a}.H{b}" for (a, b), g in zip(r["heads"], r["group"], strict=True) if g == "joined"}
         for r in (figure_data.life_raster(HeadHistory.from_run(grpo, family)) for family in grpo.families)
@@ -45,12 +45,13 @@ def test_summary_tells_every_family_apart(grpo: RunFolder, visit: Visit, tmp_pat
     assert page.problems == []
 
 
-def test_alerts_are_shown_latest_first_of_a_kind_and_as_text(grpo: RunFolder, visit: Visit, tmp_path: Path):
+@pytest.mark.filterwarnings("ignore:.*cut short")
+def test_latest_alert_of_each_kind(grpo: RunFolder, visit: Visit, tmp_path: Path):
     run = write_plain_run(tmp_path, [0, 10, 20])
     rows = [
         {"step": 10, "kind": "base_dropped", "family": "addition", "text": "old", "level": "warning"},
-        {"step": 20, "kind": "base_dropped", "family": "addition", "text": HOSTILE, "level": "warning"},
         {"step": 10, "kind": "unstable", "family": "", "text": "insufficient data", "level": "status"},
+        {"step": 20, "kind": "base_dropped", "family": "addition", "text": f"addition: {HOSTILE}", "level": "warning"},
     ]
     torn = '{"step": 20, "kind": "ine'
     (run.path / "alerts.jsonl").write_text("\n".join([*map(json.dumps, rows), "[1]", torn]), encoding="utf-8")
@@ -63,7 +64,7 @@ def test_alerts_are_shown_latest_first_of_a_kind_and_as_text(grpo: RunFolder, vi
     assert page.problems == []
 
 
-def test_signals_are_drawn_from_the_history(grpo: RunFolder, visit: Visit, tmp_path: Path):
+def test_signals_match_the_history(grpo: RunFolder, visit: Visit, tmp_path: Path):
     history = HeadHistory.from_run(grpo, "addition")
     page = visit(write_report(grpo, tmp_path), "family=addition")
     drawn = page.run("[...document.querySelectorAll('#signals path.signal')].map((p) => p.dataset.signal)")
@@ -77,19 +78,19 @@ def test_signals_are_drawn_from_the_history(grpo: RunFolder, visit: Visit, tmp_p
     assert bars == [np.count_nonzero(turnover["gained"]), np.count_nonzero(turnover["lost"])]
     assert sum(turnover["gained"]) > 2
     emerged = np.unique([head[0] for head in np.argwhere(np.isin(history.state, (4, 6)).any(axis=0))])
-    assert page.run("document.querySelectorAll('#signals svg:is([aria-label^=Where]) .up').length") == len(emerged)
+    assert page.run("document.querySelectorAll('#signals svg:is([aria-label^=Layers]) .up').length") == len(emerged)
     assert page.problems == []
 
 
-def test_runs_are_compared_by_head(grpo: RunFolder, sft: RunFolder, visit: Visit, tmp_path: Path):
+def test_comparison_of_runs(grpo: RunFolder, sft: RunFolder, visit: Visit, tmp_path: Path):
     page = visit(write_report([grpo, sft], tmp_path), "family=addition")
     histories = [HeadHistory.from_run(run, "addition") for run in (grpo, sft)]
     joined = [
         {tuple(h) for h, g in zip(r["heads"], r["group"], strict=True) if g == "joined"}
         for r in map(figure_data.life_raster, histories)
     ]
-    said = texts(page, "#added .facts p")
-    for line, heads in zip(said, [joined[0] & joined[1], joined[0] - joined[1], joined[1] - joined[0]], strict=False):
+    lines = texts(page, "#comparison .facts p")
+    for line, heads in zip(lines, [joined[0] & joined[1], joined[0] - joined[1], joined[1] - joined[0]], strict=False):
         assert f"({len(heads)}): " in line
         assert {f"L{a}.H{b}" for a, b in heads} == set(line.split(": ")[1].split(", ")) - {"none"}
     assert page.run("document.querySelectorAll('.difference-map .outline').length") == len(joined[0] | joined[1])
@@ -99,12 +100,12 @@ def test_runs_are_compared_by_head(grpo: RunFolder, sft: RunFolder, visit: Visit
     assert page.problems == []
 
 
-def test_three_runs_choose_which_two_to_subtract(grpo: RunFolder, sft: RunFolder, visit: Visit, tmp_path: Path):
+def test_choice_of_two_runs_to_subtract(grpo: RunFolder, sft: RunFolder, visit: Visit, tmp_path: Path):
     page = visit(write_report([grpo, sft, grpo], tmp_path))
     title = "document.querySelector('.difference-map .strip-title').textContent"
     assert page.run(title).startswith("Difference of share, B − A")
     page.run(
-        "(() => { const s = document.querySelectorAll('#added select')[1]; s.value = 2;"
+        "(() => { const s = document.querySelectorAll('#comparison select')[1]; s.value = 2;"
         "s.dispatchEvent(new Event('change')); })()"
     )
     page.settle()
@@ -113,7 +114,7 @@ def test_three_runs_choose_which_two_to_subtract(grpo: RunFolder, sft: RunFolder
     assert page.problems == []
 
 
-def test_names_from_outside_stay_text_everywhere(visit: Visit, tmp_path: Path):
+def test_hostile_names_stay_text(visit: Visit, tmp_path: Path):
     run = write_synthetic_run(tmp_path / "headwatch", families=(HOSTILE,), steps=range(0, 31, 10))
     run.update_manifest(name=HOSTILE, status=HOSTILE, trainer=HOSTILE, settings={HOSTILE: HOSTILE, "metric": HOSTILE})
     run.update_manifest(model={**run.manifest["model"], "name": HOSTILE})
@@ -127,7 +128,7 @@ def test_names_from_outside_stay_text_everywhere(visit: Visit, tmp_path: Path):
     assert page.problems == []
 
 
-def test_336_heads_and_50_probes_of_two_families_stay_under_one_megabyte(visit: Visit, tmp_path: Path):
+def test_size_of_a_large_report(visit: Visit, tmp_path: Path):
     run = write_synthetic_run(tmp_path / "headwatch", n_layers=28, n_heads=12, steps=range(0, 4901, 100))
     path = write_report(run)
     assert path.stat().st_size < 1_000_000
@@ -137,26 +138,26 @@ def test_336_heads_and_50_probes_of_two_families_stay_under_one_megabyte(visit: 
     assert page.problems == []
 
 
-def test_a_page_without_edges_or_signal_says_so(visit: Visit, tmp_path: Path):
+def test_without_edges_or_signal(visit: Visit, tmp_path: Path):
     page = visit(write_report(write_plain_run(tmp_path / "a", [0, 10])), "head=L1.H1")
     assert "scored by heads only, without edges" in page.run("document.getElementById('head-body').textContent")
-    silent = visit(write_report(write_plain_run(tmp_path / "b", [0, 10], gap=0.0)), "head=L1.H1")
-    assert texts(silent, ".family-status") == ["insufficient signal"]
-    assert page.problems == silent.problems == []
+    no_signal = visit(write_report(write_plain_run(tmp_path / "b", [0, 10], gap=0.0)), "head=L1.H1")
+    assert texts(no_signal, ".family-status") == ["insufficient signal"]
+    assert page.problems == no_signal.problems == []
 
 
 @pytest.mark.filterwarnings("ignore:.*cut short")
-def test_a_run_still_going_is_drawn(visit: Visit, tmp_path: Path):
+def test_run_in_progress(visit: Visit, tmp_path: Path):
     run = write_plain_run(tmp_path, [0])
     (run.path / "training.jsonl").write_text('{"step": 1, "reward": 0.5}\n{"step": 2, "rew', encoding="utf-8")
     page = visit(write_report(run))
     assert page.run("!!document.querySelector('#course path[data-series=reward]')")
-    assert "no correlation can be told over 0 probes." in page.run("document.querySelector('#course').textContent")
+    assert "no correlation over 0 probes: 3 are needed." in page.run("document.querySelector('#course').textContent")
     assert page.problems == []
 
 
-def test_an_event_shows_all_the_evidence_that_it_carries(grpo: RunFolder, visit: Visit, tmp_path: Path):
-    """Interval, raw score and status, where the history tells them; here put into the page's data by hand."""
+def test_evidence_of_an_event(grpo: RunFolder, visit: Visit, tmp_path: Path):
+    """Interval, raw score and status, set in the page's data."""
     data = run_data(grpo)
     events = data["families"]["addition"]["rules"]["evidence"]["events"]
     more = {"lower": 0.101, "upper": 0.139, "raw_before": -0.01, "raw_now": -0.7, "raw_p": 0.002, "status": "pending"}
@@ -166,36 +167,41 @@ def test_an_event_shows_all_the_evidence_that_it_carries(grpo: RunFolder, visit:
     path = tmp_path / "page.html"
     path.write_text(render([data]), encoding="utf-8")
     page = visit(path, f"head=L{row[1]}.H{row[2]}")
-    said = texts(page, "#head-body .plain-list li")[0]
-    assert "(95 %: +10 % to +14 %)" in said
-    assert "raw score −0.01 → −0.7 (p 0.002)" in said
-    assert "not confirmed yet" in said
+    line = texts(page, "#head-body .plain-list li")[0]
+    assert "(95 %: +10 % to +14 %)" in line
+    assert "raw score −0.01 → −0.7 (p 0.002)" in line
+    assert "not confirmed yet" in line
     assert "(not confirmed yet)" in texts(page, "#events .event .kind")[0]
     assert page.problems == []
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_head_says_whether_its_loss_would_be_told(grpo: RunFolder, visit: Visit, tmp_path: Path, told: bool):
+@pytest.mark.parametrize("detectable", [True, False])
+def test_detection_power_of_a_head(grpo: RunFolder, visit: Visit, tmp_path: Path, detectable: bool):
     history = HeadHistory.from_run(grpo, "addition")
-    layer, head = (int(i) for i in np.argwhere(history.detectable[-1] == told)[0])
+    layer, head = (int(i) for i in np.argwhere(history.detectable[-1] == detectable)[0])
     page = visit(write_report(grpo, tmp_path), f"family=addition&head=L{layer}.H{head}")
-    (said,) = texts(page, "#head-body .detectable")
-    assert said.startswith(f"If it stopped working now, these pairs would {'' if told else 'not '}tell it")
+    (line,) = texts(page, "#head-body .detectable")
+    expected = f"the loss of this head now would {'' if detectable else 'not '}be detected"
+    assert line.startswith(f"Detection power: {expected}")
     assert page.problems == []
 
 
-def test_a_head_shows_its_changes_with_interval_p_and_q(grpo: RunFolder, visit: Visit, tmp_path: Path):
+def test_change_table_of_a_head(grpo: RunFolder, visit: Visit, tmp_path: Path):
     history = HeadHistory.from_run(grpo, "addition")
     layer, head = (int(i) for i in np.argwhere(history.state[-1] == 4)[0])
     page = visit(write_report(grpo, tmp_path), f"family=addition&head=L{layer}.H{head}")
-    assert texts(page, "#head-body .changes tbody th") == ["Share of the work", "Raw score", "Part of all |share|"]
+    assert texts(page, "#head-body .changes tbody th") == [
+        "Share of the metric gap",
+        "Raw score",
+        "Fraction of all |share|",
+    ]
     for of, cells in zip(("share", "raw", "importance"), page.run(CELLS), strict=True):
         change = history.change(of)
         unit = 1.0 if of == "raw" else 100.0
         low, high = (unit * side[-1, layer, head] for side in change.interval())
-        told = [float(text.replace("−", "-").replace("%", "")) for text in (cells[0], *cells[1].split(" to "))]
-        rough = 0.01 * abs(unit * change.difference[-1, layer, head]) + 0.03 * (high - low)
-        np.testing.assert_allclose(told, [unit * change.difference[-1, layer, head], low, high], atol=rough)
+        shown = [float(text.replace("−", "-").replace("%", "")) for text in (cells[0], *cells[1].split(" to "))]
+        tolerance = 0.01 * abs(unit * change.difference[-1, layer, head]) + 0.03 * (high - low)
+        np.testing.assert_allclose(shown, [unit * change.difference[-1, layer, head], low, high], atol=tolerance)
         for text, value in zip(cells[2:], (change.p_value, change.q_value), strict=True):
             assert float(text.replace("−", "-")) == pytest.approx(value[-1, layer, head], rel=0.06)
     assert page.problems == []
@@ -207,7 +213,7 @@ CELLS = (
 )
 
 
-def test_effect_and_importance_carry_their_intervals(grpo: RunFolder, visit: Visit, tmp_path: Path):
+def test_intervals_of_effect_and_importance(grpo: RunFolder, visit: Visit, tmp_path: Path):
     circuit = HeadHistory.from_run(grpo, "addition", "circuit")
     low, high = circuit.effect_interval()
     unsure = (np.round(low, 2) <= 0) & (np.round(high, 2) >= 0)
@@ -223,7 +229,7 @@ def test_effect_and_importance_carry_their_intervals(grpo: RunFolder, visit: Vis
     assert page.problems == []
 
 
-def test_a_record_without_resamples_is_drawn_without_intervals(grpo: RunFolder, visit: Visit, tmp_path: Path):
+def test_no_intervals_without_resamples(grpo: RunFolder, visit: Visit, tmp_path: Path):
     run = grpo.copy_to(tmp_path / "headwatch")
     for step in run.steps:
         run.write_scores(step, replace(run.read_scores(step), importance_draws=None))
@@ -234,18 +240,18 @@ def test_a_record_without_resamples_is_drawn_without_intervals(grpo: RunFolder, 
     assert page.problems == []
 
 
-def test_persistence_is_told_for_all_and_by_cohort_at_any_step(grpo: RunFolder, visit: Visit, tmp_path: Path):
+def test_persistence_in_all_and_by_cohort(grpo: RunFolder, visit: Visit, tmp_path: Path):
     history = HeadHistory.from_run(grpo, "addition")
     path = write_report(grpo, tmp_path)
     for probe in (len(history.steps) - 1, 5):
         newly = np.isin(history.state[: probe + 1], (4, 6))
         ever, now = newly.any(axis=0), newly[-1]
         page = visit(path, f"family=addition&rule=evidence&step={history.steps[probe]}")
-        said = texts(page, "#course .persistence p")[0]
-        assert said.startswith(f"Persistence: {now.sum()} of {ever.sum()} heads that ever emerged ")
+        line = texts(page, "#course .persistence p")[0]
+        assert line.startswith(f"Persistence: {now.sum()} of {ever.sum()} heads that ever emerged ")
         cohorts = texts(page, "#course .persistence li")
         first = np.argmax(newly, axis=0)
-        for line, index in zip(cohorts, np.unique(first[ever]), strict=True):
+        for item, index in zip(cohorts, np.unique(first[ever]), strict=True):
             born = ever & (first == index)
-            assert line.startswith(f"since step {history.steps[index]}: {(born & now).sum()} of {born.sum()} (")
+            assert item.startswith(f"since step {history.steps[index]}: {(born & now).sum()} of {born.sum()} (")
     assert page.problems == []

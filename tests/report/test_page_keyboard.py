@@ -1,4 +1,4 @@
-"""The report worked by hand in a real browser: keys pressed as a keyboard does, nothing said on the console."""
+"""Keyboard, mouse, accessibility and print of the page, in a browser; its console stays empty."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ def outlines(page: Page) -> int:
     return int(page.run("document.querySelectorAll('#where .outline').length"))
 
 
-def test_slider_takes_every_key_and_says_its_step(path: Path, grpo: RunFolder, visit: Visit):
+def test_slider_keys(path: Path, grpo: RunFolder, visit: Visit):
     page, history = visit(path), HeadHistory.from_run(grpo)
     steps, active = history.steps, history.active.sum(axis=(1, 2))
     page.run("document.getElementById('now').focus()")
@@ -37,7 +37,7 @@ def test_slider_takes_every_key_and_says_its_step(path: Path, grpo: RunFolder, v
         ("ArrowRight", at - 1),
         ("ArrowUp", at),
         ("Home", 0),
-        ("PageUp", 1),  # a tenth of the way, one step at the least
+        ("PageUp", 1),  # a tenth of the range, at least one step
         ("End", at),
         ("PageDown", at - 1),
     ]:
@@ -53,7 +53,7 @@ def test_slider_takes_every_key_and_says_its_step(path: Path, grpo: RunFolder, v
     assert page.problems == []
 
 
-def test_head_page_opens_turns_and_closes_by_keyboard(path: Path, grpo: RunFolder, visit: Visit):
+def test_head_page_keys(path: Path, grpo: RunFolder, visit: Visit):
     page, history = visit(path, "pick=L2.H2"), HeadHistory.from_run(grpo)
     page.run("document.querySelector('#where .map').focus()")
     page.press("ArrowRight", "ArrowUp")
@@ -75,12 +75,12 @@ def test_head_page_opens_turns_and_closes_by_keyboard(path: Path, grpo: RunFolde
     page.press("Escape")
     assert page.run(OPEN) is False
     assert "pick=L3.H1" in page.run("location.hash")
-    assert page.run("document.activeElement.classList.contains('map')")  # back where it was opened from
+    assert page.run("document.activeElement.classList.contains('map')")  # focus returns to where it was opened
     assert history.n_layers > 3
     assert page.problems == []
 
 
-def test_head_page_has_an_address_and_the_back_key_leaves_it(path: Path, grpo: RunFolder, visit: Visit):
+def test_head_page_address_and_back_key(path: Path, grpo: RunFolder, visit: Visit):
     event = HeadHistory.from_run(grpo).events[0]
     name = f"L{event.layer}.H{event.head}"
     page = visit(path, f"head={event.layer}.{event.head}")
@@ -97,7 +97,7 @@ def test_head_page_has_an_address_and_the_back_key_leaves_it(path: Path, grpo: R
     assert page.problems == []
 
 
-def test_head_page_tells_share_interval_events_and_edges(path: Path, grpo: RunFolder, visit: Visit):
+def test_head_page_content(path: Path, grpo: RunFolder, visit: Visit):
     history = HeadHistory.from_run(grpo, "addition")
     event = next(e for e in history.events if e.kind == "emerged")
     head, at = (event.layer, event.head), history.steps.index(event.step)
@@ -110,7 +110,7 @@ def test_head_page_tells_share_interval_events_and_edges(path: Path, grpo: RunFo
     assert page.run(drawn) == [1, 0, 1]  # of the share and of the importance
     charts = page.run("[...document.querySelectorAll('#head-body svg')].map((c) => c.getAttribute('aria-label'))")
     assert [label.split(" ")[0] for label in charts] == ["Share", "Raw", "Importance"]
-    # The edges by name, from the matrix itself and Anatomy's order of names.
+    # Names of the edges, from the matrix and the order of names in Anatomy.
     layers, heads = history.n_layers, history.n_heads
     edges = grpo.read_scores(event.step).edges_mean_abs[0]
     targets = [f"L{a}.H{b} ({k})" if b < heads else f"MLP {a}" for a in range(layers) for b, k in _reads(heads)]
@@ -132,7 +132,7 @@ def _reads(heads: int) -> list[tuple[int, str]]:
     return [(head, kind) for head in range(heads) for kind in "qkv"] + [(heads, "")]
 
 
-def test_events_sort_filter_and_theme_follow_the_mouse(path: Path, grpo: RunFolder, visit: Visit):
+def test_events_sort_and_filter_and_theme_by_mouse(path: Path, grpo: RunFolder, visit: Visit):
     page, history = visit(path), HeadHistory.from_run(grpo)
     page.click("#events th:last-child button")
     page.click("#events th:last-child button")
@@ -151,17 +151,17 @@ def test_events_sort_filter_and_theme_follow_the_mouse(path: Path, grpo: RunFold
     assert page.problems == []
 
 
-# --- what anybody needs who does not see the page, or sees it badly ---------------------------------------------------
+# --- accessibility ----------------------------------------------------------------------------------------------------
 
 
-def test_tab_reaches_every_control_with_a_visible_focus(path: Path, visit: Visit):
+def test_tab_reaches_every_control(path: Path, visit: Visit):
     page = visit(path)
     expected = page.run(
         "[...document.querySelectorAll('a[href], button, input, select, summary, [tabindex=\"0\"]')]"
         ".filter((e) => e.checkVisibility({visibilityProperty: true}) && !e.closest('dialog')"
         " && !(e.type === 'radio' && !e.checked)).length"
     )
-    seen: list[str] = []
+    focused: list[str] = []
     for _ in range(expected):
         page.press("Tab")
         focus = page.run(
@@ -170,11 +170,11 @@ def test_tab_reaches_every_control_with_a_visible_focus(path: Path, visit: Visit
             "return [[...document.querySelectorAll('*')].indexOf(e), ring]; })()"
         )
         assert focus[1], page.run("document.activeElement.outerHTML.slice(0, 200)")
-        seen.append(focus[0])
-    assert len(set(seen)) == expected > 15
+        focused.append(focus[0])
+    assert len(set(focused)) == expected > 15
 
 
-def test_everything_has_a_role_and_a_name(path: Path, visit: Visit):
+def test_roles_and_names(path: Path, visit: Visit):
     page = visit(path, "head=L0.H0")
     unnamed = page.run(
         """[...document.querySelectorAll('svg.chart, button, input, select, dialog, nav, section')].filter((e) => !(
@@ -192,8 +192,8 @@ def test_everything_has_a_role_and_a_name(path: Path, visit: Visit):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(path: Path, visit: Visit, scheme: str):
-    """WCAG's 4.5 : 1 for every colour that words are written in."""
+def test_text_contrast(path: Path, visit: Visit, scheme: str):
+    """WCAG: at least 4.5 : 1 for every text colour."""
     page = visit(path, scheme=scheme)
     colours = page.run(
         """(() => {
@@ -212,7 +212,7 @@ def test_text_stands_out_from_its_ground(path: Path, visit: Visit, scheme: str):
 
 
 def _contrast(one: list[int], other: list[int]) -> float:
-    """WCAG 2's contrast ratio of two sRGB colours."""
+    """Contrast ratio of two sRGB colours, WCAG 2."""
 
     def luminance(rgb: list[int]) -> float:
         linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
@@ -223,17 +223,17 @@ def _contrast(one: list[int], other: list[int]) -> float:
 
 
 @pytest.mark.parametrize("width", [1400, 390])
-def test_nothing_sticks_out_and_nothing_is_asked_for(path: Path, visit: Visit, width: int):
+def test_no_overflow_and_no_requests(path: Path, visit: Visit, width: int):
     page = visit(path, width=width)
     assert page.run("document.documentElement.scrollWidth") <= width
     assert page.requests == [path.as_uri()]
     assert page.problems == []
 
 
-# --- on paper ---------------------------------------------------------------------------------------------------------
+# --- print ------------------------------------------------------------------------------------------------------------
 
 
-def test_paper_shows_every_section_whole(path: Path, grpo: RunFolder, visit: Visit):
+def test_print_shows_every_section(path: Path, grpo: RunFolder, visit: Visit):
     page = visit(path, "rule=circuit")
     page.run("dispatchEvent(new Event('beforeprint'))")
     page.media("print")
@@ -242,7 +242,17 @@ def test_paper_shows_every_section_whole(path: Path, grpo: RunFolder, visit: Vis
         """Object.fromEntries([...document.querySelectorAll('main section, main details[id]')].filter((s) => !s.hidden)
           .map((s) => [s.id, s.getBoundingClientRect().height]))"""
     )
-    assert set(shown) == {"ledger", "course", "where", "lives", "signals", "events", "survival", "reading", "details"}
+    assert set(shown) == {
+        "state-counts",
+        "course",
+        "where",
+        "lives",
+        "signals",
+        "events",
+        "survival",
+        "reading",
+        "details",
+    }
     assert all(height > 20 for height in shown.values()), shown
     assert page.run("[...document.querySelectorAll('details')].every((d) => d.open)")
     clipped = "[...document.querySelectorAll('svg.chart')].filter((c) => { const b = c.getBoundingClientRect();"
@@ -262,20 +272,20 @@ def test_paper_shows_every_section_whole(path: Path, grpo: RunFolder, visit: Vis
     assert page.problems == []
 
 
-def test_an_open_head_page_is_what_is_printed(path: Path, visit: Visit):
+def test_print_of_an_open_head_page(path: Path, visit: Visit):
     page = visit(path, "head=L0.H0")
     page.media("print")
     assert page.run("getComputedStyle(document.querySelector('main')).display") == "none"
     assert page.run("document.getElementById('head-body').checkVisibility()")
 
 
-def test_addresses_hold_what_was_chosen(path: Path, visit: Visit):
+def test_address_holds_the_choices(path: Path, visit: Visit):
     page = visit(path)
     page.run("document.querySelector('#rule input[value=circuit]').focus()")
     page.run("document.querySelector('#rule input[value=evidence]').focus()")
     page.press("ArrowRight")
-    said = page.run("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
-    assert (said["rule"], said["family"]) == ("circuit", "addition")
+    choices = page.run("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
+    assert (choices["rule"], choices["family"]) == ("circuit", "addition")
     again = visit(path, page.run("location.hash.slice(1)"))
     assert again.run("document.querySelector('#rule input:checked').value") == "circuit"
     assert again.problems == []

@@ -15,16 +15,16 @@ def drawn(request, grpo: RunFolder) -> dict[str, dict]:
     return plotly.draw(figure_data.all_figures(history, grpo.training()))
 
 
-def test_plotly_accepts_every_figure_and_writes_plain_lists(drawn):
+def test_plotly_accepts_every_figure(drawn):
     graph_objects = pytest.importorskip("plotly.graph_objects", reason="needs the wandb extra: plotly")
     assert set(drawn) == {"cohorts", "activation_frequency", "effect", "lives", "survival"}
     for name, figure in drawn.items():
-        written = graph_objects.Figure(figure).to_json()  # raises on a property that plotly does not know
+        written = graph_objects.Figure(figure).to_json()  # raises on a property unknown to plotly
         assert "bdata" not in written, name
         assert len(written) < 6000, name  # plotly's default template alone is 6 kB
 
 
-def test_figures_are_small_plain_json_with_their_step_in_the_title(drawn):
+def test_figures_are_small_json_with_step(drawn):
     for name, figure in drawn.items():
         text = json.dumps(figure, allow_nan=False)
         assert json.loads(text) == figure
@@ -33,7 +33,7 @@ def test_figures_are_small_plain_json_with_their_step_in_the_title(drawn):
         assert figure["layout"]["template"] == "none"
 
 
-def test_cohort_areas_are_stacked_and_the_reward_lies_below(drawn, grpo: RunFolder):
+def test_cohort_areas_and_reward(drawn, grpo: RunFolder):
     traces = drawn["cohorts"]["data"]
     areas = [trace for trace in traces if trace.get("stackgroup")]
     newly = next(trace for trace in traces if trace["name"] == "newly active")
@@ -42,15 +42,15 @@ def test_cohort_areas_are_stacked_and_the_reward_lies_below(drawn, grpo: RunFold
     assert next(t for t in traces if t["name"] == "reward")["yaxis"] == "y2"
 
 
-def test_many_cohorts_are_merged_without_losing_a_head():
+def test_many_cohorts_are_merged():
     cohorts = [{"step": 10 * k, "active": [k, 1]} for k in range(1, 31)]
     merged = plotly._merged_cohorts(cohorts)
-    assert len(merged) <= len(plotly.RAMP)
+    assert len(merged) <= plotly.MAX_COHORTS
     assert np.sum([active for _, active in merged], axis=0).tolist() == [sum(range(1, 31)), 30]
     assert merged[0][0] == "10–40"
 
 
-def test_frequency_map_has_base_heads_below_zero_and_squares_on_active_heads(grpo: RunFolder):
+def test_frequency_map_signs_and_squares(grpo: RunFolder):
     history = HeadHistory.from_run(grpo)
     heatmap, squares = plotly.activation_frequency(figure_data.all_figures(history)["activation_frequency"])["data"]
     signed = np.array(heatmap["z"]).T  # layers across, heads down
@@ -63,7 +63,7 @@ def test_frequency_map_has_base_heads_below_zero_and_squares_on_active_heads(grp
     assert list(zip(squares["x"], squares["y"], strict=True)) == active
 
 
-def test_life_bars_are_the_spells(grpo: RunFolder):
+def test_life_bars_are_spells(grpo: RunFolder):
     history = HeadHistory.from_run(grpo)
     traces = plotly.lives(figure_data.all_figures(history)["lives"])["data"]
     bars = sorted((trace["x"][i], trace["x"][i + 1]) for trace in traces for i in range(0, len(trace["x"]), 3))
@@ -72,7 +72,7 @@ def test_life_bars_are_the_spells(grpo: RunFolder):
 
 
 @pytest.mark.parametrize(("steps", "gap"), [([], 6.0), ([0], 6.0), ([0, 10], 0.0)])
-def test_figures_of_runs_with_nothing_to_show(tmp_path, steps, gap):
+def test_figures_without_data(tmp_path, steps, gap):
     graph_objects = pytest.importorskip("plotly.graph_objects", reason="needs the wandb extra: plotly")
     history = HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap))
     for figure in plotly.draw(figure_data.all_figures(history)).values():

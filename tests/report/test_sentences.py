@@ -7,54 +7,80 @@ from headwatch.record.run_folder import RunFolder
 from headwatch.report import figure_data, sentences
 
 
-@pytest.mark.parametrize("limit", [3.0, 40.5])
-def test_summary_says_what_the_statistics_carry(grpo: RunFolder, limit: float):
-    history, circuit = HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit")
-    told = sentences.summary(history, circuit, [0.5] * (len(history.steps) - 1) + [0.75], chance=(1.0, limit))
-    assert (told["family"], told["status"]) == ("addition", "ok")
-    moved = figure_data.changes(history)
-    first, second, third, resolved, fourth, fifth = told["sentences"]
-    assert first.startswith(f"{moved['strengthened'][-1]} heads strengthened and {moved['weakened'][-1]} weakened")
-    newly = np.isin(history.state, (4, 6))
-    left = (np.diff(newly.astype(int), axis=0) < 0).any(axis=0)
-    late = newly[-1] & ~newly[:-1].any(axis=0)
-    assert f"{(newly[-1] & ~left & ~late).sum()} emerged and stayed" in second
-    assert f"{(newly[-1] & left).sum()} emerged, went and came back" in second
-    assert f"{(newly.any(axis=0) & ~newly[-1]).sum()} emerged and went again" in second
-    changed = (history.member[-1] ^ history.member[0]).sum()
-    band = history.null_band[-1]
-    assert (
-        f"changed by {changed}; two samples of one probe’s pairs differ by {band.low:.0f} to {band.high:.0f}" in third
-    )
-    assert ("within" if changed <= band.high else "more than") in third
-    n = f"{(history.active[-1] & history.detectable[-1]).sum()} of the {history.active[-1].sum()} active heads"
-    assert resolved.startswith(f"On these {history.n_pairs} pairs the loss of {n} would be told")
-    paper = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1]
-    assert f"membership count changed by {paper}" in fourth
-    assert 3 < paper < 40
-    assert ("within" if limit > 40 else "more than") + " its own null band" in fourth
-    assert f"halves of one probe’s pairs differ by 1 to {limit:g};" in fourth
-    assert "not tested" in fourth
-    assert fifth.startswith("Probe accuracy 50 % → 75 %, metric gap ")
+@pytest.fixture(scope="module")
+def history(grpo: RunFolder) -> HeadHistory:
+    return HeadHistory.from_run(grpo)
 
 
-def test_a_count_at_the_edge_of_its_band_is_inside(grpo: RunFolder):
-    history, circuit = HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit")
-    paper = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1]
-    for limit, said in ((paper, "within"), (paper - 1, "more than")):
-        told = " ".join(sentences.summary(history, circuit, chance=(0.0, float(limit)))["sentences"])
-        assert f"gone), {said} its own null band: two halves" in told
+@pytest.fixture(scope="module")
+def circuit(grpo: RunFolder) -> HeadHistory:
+    return HeadHistory.from_run(grpo, rule="circuit")
 
 
-def test_nothing_is_said_of_a_null_band_that_is_not_there(grpo: RunFolder):
-    told = sentences.summary(HeadHistory.from_run(grpo), HeadHistory.from_run(grpo, rule="circuit"))
-    paper = next(sentence for sentence in told["sentences"] if "paper’s" in sentence)
-    assert "differ" not in paper
-    assert not any("paper’s" in sentence for sentence in sentences.summary(HeadHistory.from_run(grpo))["sentences"])
+def test_headlines(history: HeadHistory, circuit: HeadHistory):
+    headline = sentences.headline(history)
+    assert headline.startswith(f"{history.newly_active()[-1]} heads emerged")
+    assert "addition" in headline
+    assert f"{history.counts()['pruned'][-1]} more heads emerged and were pruned." in headline
+    assert "Membership is not tested" in sentences.headline(circuit)
 
 
 @pytest.mark.parametrize(
-    ("steps", "gap", "status", "said"),
+    ("steps", "gap", "expected"),
+    [
+        ([], 6.0, "No probe has been taken yet"),
+        ([0], 6.0, "No training step has been probed yet"),
+        ([0, 10, 20], 6.0, "No head has emerged and no base head was dropped on addition by step 20"),
+        ([0, 10], 0.0, "Insufficient signal"),
+    ],
+)
+def test_headlines_without_events(tmp_path, steps: list[int], gap: float, expected: str):
+    assert expected in sentences.headline(HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap)))
+
+
+@pytest.mark.parametrize("limit", [3.0, 40.5])
+def test_summary(history: HeadHistory, circuit: HeadHistory, limit: float):
+    accuracy = [0.5] * (len(history.steps) - 1) + [0.75]
+    found = sentences.summary(history, circuit, accuracy, null_band=(1.0, limit))
+    assert (found["family"], found["status"]) == ("addition", "ok")
+    shares, lives, membership, power, paper, task = found["sentences"]
+    moved = figure_data.changes(history)
+    assert shares.startswith(f"{moved['strengthened'][-1]} heads strengthened and {moved['weakened'][-1]} weakened")
+    newly = np.isin(history.state, (4, 6))
+    interrupted = (np.diff(newly.astype(int), axis=0) < 0).any(axis=0)
+    new = newly[-1] & ~newly[:-1].any(axis=0)
+    assert lives.startswith(f"{newly.any(axis=0).sum()} heads emerged (")
+    assert f"{(newly[-1] & ~interrupted & ~new).sum()} stayed active" in lives
+    assert f"{(newly[-1] & interrupted).sum()} pruned and re-emerged" in lives
+    assert f"{(newly.any(axis=0) & ~newly[-1]).sum()} pruned)" in lives
+    changed, band = (history.member[-1] ^ history.member[0]).sum(), history.null_band[-1]
+    assert f"changed for {changed} heads, {'within' if changed <= band.high else 'above'} its null band" in membership
+    assert f"({band.low:.0f} to {band.high:.0f} between two samples of one probe’s pairs)" in membership
+    n = f"{(history.active[-1] & history.detectable[-1]).sum()} of the {history.active[-1].sum()} active heads"
+    assert power == f"Detection power: the loss of {n} would be detected ({history.n_pairs} pairs)."
+    n_changed = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1]
+    assert 3 < n_changed < 40
+    assert f"circuit membership changed for {n_changed} heads" in paper
+    assert f"{'within' if limit > 40 else 'above'} its null band (1 to {limit:g} between two halves of one" in paper
+    assert "not tested" in paper
+    assert task.startswith("Probe accuracy 50 % → 75 %, metric gap ")
+
+
+@pytest.mark.parametrize(("below", "expected"), [(0, "within"), (1, "above")])
+def test_edge_of_the_null_band_is_inside(history: HeadHistory, circuit: HeadHistory, below: int, expected: str):
+    high = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1] - below
+    text = " ".join(sentences.summary(history, circuit, null_band=(0.0, float(high)))["sentences"])
+    assert f"dropped), {expected} its null band (0 to {high} between two halves" in text
+
+
+def test_without_null_band_or_circuit(history: HeadHistory, circuit: HeadHistory):
+    paper = next(text for text in sentences.summary(history, circuit)["sentences"] if "paper’s" in text)
+    assert "null band" not in paper
+    assert not any("paper’s" in text for text in sentences.summary(history)["sentences"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "gap", "status", "expected"),
     [
         ([], 6.0, "no probe", None),
         ([0], 6.0, "base only", "no later probe"),
@@ -62,7 +88,17 @@ def test_nothing_is_said_of_a_null_band_that_is_not_there(grpo: RunFolder):
         ([0, 10, 20], 6.0, "ok", "None of 16 heads changed"),
     ],
 )
-def test_statuses_are_said_plainly(tmp_path, steps: list[int], gap: float, status: str, said: str | None):
-    told = sentences.summary(HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap)))
-    assert told["status"] == status
-    assert told["sentences"] == [] if said is None else said in told["sentences"][0]
+def test_status(tmp_path, steps: list[int], gap: float, status: str, expected: str | None):
+    found = sentences.summary(HeadHistory.from_run(write_plain_run(tmp_path, steps, gap=gap)))
+    assert found["status"] == status
+    assert found["sentences"] == [] if expected is None else expected in found["sentences"][0]
+
+
+def test_coupling(grpo: RunFolder, sft: RunFolder, history: HeadHistory):
+    (text,) = sentences.coupling(history, grpo.training())
+    found = history.coupling(grpo.training(), "reward")
+    assert text.startswith(f"Newly active heads and reward: rank correlation {found.rho:+.2f} over 10 probes;")
+    assert f"inflate, {found.rho_changes:+.2f}. Lagged test of the changes: " in text
+    assert sentences.coupling(history, sft.training()) == []  # no reward
+    unchanged = [{"step": step, "reward": 1.0} for step in history.steps]
+    assert "no correlation over 10 probes: one of the two never changes." in sentences.coupling(history, unchanged)[0]

@@ -29,7 +29,7 @@ def written(grpo: RunFolder, sft: RunFolder, tmp_path_factory: pytest.TempPathFa
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
-def test_every_run_family_and_rule_has_its_figures(written: dict[str, str]):
+def test_figures_of_every_run_family_and_rule(written: dict[str, str]):
     stems = [f"synthetic-grpo-{family}-{rule}" for family in ("addition", "recall") for rule in ("evidence", "circuit")]
     stems += [f"synthetic-sft-addition-{rule}" for rule in ("evidence", "circuit")]
     expected = {f"{stem}-{what}.svg" for stem in stems for what in ("course", "effect", "survival")}
@@ -38,7 +38,7 @@ def test_every_run_family_and_rule_has_its_figures(written: dict[str, str]):
     assert set(written) - maps == expected
 
 
-def test_files_are_vectors_with_text_and_stand_alone(written: dict[str, str]):
+def test_files_are_self_contained_vectors(written: dict[str, str]):
     for name, text in written.items():
         root = ElementTree.fromstring(text)
         tags = {element.tag.removeprefix(SVG) for element in root.iter()}
@@ -51,13 +51,13 @@ def test_files_are_vectors_with_text_and_stand_alone(written: dict[str, str]):
         assert len(text) < 300_000, name
 
 
-def test_the_same_run_gives_the_same_file(sft: RunFolder, written: dict[str, str], tmp_path: Path):
+def test_same_run_gives_same_file(sft: RunFolder, written: dict[str, str], tmp_path: Path):
     for path in svg.write_figures([sft], tmp_path):
         if not path.name.endswith("head-map.svg"):
             assert path.read_text(encoding="utf-8") == written[path.name], path.name
 
 
-def test_course_draws_the_counts_and_the_reward(grpo: RunFolder):
+def test_course_counts_reward_and_map(grpo: RunFolder):
     history = HeadHistory.from_run(grpo)
     drawn = svg.course_figure(history, grpo.training(), "about")
     lines = {line.get_label(): line for axes in drawn.axes for line in axes.get_lines()}
@@ -80,7 +80,7 @@ def test_course_draws_the_counts_and_the_reward(grpo: RunFolder):
     assert (colours[grown, 0] < colours[grown, 2]).all()  # blue
 
 
-def test_survival_has_its_interval_and_the_head_map_its_order(grpo: RunFolder, sft: RunFolder):
+def test_survival_interval_and_head_map_order(grpo: RunFolder, sft: RunFolder):
     history = HeadHistory.from_run(grpo)
     curves = figure_data.survival(history)
     drawn = svg.survival_figure(curves, 10, "about").axes[0]
@@ -94,14 +94,14 @@ def test_survival_has_its_interval_and_the_head_map_its_order(grpo: RunFolder, s
     ]
     assert len(axes.patches) == len(joined[0]) + len(joined[1])
     assert {text.get_text() for text in axes.texts} == {
-        f"{len(joined[0])} added, {len(joined[0])} in all",
-        f"{len(joined[1])} added, {len(joined[0] | joined[1])} in all",
+        f"{len(joined[0])} emerged, {len(joined[0])} in all",
+        f"{len(joined[1])} emerged, {len(joined[0] | joined[1])} in all",
     }
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == [f"L{a}.H{b}" for a, b in [*sorted(joined[0]), *sorted(joined[1] - joined[0])]]
 
 
-def test_hostile_names_are_text_and_make_no_path(tmp_path: Path):
+def test_hostile_names_are_text(tmp_path: Path):
     run = write_synthetic_run(tmp_path / "run", families=("../" + HOSTILE,), steps=range(0, 31, 10))
     run.update_manifest(name="../../" + HOSTILE)
     paths = svg.write_figures([run], tmp_path / "out")
@@ -113,25 +113,25 @@ def test_hostile_names_are_text_and_make_no_path(tmp_path: Path):
         assert any("</text><script>" in "".join(text.itertext()) for text in root.iter(f"{SVG}text"))
 
 
-def test_runs_with_little_to_show_leave_figures_out(tmp_path: Path):
+def test_figures_without_data_are_omitted(tmp_path: Path):
     empty, base = write_plain_run(tmp_path / "a", [], name="a"), write_plain_run(tmp_path / "b", [0], name="b")
-    silent = write_plain_run(tmp_path / "c", [0, 10], name="c", gap=0.0)
-    names = {path.name for path in svg.write_figures([empty, base, silent], tmp_path / "out")}
+    no_signal = write_plain_run(tmp_path / "c", [0, 10], name="c", gap=0.0)
+    names = {path.name for path in svg.write_figures([empty, base, no_signal], tmp_path / "out")}
     assert names == {"b-addition-evidence-course.svg", "c-addition-evidence-course.svg"}
 
 
 def test_command_writes_page_and_figures(sft: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out, folder = tmp_path / "page.html", tmp_path / "figures"
     assert main(["report", "--figures", str(folder), str(sft.path), "--out", str(out), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["report"] == str(out)
-    assert sorted(said["figures"]) == sorted(str(path) for path in folder.iterdir())
-    assert np.all([Path(path).is_file() for path in said["figures"]])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["report"] == str(out)
+    assert sorted(printed["figures"]) == sorted(str(path) for path in folder.iterdir())
+    assert np.all([Path(path).is_file() for path in printed["figures"]])
     assert main(["report", "--figures", str(out), str(sft.path), "--out", str(out)]) == 2
     assert "--figures" in capsys.readouterr().err
 
 
-def test_two_runs_of_one_name_do_not_overwrite_each_other(tmp_path: Path):
+def test_runs_of_the_same_name_get_separate_files(tmp_path: Path):
     runs = [write_plain_run(tmp_path / place, [0, 10], name="same") for place in ("a", "b")]
     names = [path.name for path in svg.write_figures(runs, tmp_path / "out")]
     assert len(set(names)) == len(names)

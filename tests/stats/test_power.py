@@ -1,4 +1,4 @@
-"""Which heads' loss would be told on these pairs, said in advance, against losses that happen."""
+"""Heads whose loss is detectable on these pairs, against losses that happen."""
 
 import numpy as np
 import pytest
@@ -18,43 +18,43 @@ def drawn(rng: np.random.Generator, t: float, n_pairs: int = PAIRS) -> np.ndarra
 
 
 @pytest.mark.parametrize("test", ["sign-flip", "t", "welch"])
-def test_a_loss_is_told_where_it_was_said_to_be_and_nowhere_else(test: str) -> None:
-    """One head after the other stops, and nothing else changes: q <= 0.01 just where the base was detectable."""
+def test_a_loss_is_detected_exactly_where_it_was_detectable(test: str) -> None:
+    """One head at a time is removed, nothing else changes: q <= 0.01 exactly where it was detectable at the base."""
     settings = EvidenceSettings(test=test, min_change=0.001, weights="equal")
     scores = drawn(np.random.default_rng(0), 4.5)
-    said = detectable(shares(scores, 0 * GAP, GAP), settings)
-    told = np.zeros_like(said)
+    expected = detectable(shares(scores, 0 * GAP, GAP), settings)
+    found = np.zeros_like(expected)
     for at in np.ndindex(LAYERS, HEADS):
         history = HeadHistory(LAYERS, HEADS, settings=settings)
         history.add(0, scores, 0 * GAP, GAP)
-        assert (history.detectable[0] == said).all()
+        assert (history.detectable[0] == expected).all()
         after = scores.copy()
         after[:, at[0], at[1]] = 0.0
         history.add(1, after, 0 * GAP, GAP)
-        told[at] = history.weakened[1][at]
-    assert 10 < told.sum() < 54
-    assert (told == said).all()
+        found[at] = history.weakened[1][at]
+    assert 10 < found.sum() < 54
+    assert (found == expected).all()
 
 
-def test_with_weights_by_size_every_loss_of_a_resolved_head_is_told() -> None:
-    """All others move too, half as far: a head that is gone weighs more than the average, so others may be told too."""
+def test_weighted_by_size_every_detectable_loss_is_detected() -> None:
+    """All others move too, half as far: the removed head has more weight than average, so others may be found too."""
     settings, rng = EvidenceSettings(min_change=0.001), np.random.default_rng(7)
     scores = drawn(rng, 4.5)
-    said = detectable(shares(scores, 0 * GAP, GAP), settings)
-    told = np.zeros_like(said)
+    expected = detectable(shares(scores, 0 * GAP, GAP), settings)
+    found = np.zeros_like(expected)
     for at in np.ndindex(LAYERS, HEADS):
         history = HeadHistory(LAYERS, HEADS, settings=settings)
         history.add(0, scores, 0 * GAP, GAP)
         after = scores + 0.5 * np.abs(scores).mean() * rng.choice([-1.0, 1.0], scores.shape)
         after[:, at[0], at[1]] = 0.0
         history.add(1, after, 0 * GAP, GAP)
-        told[at] = history.weakened[1][at]
-    assert 10 < said.sum() < told.sum()
-    assert (told >= said).all()
+        found[at] = history.weakened[1][at]
+    assert 10 < expected.sum() < found.sum()
+    assert (found >= expected).all()
 
 
-def test_pairs_wanted_resolve_nine_in_ten() -> None:
-    """Of pairs drawn anew from the same distribution, so many as were asked for."""
+def test_pairs_needed_detect_nine_in_ten() -> None:
+    """With the number of pairs asked for, drawn anew from the same distribution."""
     rng, settings = np.random.default_rng(1), EvidenceSettings()
     every = np.ones((LAYERS, HEADS), np.bool_)
     few = shares(drawn(rng, 4.0), 0 * GAP, GAP)
@@ -69,13 +69,13 @@ def test_pairs_wanted_resolve_nine_in_ten() -> None:
     assert detectable(many, settings).mean() > 0.9
 
 
-def test_few_pairs_and_small_shares_resolve_nothing() -> None:
-    """Eight signs have no p below 1 in 128, and 64 heads ask for 1 in 6,400."""
+def test_with_few_pairs_or_small_shares_nothing_is_detectable() -> None:
+    """Eight signs give no p below 1 in 128, and 64 heads need 1 in 6,400."""
     rng = np.random.default_rng(2)
     clear = drawn(rng, 400.0)
     assert detectable(shares(clear, 0 * GAP, GAP), EvidenceSettings()).all()
     assert not detectable(shares(clear[:8], 0 * GAP[:8], GAP[:8]), EvidenceSettings()).any()
-    assert not detectable(shares(clear, 0 * GAP, GAP), EvidenceSettings(), least=0.1).any()
+    assert not detectable(shares(clear, 0 * GAP, GAP), EvidenceSettings(), threshold=0.1).any()
     clear[:, 0, 0] = 0.0
     nothing = shares(clear, 0 * GAP, GAP)
     assert not detectable(nothing, EvidenceSettings())[0, 0]
@@ -85,9 +85,9 @@ def test_few_pairs_and_small_shares_resolve_nothing() -> None:
     assert pairs_needed(nothing, only, EvidenceSettings()) is None
 
 
-@pytest.mark.parametrize("nonzero_share", [True, False])
-def test_a_head_that_is_not_known_to_be_at_work_neither_leaves_nor_joins(nonzero_share: bool) -> None:
-    """Head 1.0 has a large share with t = 3: not significant where few heads work; its change is, where many change."""
+@pytest.mark.parametrize("required", [True, False])
+def test_a_head_without_a_nonzero_share_neither_leaves_nor_joins(required: bool) -> None:
+    """Head 1.0 has a large share with t = 3, not significant where few heads are; its change is, where many change."""
     rng = np.random.default_rng(4)
     base = 1e-3 * rng.normal(size=(PAIRS, LAYERS, HEADS))
     base[:, 0, :4] = 1.0 + 0.1 * rng.normal(size=(PAIRS, 4))
@@ -95,19 +95,19 @@ def test_a_head_that_is_not_known_to_be_at_work_neither_leaves_nor_joins(nonzero
     base[:, 1, 0] = 1.0 + np.sqrt(PAIRS) / 3.0 * (noise - noise.mean()) / noise.std()
     now = base + 1e-3  # all others change a little, and surely
     now[:, 1, 0] = 0.0
-    settings = EvidenceSettings(nonzero_share=nonzero_share, carry=0.9, confirm="none", weights="equal")
+    settings = EvidenceSettings(require_nonzero_share=required, carry=0.9, confirm="none", weights="equal")
     for before, after, kind in ((base, now, "dropped"), (now, base, "emerged")):
         history = HeadHistory(LAYERS, HEADS, settings=settings)
         history.add(0, before, 0 * GAP, GAP)
         history.add(1, after, 0 * GAP, GAP)
         assert history.member[0, 1, 0] != history.member[1, 1, 0]
         assert 0.001 < history.q_value[1, 1, 0] < 0.01
-        told = [e.kind for e in history.events if (e.layer, e.head) == (1, 0)]
-        assert told == ([] if nonzero_share else [kind])
+        found = [e.kind for e in history.events if (e.layer, e.head) == (1, 0)]
+        assert found == ([] if required else [kind])
 
 
-def test_heads_at_work_are_more_than_the_resolved_ones() -> None:
-    """By Benjamini-Hochberg, where many heads work: of p = 0.002 that 48 of 64 beat, q is below 0.01."""
+def test_more_heads_have_a_nonzero_share_than_are_detectable() -> None:
+    """Benjamini-Hochberg where many shares are non-zero: with 48 of 64 smaller p values, p = 0.002 has q below 0.01."""
     rng = np.random.default_rng(5)
     scores = 1.0 + 0.1 * rng.normal(size=(PAIRS, LAYERS, HEADS))
     scores[:, 6:] = rng.normal(size=(PAIRS, 2, HEADS))
@@ -119,8 +119,8 @@ def test_heads_at_work_are_more_than_the_resolved_ones() -> None:
     assert (nonzero_share(now, EvidenceSettings()) >= detectable(now, EvidenceSettings())).all()
 
 
-def test_size_does_not_put_a_head_at_work() -> None:
-    """A head whose share is thirty times the others' with t = 3: by size it would have most of q, and be at work."""
+def test_size_alone_does_not_make_a_share_nonzero() -> None:
+    """A share thirty times the others' with t = 3: weighted by size it would be significant."""
     rng = np.random.default_rng(8)
     scores = 0.03 * rng.normal(size=(PAIRS, LAYERS, HEADS))
     noise = rng.normal(size=PAIRS)
@@ -131,8 +131,8 @@ def test_size_does_not_put_a_head_at_work() -> None:
     assert not nonzero_share(now, EvidenceSettings())[0, 0]
 
 
-def test_a_head_that_joined_by_the_next_probe_can_leave_again() -> None:
-    """It was at work at the probe that saw it first, from which on it lives; at the base it was not."""
+def test_a_head_confirmed_by_the_next_probe_can_leave_again() -> None:
+    """Its share is non-zero at the probe that found it first, its mark; at the base it was not."""
     rng = np.random.default_rng(6)
     off = 1e-3 * rng.normal(size=(PAIRS, LAYERS, HEADS))
     off[:, 0, :4] = 1.0 + 0.1 * rng.normal(size=(PAIRS, 4))
@@ -161,10 +161,10 @@ def test_a_history_counts_them_and_the_summary_says_so() -> None:
     wanted = history.pairs_needed()
     assert wanted is not None
     assert wanted > PAIRS
-    (said,) = [s for s in summary(history)["sentences"] if "would be told" in s]
+    (said,) = [s for s in summary(history)["sentences"] if "Detection power" in s]
     assert said == (
-        f"On these 64 pairs the loss of 4 of the {active.sum()} active heads would be told; about {wanted:,} pairs "
-        "would do for nine in ten."
+        f"Detection power: the loss of 4 of the {active.sum()} active heads would be detected (64 pairs; {wanted:,} "
+        "would cover nine in ten)."
     )
 
 

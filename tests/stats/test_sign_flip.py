@@ -1,10 +1,11 @@
-"""The sign-flip test against enumeration by hand, against random signs, and where it has to give up."""
+"""The sign-flip test against enumeration, scipy, and random signs."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import permutation_test
 
 from headwatch.stats.sign_flip import MOST_ENUMERATED, enumerated, saddlepoint, sign_flip_p
 
@@ -18,14 +19,14 @@ VALUES: dict[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {
 
 
 def by_hand(values: Floats) -> float:
-    """Every pattern of signs, one after the other."""
+    """All patterns of signs, one at a time."""
     n = len(values)
     patterns = [[1 if (k >> i) & 1 else -1 for i in range(n)] for k in range(2**n)]
     observed = abs(values.sum())
     return float(np.mean([abs(values @ np.array(p)) >= observed * (1 - 1e-12) for p in patterns]))
 
 
-def test_few_pairs_are_every_pattern_of_signs() -> None:
+def test_few_pairs_are_enumerated() -> None:
     rng = np.random.default_rng(0)
     for n in (1, 2, 5, 9):
         values = rng.standard_normal((n, 2, 3)) + 0.5
@@ -35,8 +36,19 @@ def test_few_pairs_are_every_pattern_of_signs() -> None:
             assert p[at] == pytest.approx(by_hand(values[:, *at]), abs=1e-12)
 
 
+@pytest.mark.parametrize("n_pairs", [2, 5, 10])
+def test_enumeration_is_scipys_permutation_test(n_pairs: int) -> None:
+    values = np.random.default_rng(6).standard_normal((n_pairs, 20)) + 0.5
+
+    def statistic(x: Floats, axis: int) -> Floats:
+        return np.abs(x.sum(axis=axis))
+
+    expected = permutation_test((values,), statistic, permutation_type="samples", alternative="greater")
+    np.testing.assert_array_equal(enumerated(values), expected.pvalue)
+
+
 @pytest.mark.parametrize("kind", VALUES)
-def test_the_computed_tail_is_that_of_the_permutations(kind: str) -> None:
+def test_the_saddlepoint_tail_is_close_to_the_enumerated_one(kind: str) -> None:
     """16 pairs, 300 columns with means from none to large, against all 65,536 patterns.
 
     Half of the p are within 10 % and nine in ten within 35 %; below 1e-3 (65 patterns) steps of one pattern show.
@@ -51,8 +63,8 @@ def test_the_computed_tail_is_that_of_the_permutations(kind: str) -> None:
     assert ratio[~likely].min() > 0.4
 
 
-def test_the_tail_stands_near_its_end() -> None:
-    """All differences but one of one sign: p of a few patterns, where the observed pattern's own part matters."""
+def test_the_tail_of_a_few_patterns() -> None:
+    """All differences but one have the same sign: p of a few patterns, where the mass of the observed one matters."""
     values = np.abs(np.random.default_rng(5).standard_normal((15, 400))) + 0.2
     values[0] *= -1.0
     ratio = saddlepoint(values) / enumerated(values)
@@ -61,7 +73,7 @@ def test_the_tail_stands_near_its_end() -> None:
 
 @pytest.mark.parametrize("kind", VALUES)
 def test_64_pairs_agree_with_random_signs(kind: str) -> None:
-    """Within 15 %, which a column whose sum hangs on one outlier needs; else far less."""
+    """Within 15 %, needed for columns whose sum depends on one outlier; the median is far smaller."""
     rng = np.random.default_rng(2)
     values = VALUES[kind](rng, (64, 40)) + np.linspace(0.0, 0.5, 40)
     signs = rng.choice([-1.0, 1.0], (20_000, 64))
@@ -83,7 +95,7 @@ def test_no_p_is_smaller_than_one_pattern_of_all() -> None:
         assert sign_flip_p(nothing)[0] == 1.0
 
 
-def test_units_do_not_matter() -> None:
+def test_p_does_not_depend_on_units() -> None:
     values = np.random.default_rng(3).standard_normal((40, 30)) + 0.4
     for unit in (1e-12, -3.0, 1e9):
         np.testing.assert_allclose(sign_flip_p(unit * values), sign_flip_p(values), rtol=1e-9)

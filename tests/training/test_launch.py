@@ -14,6 +14,7 @@ import yaml
 pytest.importorskip("trl")
 pytest.importorskip("math_verify")
 
+from helpers.recipes import nested
 from transformers import AutoModelForCausalLM, BertConfig, MambaConfig
 from trl import ModelConfig
 
@@ -22,10 +23,11 @@ from headwatch.cli import main as command_line
 from headwatch.demo.tiny_model import build_tokenizer
 from headwatch.errors import UserError
 from headwatch.monitor.alerts import AlertSettings
+from headwatch.monitor.settings import WatchSettings
 from headwatch.stats import EvidenceSettings
 from headwatch.training.data import DataArguments
 from headwatch.training.launch import load_rows, main, make_plan, prepare, run
-from headwatch.training.options import CONFIGS, LaunchArguments, WatchArguments, parse, read_recipe
+from headwatch.training.options import CONFIGS, OLD_NAMES, PREFIX, parse, read_recipe
 from headwatch.training.smoke import write_stand_ins
 from headwatch.training.trainer import load_tokenizer, make_trainer
 
@@ -37,7 +39,7 @@ SFT = {
     "per_device_train_batch_size": 2,
     "save_strategy": "steps",
     "save_steps": 2,
-    "probe_every": 2,
+    "headwatch.every": 2,
 }
 GRPO = {
     "method": "grpo",
@@ -48,7 +50,7 @@ GRPO = {
     "per_device_train_batch_size": 8,
     "n_problems": 12,
     "max_steps": 2,
-    "probe_every": 1,
+    "headwatch.every": 1,
     "save_strategy": "no",
 }
 COMMON = {
@@ -59,10 +61,10 @@ COMMON = {
     "report_to": "none",
     "logging_steps": 1,
     "learning_rate": "1e-3",
-    "probes": ["addition"],
-    "probe_pairs": 4,
-    "path_steps": 1,
-    "strict_probes": True,
+    "headwatch.probes": ["addition"],
+    "headwatch.n_pairs": 4,
+    "headwatch.scoring.steps": 1,
+    "headwatch.strict": True,
 }
 
 
@@ -84,7 +86,7 @@ def recipe(stand_ins, tmp_path):
             "output_dir": str(tmp_path / "out"),
         }
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump({**COMMON, **where, **base, **options}, sort_keys=False))
+        path.write_text(yaml.safe_dump(nested({**COMMON, **where, **base, **options}), sort_keys=False))
         return str(path)
 
     return write
@@ -95,10 +97,12 @@ def recipe(stand_ins, tmp_path):
 
 def test_the_command_line_wins_over_the_recipe_and_that_over_the_default(recipe):
     path = recipe(SFT, learning_rate="4e-5", weight_decay=0.1)
-    made = parse([path, "--learning_rate", "3e-6", "--probe-every=7", "--probes", "carry", "recall"]).build()
+    made = parse(
+        [path, "--learning_rate", "3e-6", "--headwatch.every=7", "--headwatch.probes", "carry", "recall"]
+    ).build()
     assert (made.training.learning_rate, made.training.weight_decay, made.training.adam_beta1) == (3e-6, 0.1, 0.9)
-    assert made.watch.callback_options()["every"] == 7
-    assert made.watch.callback_options()["probes"] == ["carry", "recall"]
+    assert made.watch.every == 7
+    assert made.watch.probes == ["carry", "recall"]
     assert parse(["--config", path]).values["learning_rate"] == 4e-5  # as text in the file, a number here
 
 
@@ -118,14 +122,19 @@ def test_a_recipe_extends_another(tmp_path):
     ("typed", "said"),
     [
         (["--learnign_rate", "1"], ["learnign_rate", "nearest is learning_rate"]),
-        (["--probe-evry=3"], ["probe_evry", "nearest is probe_every"]),
+        (["--headwatch.evry=3"], ["headwatch.evry", "nearest is headwatch.every"]),
+        (["--headwatch.evidence.p=3"], ["headwatch.evidence.p", "nearest is headwatch.evidence."]),
+        (["--headwatch_every", "3"], ["--headwatch_every", "written --headwatch.every"]),
+        (["--headwatch.every"], ["--headwatch.every", "value is missing"]),
+        (["--headwatch.every", "often"], ["headwatch.every='often'", "whole number"]),
+        (["--headwatch.strict", "2"], ["headwatch.strict=2", "true or false"]),
         (["--num_generations", "4"], ["num_generations", "option of grpo"]),
         (["--max_steps", "many"], ["max_steps", "many"]),
         (["--learn", "1"], ["learn", "no such option"]),  # no abbreviations
         (["stray"], ["stray", "which option"]),
-        (["--probe_every", "0"], ["every=0", "at least 1"]),
-        (["--probes", "additon"], ["additon"]),
-        (["--path_alphas", "sideways"], ["sideways"]),
+        (["--headwatch.every", "0"], ["headwatch.every=0", "at least 1"]),
+        (["--headwatch.probes", "additon"], ["additon"]),
+        (["--headwatch.scoring.alphas", "sideways"], ["sideways"]),
         (["--method", "ppo"], ["ppo", "method: sft"]),
         (["--stop_tokens", "<|eot|>"], ["stop_tokens", "<|eot|>"]),
         (["--chat_template", "nowhere.jinja"], ["nowhere.jinja", "chatml"]),
@@ -134,14 +143,17 @@ def test_a_recipe_extends_another(tmp_path):
         (["--max_length", "10"], ["no row is left"]),
         (["--resume_from_checkpoint", "true"], ["resume_from_checkpoint", "no checkpoint"]),
         (["--logging_strategy", "sometimes"], ["sometimes"]),
-        (["--evidence_q", "2"], ["--evidence_q=2.0", "between 0 and 1"]),
-        (["--evidence_carry", "0.95"], ["--evidence_carry=0.95", "--evidence_keep=0.9"]),
-        (["--evidence_confirm", "twice"], ["--evidence_confirm='twice'", "'either'"]),
-        (["--probes_wandb", "maybe"], ["--probes_wandb='maybe'", "'start'"]),
-        (["--probes_report_to", "nowhere"], ["--probes_report_to='nowhere'", "tensorboard"]),
-        (["--alert_thresholds", "{min_dropp: 0.1}"], ["min_dropp", "nearest is min_drop"]),
-        (["--alert_thresholds", "{min_drop: x}"], ["min_drop: 'x'", "0.05"]),
-        (["--alert_thresholds", "{min"], ["--alert_thresholds {min", "{min_drop: 0.1}"]),
+        (["--headwatch.evidence.q", "2"], ["headwatch.evidence.q=2", "between 0 and 1"]),
+        (["--headwatch.evidence.carry", "0.95"], ["headwatch.evidence.carry=0.95", "keep=0.9"]),
+        (["--headwatch.evidence.confirm", "twice"], ["headwatch.evidence.confirm='twice'", "'either'"]),
+        (["--headwatch.wandb", "maybe"], ["headwatch.wandb='maybe'", "'start'"]),
+        (["--headwatch.report_to", "nowhere"], ["headwatch.report_to='nowhere'", "tensorboard"]),
+        (
+            ["--headwatch.alerts", "{min_dropp: 0.1}"],
+            ["headwatch.alerts.min_dropp", "nearest is headwatch.alerts.min_drop"],
+        ),
+        (["--headwatch.alerts", "{min_drop: x}"], ["headwatch.alerts.min_drop='x'", "a number"]),
+        (["--headwatch.alerts", "{min"], ["headwatch.alerts='{min'", "name: value"]),
         (["--keep_optimizers", "0"], ["--keep_optimizers 0", "at least 1"]),
         (["--per_device_train_batch_size", "0"], ["--per_device_train_batch_size 0", "at least 1"]),
         (["--output_dir", "/proc/nowhere/x"], ["--output_dir /proc/nowhere/x", "cannot be made"]),
@@ -187,7 +199,7 @@ def test_mistakes_in_a_recipe_are_one_line(tmp_path, capsys, text, said):
         (MambaConfig(architectures=["MambaForCausalLM"]), "MambaForCausalLM"),
     ],
 )
-@pytest.mark.parametrize("option", ["--dry-run", "--strict_probes=true"])
+@pytest.mark.parametrize("option", ["--dry-run", "--headwatch.strict=true"])
 def test_a_model_without_heads_to_score_is_refused_before_anything_is_loaded(
     recipe, tmp_path, capsys, config, said, option
 ):
@@ -209,30 +221,70 @@ def test_files_that_are_no_chat_templates(recipe, tmp_path, capsys):
 # --- the callback's options -------------------------------------------------------------------------------------------
 
 
-def test_every_option_of_the_callback_can_be_set(recipe):
-    """And none is named like one of the trainer's, or hidden behind it."""
+def test_the_callback_the_recipe_and_the_manifest_have_the_same_options(recipe):
     keywords = set(inspect.signature(HeadWatchCallback).parameters) - {"tokenizer"}
-    assert set(parse([recipe(SFT)]).build().watch.callback_options()) == keywords
-    ours = {field.name for field in dataclasses.fields(WatchArguments)}
-    for config in (*CONFIGS.values(), ModelConfig, DataArguments, LaunchArguments):
-        assert not ours & {field.name for field in dataclasses.fields(config)}
+    assert {field.name for field in dataclasses.fields(WatchSettings)} == keywords
+    assert set(WatchSettings().to_options()) == keywords
+    assert PREFIX not in {
+        f.name for c in (*CONFIGS.values(), ModelConfig, DataArguments) for f in dataclasses.fields(c)
+    }
+
+
+@pytest.mark.parametrize("name", list(OLD_NAMES))
+@pytest.mark.parametrize("where", ["recipe", "command line"])
+def test_old_flat_names_are_refused_with_the_new_one(name, where, recipe, capsys):
+    path, typed = (recipe(SFT, **{name: 1}), []) if where == "recipe" else (recipe(SFT), [f"--{name}", "1"])
+    assert command_line(["train", path, *typed]) == 2
+    assert f"{name} is now headwatch.{OLD_NAMES[name]} (" in capsys.readouterr().err
+
+
+def test_every_new_name_of_an_old_one_exists():
+    for name in OLD_NAMES.values():
+        found = WatchSettings()
+        for part in name.split("."):
+            found = getattr(found, part)
 
 
 def test_what_is_set_reaches_the_callback(recipe):
-    options = {"evidence_q": 0.05, "evidence_min_change": 0.01, "evidence_carry": 0.7, "evidence_keep": 0.8}
-    options |= {"evidence_weights": "equal", "evidence_require_nonzero_share": False}
-    options |= {"evidence_test": "t", "evidence_confirm": "next", "evidence_min_pairs": 4, "evidence_min_gap_t": 2.0}
-    path = recipe(SFT, **options, alert_thresholds={"min_drop": 0.2, "window": 4}, probes_report_to="none")
-    made = parse([path, "--probes_wandb", "off"]).build().watch.callback_options()
-    assert made["evidence"] == EvidenceSettings(0.7, 0.8, 0.05, 0.01, 4, 2.0, "t", "next", "equal", False)
-    assert made["alerts"] == AlertSettings(min_drop=0.2, window=4)
-    assert (made["report_to"], made["wandb"]) == ("none", "off")
-    typed = parse(
-        [path, "--alert_thresholds", "{min_drop: 0.3}", "--probes_report_to", "trackio", "tensorboard"]
-    ).build()
-    assert typed.watch.callback_options()["alerts"] == AlertSettings(min_drop=0.3)
-    assert typed.watch.callback_options()["report_to"] == ["trackio", "tensorboard"]
-    assert parse([recipe(SFT)]).build().watch.callback_options()["evidence"] == EvidenceSettings()
+    evidence = {"q": 0.05, "min_change": 0.01, "carry": 0.7, "keep": 0.8, "weights": "equal", "test": "t"}
+    evidence |= {"require_nonzero_share": False, "confirm": "next", "min_pairs": 4, "min_gap_t": 2.0}
+    options = {f"headwatch.evidence.{name}": value for name, value in evidence.items()}
+    options |= {"headwatch.alerts": {"min_drop": 0.2, "window": 4}, "headwatch.report_to": "none"}
+    path = recipe(SFT, **options)
+    made = parse([path, "--headwatch.wandb", "off"]).build().watch
+    assert made.evidence == EvidenceSettings(0.7, 0.8, 0.05, 0.01, 4, 2.0, "t", "next", "equal", False)
+    assert made.alerts == AlertSettings(min_drop=0.2, window=4)
+    assert (made.report_to, made.wandb) == ("none", "off")
+    typed = parse([path, "--headwatch.alerts.min_drop", "0.3", "--headwatch.report_to", "trackio", "tensorboard"])
+    assert typed.build().watch.alerts == AlertSettings(min_drop=0.3, window=4)
+    assert typed.build().watch.report_to == ["trackio", "tensorboard"]
+    assert parse([recipe(SFT)]).build().watch.evidence == EvidenceSettings()
+    assert HeadWatchCallback.from_settings(made).settings == made
+    assert WatchSettings.from_options(made.to_options() | {"openers": {}}) == made
+
+
+def test_a_recipe_extends_the_block_option_by_option(tmp_path):
+    (tmp_path / "a.yaml").write_text("method: sft\nheadwatch:\n  every: 5\n  evidence: {q: 0.05, carry: 0.7}\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\nheadwatch:\n  n_pairs: 8\n  evidence: {q: 0.1}\n")
+    block = read_recipe(tmp_path / "b.yaml")["headwatch"]
+    assert block == {"every": 5, "n_pairs": 8, "evidence": {"q": 0.1, "carry": 0.7}}
+
+
+def test_a_recipe_that_extends_itself_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(UserError, match="extends itself"):
+        read_recipe(tmp_path / "a.yaml")
+
+
+def test_the_record_of_the_options_can_be_run_again_and_holds_no_secret(recipe, tmp_path):
+    options = parse([recipe(SFT), "--hub_token", "hf_secret", "--headwatch.every", "3"])
+    written = yaml.safe_dump(options.recorded())
+    assert "hf_secret" not in written
+    (tmp_path / "again.yaml").write_text(written)
+    again = parse([str(tmp_path / "again.yaml")])
+    assert again.settings() == options.settings()
+    assert again.values["max_steps"] == options.values["max_steps"]
 
 
 def test_other_commands_still_refuse_what_they_do_not_know(capsys):
@@ -274,7 +326,7 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(recipe, capsys, tmp_pa
     assert "1 x accuracy + 1 x format + 1 x tag_count" in said
     assert "3 (step 0, every 1, the last), 4 pairs of addition" in said
     assert "W&B project my-project; probes: auto, W&B run: auto" in said
-    assert "carry 0.8, keep 0.9, q 0.01, material 0.005" in said
+    assert "carry 0.8, keep 0.9, q 0.01, min_change 0.005" in said
     assert "min_drop 0.05" in said
     assert not (tmp_path / "out").exists()
 

@@ -9,6 +9,8 @@ import yaml
 pytest.importorskip("trl")
 pytest.importorskip("math_verify")
 
+from helpers.recipes import nested
+
 from headwatch.cli import main as command_line
 from headwatch.probes.system_prompts import OPEN_R1_PROMPT
 from headwatch.training.options import parse
@@ -33,12 +35,12 @@ def recipe(stand_ins: Path, tmp_path: Path) -> str:
         "output_dir": str(tmp_path / "out"),
         "report_to": "none",
         "bf16": False,
-        "probes": ["addition", "openers"],
-        "probe_pairs": 5,
-        "opener_questions": [str(stand_ins / "questions.jsonl")],
+        "headwatch.probes": ["addition", "openers"],
+        "headwatch.n_pairs": 5,
+        "headwatch.openers.questions": [str(stand_ins / "questions.jsonl")],
     }
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(options))
+    path.write_text(yaml.safe_dump(nested(options)))
     return str(path)
 
 
@@ -54,37 +56,40 @@ def test_the_plan_says_what_the_openers_will_be(recipe: str, capsys: pytest.Capt
     said = sampled["openers"]
     assert said.startswith("sampled at step 0, up to 16 tokens, behind 16 questions (")
     assert said.endswith("questions.jsonl), read by kl")
-    fixed = planned(capsys, recipe, "--opener_source", "fixed", "--opener_metric", "nll", "--opener_tokens", "8")
+    fixed = planned(
+        capsys,
+        recipe,
+        "--headwatch.openers.source",
+        "fixed",
+        "--headwatch.openers.metric",
+        "nll",
+        "--headwatch.openers.tokens",
+        "8",
+    )
     assert re.search(r"10 pairs of addition, openers, set \w{12}$", fixed["probes"])
     assert fixed["openers"].startswith("fixed, up to 8 tokens")
-    assert "openers" not in planned(capsys, recipe, "--probes", "addition")
+    assert "openers" not in planned(capsys, recipe, "--headwatch.probes", "addition")
 
 
 def test_the_options_reach_the_callback_with_the_datas_system_prompt(recipe: str) -> None:
-    typed = ["--opener_source", "fixed", "--opener_tokens", "9", "--opener_metric", "nll"]
-    watch = parse([recipe, *typed]).build().watch
-    openers = watch.callback_options("Think first.")["openers"]
-    assert (openers.source, openers.tokens, openers.metric, openers.system_prompt) == (
-        "fixed",
-        9,
-        "nll",
-        "Think first.",
-    )
-    assert [Path(name).name for name in openers.questions] == ["questions.jsonl"]
-    assert watch.callback_options("none")["openers"].system_prompt == ""
-    assert watch.callback_options("open-r1")["openers"].system_prompt == OPEN_R1_PROMPT
+    openers = parse([recipe, *(f"--headwatch.openers.{pair}" for pair in ("source=fixed", "tokens=9", "metric=nll"))])
+    found = openers.build().watch.openers
+    assert (found.source, found.tokens, found.metric) == ("fixed", 9, "nll")
+    assert [Path(name).name for name in found.questions] == ["questions.jsonl"]
+    for prompt, expected in (("Think first.", "Think first."), ("none", ""), ("open-r1", OPEN_R1_PROMPT)):
+        assert parse([recipe, "--system_prompt", prompt]).build().watch.openers.system_prompt == expected
 
 
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["--opener_source", "guessed"], ["opener_source", "guessed", "sampled"]),
-        (["--opener_metric", "logit_diff"], ["opener_metric", "logit_diff", "nll"]),
-        (["--opener_tokens", "2"], ["tokens=2", "4 to 256"]),
-        (["--opener_token", "9"], ["opener_token", "nearest is opener_tokens"]),
-        (["--opener_questions", "./nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
-        (["--probes", "addition", "opener"], ["opener"]),
-        (["--path_alphas", "clean"], ["clean", "kl"]),
+        (["--headwatch.openers.source", "guessed"], ["headwatch.openers.source", "guessed", "sampled"]),
+        (["--headwatch.openers.metric", "logit_diff"], ["headwatch.openers.metric", "logit_diff", "nll"]),
+        (["--headwatch.openers.tokens", "2"], ["tokens=2", "4 to 256"]),
+        (["--headwatch.openers.token", "9"], ["openers.token:", "nearest is headwatch.openers.tokens"]),
+        (["--headwatch.openers.questions", "./nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
+        (["--headwatch.probes", "addition", "opener"], ["opener"]),
+        (["--headwatch.scoring.alphas", "clean"], ["clean", "kl"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
@@ -99,8 +104,8 @@ def test_mistakes_are_one_line(
 
 def test_a_smoke_run_says_that_it_asks_other_questions(tmp_path: Path) -> None:
     options = parse([str(RECIPES / "qwen2.5-math-1.5b" / "sft_openr1.yaml")])
-    assert {s.name: s.here for s in make_small(options, tmp_path)}["opener_questions"] == [
+    assert {s.name: s.here for s in make_small(options, tmp_path)}["headwatch.openers.questions"] == [
         str(tmp_path / "questions.jsonl")
     ]
     options = parse([str(RECIPES / "smollm2-135m" / "sft_gsm8k.yaml")])
-    assert "opener_questions" not in {s.name for s in make_small(options, tmp_path)}
+    assert "headwatch.openers.questions" not in {s.name for s in make_small(options, tmp_path)}

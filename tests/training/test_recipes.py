@@ -43,8 +43,11 @@ def test_every_option_is_explained_and_the_header_names_the_file(name):
     text = (FOLDER / name).read_text()
     assert f"recipes/{name}" in text
     written = yaml.safe_load(text)
-    for option in set(written) - {"method", "extends"}:
-        line = re.search(rf"^{option}:.*$", text, re.MULTILINE)
+    block = written.pop("headwatch", {})
+    groups = [value for value in block.values() if isinstance(value, dict)]
+    options = set(written) | {name for name, value in block.items() if not isinstance(value, dict)}
+    for option in options.union(*groups) - {"method", "extends"}:
+        line = re.search(rf"^ *{option}:.*$", text, re.MULTILINE)
         assert line is not None
         assert re.search(r"\s# \S", line[0]), f"{name}: {option} has no comment"
 
@@ -56,7 +59,7 @@ def test_dry_run(name, stand_ins, capsys):
     local = ["--model_name_or_path", str(stand_ins / "model"), "--dataset_name", str(stand_ins / f"{like}.jsonl")]
     method = read_recipe(FOLDER / name)["method"]
     bytewise = ["--stop_tokens", "<|im_end|>"] + ["--max_prompt_tokens", "4096"] * (method == "grpo")
-    local += ["--opener_questions", str(stand_ins / "questions.jsonl")]
+    local += ["--headwatch.openers.questions", str(stand_ins / "questions.jsonl")]
     assert main([str(FOLDER / name), "--dry_run", *local, *bytewise]) == 0
     said = capsys.readouterr().out
     for line in ("model", "data", "step", "steps", "tokens", "memory", "probes", "checkpoints", "record", "logs"):
@@ -93,7 +96,7 @@ def test_smoke(name, tmp_path, capsys, monkeypatch):
     wandb = name == "smollm2-135m/sft_gsm8k.yaml"  # one is enough: starting a W&B run takes seconds
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    options = ["--report_to", "wandb" if wandb else "none", "--strict_probes", "true"]
+    options = ["--report_to", "wandb" if wandb else "none", "--headwatch.strict", "true"]
     if "gsm8k" in name and GSM8K.is_file():
         options += ["--dataset_name", str(GSM8K)]
     trainer = run([str(FOLDER / name), "--smoke", "--output_dir", str(tmp_path / "out"), *options])
@@ -104,7 +107,7 @@ def test_smoke(name, tmp_path, capsys, monkeypatch):
     record = RunFolder.open(tmp_path / "out" / "headwatch")
     assert record.steps == [0, 2, 4]
     assert record.manifest["status"] == "finished"
-    assert record.families == tuple(recipe["probes"])
+    assert record.families == tuple(recipe["headwatch"]["probes"])
     if recipe["method"] == "grpo":
         logged = set().union(*(row.keys() for row in record.training()))
         assert {f"rewards/{reward}/mean" for reward in recipe["rewards"]} <= logged
@@ -117,7 +120,7 @@ def test_smoke(name, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("name", TWO)
 def test_smoke_of_the_two_gpu_recipes_by_two_processes(name, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    options = ["--smoke", "--output_dir", str(tmp_path / "out"), "--report_to", "none", "--strict_probes", "true"]
+    options = ["--smoke", "--output_dir", str(tmp_path / "out"), "--report_to", "none", "--headwatch.strict", "true"]
     done = subprocess.run(
         [*command, "-m", "headwatch.training", str(FOLDER / name), *options],
         capture_output=True,

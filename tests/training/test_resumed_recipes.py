@@ -17,6 +17,7 @@ pytest.importorskip("math_verify")
 
 import numpy as np
 import torch
+from helpers.recipes import nested
 from safetensors.torch import load_file
 
 from headwatch import RunFolder
@@ -45,14 +46,14 @@ COMMON = {
     "report_to": "none",
     "logging_steps": 1,
     "learning_rate": 0.03,  # with these circuits of 20 edges enough to change, for events to compare
-    "circuit_top_n": 20,
+    "headwatch.circuit.top_n": 20,
     "save_strategy": "steps",
     "save_steps": 2,
-    "probes": ["addition"],
-    "probe_every": 3,
-    "probe_pairs": 8,
-    "path_steps": 1,
-    "strict_probes": True,
+    "headwatch.probes": ["addition"],
+    "headwatch.every": 3,
+    "headwatch.n_pairs": 8,
+    "headwatch.scoring.steps": 1,
+    "headwatch.strict": True,
 }
 SFT = {"method": "sft", "max_length": 1024, "n_problems": 12, "max_steps": 16, "per_device_train_batch_size": 2}
 GRPO = {
@@ -65,7 +66,7 @@ GRPO = {
     "per_device_train_batch_size": 8,
     "n_problems": 6,  # three steps an epoch
     "max_steps": 6,
-    "probe_every": 1,
+    "headwatch.every": 1,
 }
 
 
@@ -77,7 +78,7 @@ def recipe(tmp_path):
         write_stand_ins(tmp_path)
         where = {"model_name_or_path": str(tmp_path / "model"), "dataset_name": str(tmp_path / "gsm8k.jsonl")}
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump({**COMMON, **where, **base, **options}, sort_keys=False))
+        path.write_text(yaml.safe_dump(nested({**COMMON, **where, **base, **options}), sort_keys=False))
         return str(path)
 
     return write
@@ -177,8 +178,18 @@ def test_grpo_goes_on_in_any_epoch(recipe, tmp_path):
 def test_recipes_killed_twice(name, options, tmp_path):
     """Over several epochs, at moments that fall into steps, probes and checkpoints as they may."""
     base = [RECIPES / f"{name}.yaml", "--smoke", "--max_steps", "14", "--learning_rate", "0.03", "--n_problems", "10"]
-    base += ["--save_steps", "2", "--probe_every", "3", "--circuit_top_n", "20", "--report_to", "none", *options]
-    base += ["--strict_probes", "true", "--output_dir"]
+    base += [
+        "--save_steps",
+        "2",
+        "--headwatch.every",
+        "3",
+        "--headwatch.circuit.top_n",
+        "20",
+        "--report_to",
+        "none",
+        *options,
+    ]
+    base += ["--headwatch.strict", "true", "--output_dir"]
     through = start([*base, tmp_path / "through"])
     through.join()
     assert through.exitcode == 0
@@ -252,7 +263,7 @@ def test_the_wandb_run_goes_on_with_the_output_folder(tmp_path):
 
 
 def test_the_last_checkpoints_keep_their_optimizer_and_all_their_weights(recipe, tmp_path):
-    path = recipe(SFT, max_steps=7, keep_optimizers=2, probe_every=100)
+    path = recipe(SFT, max_steps=7, keep_optimizers=2, **{"headwatch.every": 100})
     run([path, "--output_dir", str(tmp_path / "out")])
     found = checkpoints(tmp_path / "out")
     assert [c.name for c in found] == [f"checkpoint-{step}" for step in (2, 4, 6, 7)]

@@ -1,6 +1,8 @@
-"""The rewards, on correct completions and on completions that try to obtain a reward without an answer."""
+"""The rewards on completions as models write them, and as they write them to be paid without working."""
 
+import json
 import threading
+import time
 
 import pytest
 
@@ -8,7 +10,7 @@ pytest.importorskip("math_verify")
 
 from headwatch.errors import UserError
 from headwatch.training import rewards
-from headwatch.training.math_grader import MathGrader
+from headwatch.training.math_grader import MathGrader, Task, Worker
 
 WORKED = "<think>\nHalf of 48 is 24, and 48 + 24 = 72.\n</think>\n<answer>\n{}\n</answer>"
 
@@ -18,7 +20,7 @@ def one(reward, completion, answer="72", **columns):
 
 
 @pytest.mark.parametrize(
-    ("completion", "gold", "reward"),
+    ("said", "gold", "right"),
     [
         (WORKED.format("72"), "72", 1),
         (WORKED.format("71"), "72", 0),
@@ -40,32 +42,32 @@ def one(reward, completion, answer="72", **columns):
         (WORKED.format("$x^2+2x+1$"), "(x+1)^2", 1),
         (r"So the total is $\boxed{72}$.", "72", 1),
         ("So the total is 72.", "72", 0),  # no answer block, no LaTeX
-        # no answer, several answers, or unusual text
+        # paid without working
         ("", "72", 0),
         ("<answer>", "72", 0),
         ("</answer>72<answer>", "72", 0),
         ("<answer></answer>", "72", 0),
         ("<answer>" * 500 + "72" + "</answer>" * 500, "72", 1),
-        ("<answer>72</answer><answer>71</answer>", "72", 0),  # the last answer counts
+        ("<answer>72</answer><answer>71</answer>", "72", 0),  # of several answers the last one counts
         ("".join(f"<answer>{n}</answer>" for n in range(100)), "72", 0),
         (WORKED.format("9" * 10_000), "72", 0),
         (WORKED.format("0" * 500 + "72"), "72", 1),
-        (WORKED.format("७२"), "72", 0),  # Devanagari digits
+        (WORKED.format("७२"), "72", 0),  # Devanagari digits: not what was asked for
         (WORKED.format("日本 \U0001f600 \x00 \u202e72"), "73", 0),
         (WORKED.format("\\frac{" * 2000), "72", 0),
     ],
 )
-def test_accuracy(completion, gold, reward):
-    assert one(rewards.accuracy, completion, gold) == reward
+def test_accuracy(said, gold, right):
+    assert one(rewards.accuracy, said, gold) == right
 
 
-def test_strict_accuracy_needs_latex_and_reads_the_solution():
+def test_strict_accuracy_is_blind_to_a_bare_number_and_reads_the_solution():
     assert one(rewards.strict_accuracy, WORKED.format("72")) == 0
     assert one(rewards.strict_accuracy, WORKED.format(r"\boxed{72}")) == 1
     assert one(rewards.strict_accuracy, r"\boxed{72}", "71", solution=r"... so it is $\boxed{72}$.") == 1
 
 
-def test_a_row_without_a_readable_answer_gets_no_reward():
+def test_a_gold_answer_that_nobody_can_read_leaves_the_row_out():
     assert one(rewards.accuracy, r"\boxed{5}", "") is None
     assert one(rewards.accuracy, r"\boxed{5}", "", solution="hence $5$") == 1
     assert one(rewards.strict_accuracy, r"\boxed{5}", "") is None
@@ -78,7 +80,7 @@ def test_a_row_without_a_readable_answer_gets_no_reward():
         ("<think>\n\n</think>\n<answer>\n\n</answer>", 1, 1.0),
         (WORKED.format("72") + "\n", 0, 1.0),  # something follows
         ("Sure! " + WORKED.format("72"), 0, 1.0),
-        ("<think>a</think><answer>b</answer>", 0, 0.0),  # tags not on their own lines
+        ("<think>a</think><answer>b</answer>", 0, 0.0),  # no lines of their own
         ("<think>\na\n</think>\n", 0, 0.5),
         ("<think>\n<think>\na\n</think>\n<answer>\nb\n</answer>", 0, 0.75),  # nested
         (WORKED.format("72") * 2, 0, 0.0),
@@ -87,39 +89,86 @@ def test_a_row_without_a_readable_answer_gets_no_reward():
         ("<THINK>\na\n</THINK>\n<answer>\nb\n</answer>", 0, 0.5),
     ],
 )
-def test_format_and_tag_count(text, formatted, tags):
+def test_layout(text, formatted, tags):
     assert one(rewards.format, text) == formatted
     assert one(rewards.tag_count, text) == tags
 
 
-def test_nested_tags_are_not_the_format():
+def test_tags_nested_in_a_wellformed_whole_are_no_format():
     assert one(rewards.format, WORKED.format("<answer>\n72\n</answer>")) == 0
 
 
-def test_the_last_message_of_a_conversation_counts():
+def test_conversations_are_read_by_their_last_message():
     chat = [{"role": "assistant", "content": WORKED.format("72")}]
     assert [one(reward, chat) for reward in rewards.REWARDS.values()] == [1, 0, 1, 1]
     assert one(rewards.tag_count, [{"role": "assistant", "content": None}]) == 0
 
 
-def test_a_completion_that_takes_too_long_is_wrong():
-    """In a thread, where math-verify's own timeout (an alarm signal) does not work. Later completions are graded."""
-    grader = MathGrader(timeout=1.0)
+def task(answer):
+    return Task((r"\boxed{72}",), answer)
+
+
+def test_what_never_ends_is_wrong_and_the_next_one_is_graded():
+    """In a thread, where the alarm signal of math-verify's own timeout could not be set."""
+    grader = MathGrader(timeout=1.0, workers=1)
     grades = []
 
     def work():
-        for text in (r"\boxed{72}", r"\boxed{9999999999!}", r"\boxed{10^{10^{10^{10}}}}", r"\boxed{72}"):
-            grades.append(grader.grade([r"\boxed{72}"], text))
+        grades.extend(grader.grade([task("72"), task("9999999999!"), task("10^{10^{10^{10}}}"), task("2 \\cdot 36")]))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     grader.close()
     assert grades == [1.0, 0.0, 0.0, 1.0]
-    assert grader.timed_out == 2
+    assert grader.counts.timed_out == 2
 
 
-def test_rewards_are_resolved_by_name():
+def test_workers_share_a_step_and_its_budget():
+    grader = MathGrader(timeout=5.0, budget=4.0, workers=2)
+    hostile = [task(f"10^{{10^{{10^{{{n}}}}}}}") for n in range(10, 40)]
+    began = time.monotonic()
+    assert grader.grade([task("72"), *hostile])[1:] == [0.0] * 30
+    assert time.monotonic() - began < 30  # one after the other: 150
+    assert grader.counts.skipped > 20
+    assert grader.grade([task("72")]) == [1.0]
+    grader.close()
+
+
+def test_an_interrupt_between_question_and_answer_shifts_no_grade(monkeypatch):
+    grader = MathGrader(workers=1)
+    assert grader.grade([task("72"), task("71")]) == [1.0, 0.0]
+    original = Worker._exchange
+
+    def interrupted(self, line, seconds):
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Worker, "_exchange", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grader.grade([task("72")])
+    monkeypatch.setattr(Worker, "_exchange", original)
+    assert grader.grade([task("71"), task("72"), task("73")]) == [0.0, 1.0, 0.0]
+    grader.close()
+
+
+def test_a_reply_of_another_task_is_not_read(monkeypatch):
+    worker = Worker()
+    worker._process.stdin.write(json.dumps({"id": 99, "gold": ["72"], "answer": "72"}) + "\n")
+    worker._process.stdin.flush()
+    assert worker.ask(task("71"), 5.0) == (False, None, False)
+    assert not worker.alive
+
+
+def test_counts_are_logged():
+    logged = {}
+    rewards.accuracy([r"<answer>\frac{144}{2}</answer>"], answer=["72"], log_metric=logged.__setitem__)
+    assert set(logged) == {"grader/graded", "grader/slow", "grader/timed_out", "grader/skipped"}
+    assert logged["grader/graded"] >= 1
+
+
+def test_names():
     assert rewards.resolve(["accuracy", "json.dumps"])[0] is rewards.accuracy
     with pytest.raises(UserError, match="did you mean accuracy"):
         rewards.resolve(["acuracy"])

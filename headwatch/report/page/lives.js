@@ -1,73 +1,62 @@
-/* lives.js: what a sign of the life raster means, and what the figures count from it. */
+/* lives.js: the signs of the life raster, and what is read from them. */
 
 const STATES = ["inactive", "base", "retained", "dropped", "emerged", "pruned", "re-emerged"];
 const ACTIVE = [0, 1, 1, 0, 1, 0, 1];
+const GROUPS = { base: "Base heads", joined: "Heads that emerged in training", crossed: "Heads that entered the active set without evidence" };
 
-/* {state, agrees}: a digit is the state; a letter says that the active set itself disagrees, without evidence. */
+/* {state, agrees}: a digit is the state; a letter is the state where membership of the active set disagrees. */
 function life(sign) {
   const code = sign.charCodeAt(0);
   return code < 97 ? { state: code - 48, agrees: true } : { state: code - 97, agrees: false };
 }
 
-function lifeWords(sign, view) {
+const isActive = (sign) => ACTIVE[life(sign).state] === 1;
+
+function stateText(sign) {
   const { state, agrees } = life(sign);
   if (agrees) return STATES[state];
-  return ACTIVE[state] ? STATES[state] + " (outside the active set, change not proven)" : (state ? STATES[state] + ", " : "") + "in the active set without evidence";
+  if (ACTIVE[state]) return STATES[state] + " (outside the active set, loss not significant)";
+  return (state ? STATES[state] + ", " : "") + "in the active set without evidence";
 }
 
-function isActive(sign) { return ACTIVE[life(sign).state] === 1; }
-
-/* Colour class of an active stretch: base, new, back (re-emerged) or unproven. */
+/* Colour of a stretch: base, new, back (re-emerged), untested (a member without evidence) or none. */
 function hue(sign) {
   const { state, agrees } = life(sign);
   if (state === 1 || state === 2) return "base";
   if (state === 4) return "new";
   if (state === 6) return "back";
-  return agrees ? "" : "unproven";
+  return agrees ? "" : "untested";
 }
 
-/* Index of each head ("layer.head") among the rows of a view's raster. */
-function rowsOf(view) {
-  if (!view.rowOf) {
-    view.rowOf = new Map(view.lives.heads.map((head, row) => [keyOf(head), row]));
+/* Row of a head in a table with a list of heads (raster, paths, edges); undefined where it is not in it. */
+function rowOf(table, head) {
+  if (!table.rowOf) table.rowOf = new Map(table.heads.map((at, row) => [keyOf(at), row]));
+  return table.rowOf.get(keyOf(head));
+}
+
+const groupRows = (view, group) => view.lives.heads.map((_, row) => row).filter((row) => view.lives.group[row] === group);
+const activeUpTo = (view, row, now) => [...view.lives.lives[row].slice(0, now + 1)].filter(isActive).length;
+
+/* Fraction of the probes up to `now` (an index) at which the head of a row is active. */
+const frequency = (view, row, now) => activeUpTo(view, row, now) / (now + 1);
+
+/* Heads that emerged up to a probe: key -> row. */
+function emergedHeads(view, now) {
+  const rows = view ? groupRows(view, "joined").filter((row) => activeUpTo(view, row, now)) : [];
+  return new Map(rows.map((row) => [keyOf(view.lives.heads[row]), row]));
+}
+
+/* State, share, effect and stability of a head at a probe, as a list of texts. */
+function headTexts(view, head, now) {
+  const row = rowOf(view.lives, head), shares = sharePath(view, head), stable = view.stability && view.stability.now[head[0]][head[1]];
+  const texts = [row === undefined ? "never active" : `${stateText(view.lives.lives[row][now])} · active at ${percent(frequency(view, row, now))} of the probes`];
+  if (shares) {
+    const at = lastAtMost(shares.probes, now);
+    texts.push(`share ${percent(shares.values[0])} → ${percent(shares.values[at])}${shares.low[at] === null ? "" : ` (${percent(shares.low[at])} to ${percent(shares.high[at])})`}`);
   }
-  return view.rowOf;
+  if (hasEffect(view, head)) texts.push(effectText(view, head));
+  if (isNumber(stable)) texts.push(`kept by ${percent(stable)} of the resamples at the last probe`);
+  return texts;
 }
 
-/* Part of the probes up to `now` (an index) at which the head of this row is active. */
-function frequency(view, row, now) {
-  let active = 0;
-  for (let p = 0; p <= now; p++) active += isActive(view.lives.lives[row][p]);
-  return active / (now + 1);
-}
-
-/* The last probe of a run that is not after a step. */
-function probeAt(run, step) {
-  let index = 0;
-  run.steps.forEach((s, i) => { if (s <= step) index = i; });
-  return index;
-}
-
-/* Everything that can be said of one head of one run at a probe, a line each. */
-function headLines(view, head, now) {
-  const row = rowsOf(view).get(keyOf(head));
-  const lines = [];
-  if (row === undefined) lines.push("never active");
-  else {
-    lines.push(lifeWords(view.lives.lives[row][now]) + ` · active at ${percent(frequency(view, row, now))} of the probes`);
-  }
-  const path = headPath(view, head);
-  if (path) {
-    const at = lastAtMost(path.probes, now);
-    lines.push(`share ${percent(path.share[0])} → ${percent(path.share[at])}${path.low[at] === null ? "" : ` (${percent(path.low[at])} to ${percent(path.high[at])})`}`);
-  }
-  if (view.effect.effect.length && isNumber(view.effect.effect[head[0]][head[1]])) lines.push(effectWords(view, head));
-  if (view.stability && isNumber(view.stability.now[head[0]][head[1]])) lines.push(`kept by ${percent(view.stability.now[head[0]][head[1]])} of the resamples at the last probe`);
-  return lines;
-}
-
-function lastAtMost(values, limit) {
-  let found = 0;
-  values.forEach((value, i) => { if (value <= limit) found = i; });
-  return found;
-}
+const headTip = (view, head, now) => () => [headName(head), ...(view ? headTexts(view, head, now) : [])].join("\n");

@@ -1,15 +1,7 @@
-"use strict";
-/* marks.js: elements, scales, numbers. Strings from the data reach the page as text alone (textContent, setAttribute). */
+/* marks.js: SVG marks, scales and axes. */
 
 const SVG = "http://www.w3.org/2000/svg";
-
-function element(parent, tag, attributes, text) {
-  const node = document.createElement(tag);
-  for (const name in attributes || {}) node.setAttribute(name, attributes[name]);
-  if (text !== undefined && text !== null) node.textContent = text;
-  if (parent) parent.appendChild(node);
-  return node;
-}
+const LEFT = 40; /* where the plot area of a chart over steps begins */
 
 function mark(parent, tag, attributes, tip) {
   const node = document.createElementNS(SVG, tag);
@@ -28,16 +20,16 @@ function label(parent, x, y, text, attributes) {
   return node;
 }
 
-/* A title and, where there is room for it, a remark; where there is none the remark shows on hovering. */
+/* A title and a remark; the remark becomes a tooltip where there is no room for it. */
 function heading(svg, x, y, title, remark, room) {
   const node = label(svg, x, y, title + " ", { class: "strip-title" });
   if (!remark) return;
-  const said = mark(node, "tspan");
-  said.textContent = remark;
-  if (node.getComputedTextLength() > room) { said.remove(); node.tip = remark; }
+  const span = mark(node, "tspan");
+  span.textContent = remark;
+  if (node.getComputedTextLength() > room) { span.remove(); node.tip = remark; }
 }
 
-/* A chart keeps its <svg> (and so the keyboard's focus) and redraws what is in it, at the width that it has. */
+/* A chart keeps its <svg>, and so the keyboard focus; `begin` empties it for drawing at its current width. */
 function chart(parent, className, name) {
   const svg = mark(parent, "svg", { class: "chart " + className, role: "img", "aria-label": name });
   svg.width_ = () => Math.max(240, Math.round(svg.parentNode.clientWidth || 600));
@@ -47,6 +39,8 @@ function chart(parent, className, name) {
   };
   return svg;
 }
+
+/* --- scales and axes ------------------------------------------------------------------------------------------------ */
 
 function linear(d0, d1, r0, r1) {
   const span = d1 - d0 || 1;
@@ -65,52 +59,62 @@ function ticks(low, high, about) {
   return found;
 }
 
-const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
-const whole = (value) => (isNumber(value) ? value.toLocaleString("en-US") : "–");
-function number(value) {
-  if (!isNumber(value)) return "–";
-  const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return minus(value.toExponential(1));
-  return minus(String(+value.toPrecision(size >= 1000 ? 4 : 3)));
-}
-function percent(value, sign) {
-  if (!isNumber(value)) return "–";
-  const text = (Math.abs(value) < 0.0995 ? (value * 100).toFixed(1) : (value * 100).toFixed(0)) + " %";
-  return minus((sign && value > 0 ? "+" : "") + text);
-}
-const minus = (text) => text.replace("-", "−");
-const count = (n, noun) => `${whole(n)} ${noun}${n === 1 ? "" : "s"}`;
-const headName = (head) => `L${head[0]}.H${head[1]}`;
-const keyOf = (head) => head[0] + "." + head[1];
+const stepTicks = (scales, width) => ticks(scales.first, scales.last, width / 110).filter(Number.isInteger);
 
-/* Polyline through points [[x, y | null]]; a gap where there is no value. */
+/* Grid lines with their values on the left. */
+function gridLines(svg, y, values, right, text) {
+  for (const value of values) {
+    mark(svg, "line", { class: value === 0 ? "axis" : "grid", x1: LEFT, x2: right, y1: y(value), y2: y(value) });
+    label(svg, LEFT - 6, y(value) + 3.5, text(value), { "text-anchor": "end" });
+  }
+}
+
+function xLabels(svg, x, values, y) {
+  for (const value of values) label(svg, x(value), y, whole(value), { "text-anchor": "middle" });
+}
+
+/* The value of a curve at "now", to the right of the plot. */
+function endLabel(svg, x, y, top, bottom, text) {
+  label(svg, x, clamp(y, top + 4, bottom) + 4, text, { class: "end" });
+}
+
+function nowLine(svg, x, top, bottom) {
+  mark(svg, "line", { class: "now", x1: x, x2: x, y1: top, y2: bottom });
+}
+
+/* --- paths ---------------------------------------------------------------------------------------------------------- */
+
+/* Polyline through points [[x, y | null]], a step function on request; a gap where there is no value. */
 function path(points, step) {
-  let text = "", open = false, before = null;
+  let text = "", open = false;
   for (const [x, y] of points) {
     if (!isNumber(y)) { open = false; continue; }
     const at = `${x.toFixed(1)} ${y.toFixed(1)}`;
     text += open ? (step ? `H${x.toFixed(1)}V${y.toFixed(1)}` : "L" + at) : "M" + at;
     open = true;
-    before = [x, y];
   }
-  return before ? text : "";
+  return text;
 }
 
 function area(upper, lower) {
   return upper.length < 2 ? "" : path(upper) + "L" + lower.slice().reverse().map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L") + "Z";
 }
 
-/* One tooltip for all marks that have a .tip; what it says is also in the tables or at the selected head. */
-function tooltips() {
-  const tip = document.getElementById("tip");
-  document.addEventListener("pointermove", (event) => {
-    const said = event.target && event.target.tip;
-    tip.hidden = !said;
-    if (!said) return;
-    tip.textContent = typeof said === "function" ? said() : said;
-    const box = tip.getBoundingClientRect();
-    tip.style.left = Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 6)) + "px";
-    tip.style.top = (event.clientY + 18 + box.height > innerHeight ? event.clientY - box.height - 10 : event.clientY + 18) + "px";
-  });
-  document.addEventListener("pointerleave", () => { tip.hidden = true; });
+/* A filled circle in the middle of a map cell. */
+function cellDot(svg, className, cell, part, least) {
+  mark(svg, "circle", { class: className, cx: cell.x + cell.width / 2, cy: cell.y + cell.height / 2, r: Math.max(least, cell.width * part) });
+}
+
+/* --- legends -------------------------------------------------------------------------------------------------------- */
+
+/* entries: [colour variable, text, shape]. */
+function legend(parent, entries) {
+  const box = element(parent, "div", { class: "legend" });
+  for (const [color, text, shape] of entries) {
+    const entry = element(box, "span"), swatch = element(entry, "i", { class: shape });
+    const ends = ["var(--cell)", `var(--${color})`];
+    if (shape === "ramp") swatch.style.background = `linear-gradient(90deg, ${(color === "loss" ? ends.reverse() : ends).join(", ")})`;
+    else if (color) swatch.style.background = ends[1];
+    entry.append(text);
+  }
 }

@@ -1,25 +1,35 @@
-/* signals.js: small charts of what stands beside the lives: chance, turnover, agreement, drift, spread, layers. */
+/* signals.js: small charts: null band of membership changes, turnover, agreement, KL, distribution, layers. */
 
 const SIGNALS = [
-  { id: "membership", title: "Changes of the active set", remark: "heads in or out since the base, evidence or not", note: (v) => (v && v.noise.high.some(isNumber) ? `Shaded: what two ${chosen.rule === "circuit" ? "halves" : "samples"} of one probe’s pairs differ by (95 %). A count inside it says nothing.` : "Its null band was not recorded for this rule."), line: (v) => v.noise.membership, band: (v) => [v.noise.low, v.noise.high], words: whole },
-  { id: "turnover", title: "Turnover", remark: "heads gained and lost since the probe before", note: "By the chosen rule’s lives.", bars: (v) => [v.turnover.gained, v.turnover.lost], words: whole },
-  { id: "split", title: "Agreement of two halves of the pairs", remark: "rank correlation of mean head scores", note: "Near 1: the ranking of heads does not hang on which pairs were drawn.", line: (v) => v.noise.split_half, range: [0, 1], words: number },
-  { id: "kl", title: "KL of the probe answers from the base model", remark: "nats, mean over the pairs", note: "How far the model has moved on the probes, whatever the reward says.", line: (v) => v.probe.kl, words: number },
-  { id: "entropy", title: "Spread of importance over heads", remark: "entropy, 1: all alike", note: "", line: (v) => v.concentration.entropy, range: [0, 1], more: (v, p) => `excess kurtosis ${number(v.concentration.kurtosis[p])}${isNumber(v.concentration.intensity[p]) ? `, sum of |raw score| ${number(v.concentration.intensity[p])}` : ""}`, words: number },
-  { id: "layers", title: "Where in depth", remark: "heads that emerged (up) and base heads dropped (down) up to now", note: "", layers: true, words: whole },
+  { id: "membership", title: "Changes of the active set", remark: "Heads that entered or left since the base, whatever the evidence.", note: bandNote, line: (v) => v.noise.membership, band: (v) => [v.noise.low, v.noise.high], text: whole },
+  { id: "turnover", title: "Turnover", remark: "Heads gained and lost since the previous probe, by the chosen rule.", bars: (v) => [v.turnover.gained, v.turnover.lost], text: whole },
+  { id: "split", title: "Agreement of two halves of the pairs", remark: "Rank correlation of mean head scores. Near 1: the ranking of heads hardly depends on the sample of pairs.", line: (v) => v.noise.split_half, range: [0, 1], text: number },
+  { id: "kl", title: "KL of the probe answers from the base model", remark: "Nats, mean over the pairs: how far the model has moved on the probes, independently of the reward.", line: (v) => v.probe.kl, text: number },
+  { id: "entropy", title: "Distribution of importance over heads", remark: "Entropy; 1: uniform.", line: (v) => v.concentration.entropy, range: [0, 1], more: concentrationText, text: number },
+  { id: "layers", title: "Layers of emerged and dropped heads", remark: "Heads that emerged (up) and base heads dropped (down) up to now.", layers: true, text: whole },
 ];
+
+function bandNote(view) {
+  if (!view || !view.noise.high.some(isNumber)) return "No null band was recorded for this rule.";
+  return `Shaded: null band, 95 % of the changes between two ${chosen.rule === "circuit" ? "halves" : "samples"} of one probe’s pairs. A count inside it is no evidence of change.`;
+}
+
+function concentrationText({ concentration }, p) {
+  const intensity = concentration.intensity[p];
+  return `\nexcess kurtosis ${number(concentration.kurtosis[p])}${isNumber(intensity) ? `, sum of |raw score| ${number(intensity)}` : ""}`;
+}
 
 function layerProfile(run, view, now) {
   const up = new Array(run.model.n_layers).fill(0), down = up.slice();
   view.lives.heads.forEach(([layer], row) => {
-    const lives = view.lives.lives[row], group = view.lives.group[row];
-    if (group === "joined" && [...lives.slice(0, now + 1)].some(isActive)) up[layer] += 1;
-    if (group === "base" && life(lives[now]).state === 3) down[layer] += 1;
+    const group = view.lives.group[row];
+    if (group === "joined" && activeUpTo(view, row, now)) up[layer] += 1;
+    if (group === "base" && STATES[life(view.lives.lives[row][now]).state] === "dropped") down[layer] += 1;
   });
   return [up, down];
 }
 
-/* One scale a signal for all runs, so that columns can be compared by eye. */
+/* One scale per signal for all runs, so that columns can be compared by eye. */
 function signalDomain(signal, runs, views) {
   if (signal.range) return signal.range;
   const values = [0];
@@ -34,61 +44,64 @@ function signalDomain(signal, runs, views) {
   return [low, high > low ? high : low + 1];
 }
 
-/* Whether any run has something to show for this signal. */
-function signalKnown(signal, views) {
-  return views.some((view) => view && (signal.line ? signal.line(view).some(isNumber) : true));
-}
+/* Whether any run has data for this signal. */
+const signalKnown = (signal, views) => views.some((view) => view && (signal.line ? signal.line(view).some(isNumber) : true));
 
 function drawSignal(svg, signal, run, view, domain, scales, now) {
-  const width = svg.width_(), top = 26, bottom = 104, right = width - 46;
-  svg.begin(bottom + (signal.layers ? 34 : 22));
-  heading(svg, LEFT, 12, signal.title, "", width - LEFT);
-  const y = linear(domain[0], domain[1], bottom, top);
-  for (const tick of ticks(domain[0], domain[1], 3)) {
-    if (signal.words === whole && tick !== Math.round(tick)) continue;
-    mark(svg, "line", { class: tick === 0 ? "axis" : "grid", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) });
-    label(svg, LEFT - 6, y(tick) + 3.5, number(Math.abs(tick)), { "text-anchor": "end" });
-  }
-  const layers = run.model.n_layers, x = signal.layers ? linear(-0.5, layers - 0.5, LEFT, right) : linear(scales.first, scales.last, LEFT, right);
-  const marked = signal.layers ? ticks(0, layers - 1, width / 60).filter(Number.isInteger) : stepTicks(scales, width / 110);
-  for (const tick of marked) label(svg, x(tick), bottom + 15, whole(tick), { "text-anchor": "middle" });
-  if (signal.layers) label(svg, right, bottom + 29, "layer", { "text-anchor": "end" });
+  const plot = { svg, width: svg.width_(), top: 26, bottom: 104 }, layers = run.model.n_layers;
+  plot.right = plot.width - 46;
+  svg.begin(plot.bottom + (signal.layers ? 34 : 22));
+  heading(svg, LEFT, 12, signal.title, "", plot.width - LEFT);
+  plot.y = linear(domain[0], domain[1], plot.bottom, plot.top);
+  plot.x = signal.layers ? linear(-0.5, layers - 0.5, LEFT, plot.right) : linear(scales.first, scales.last, LEFT, plot.right);
+  gridLines(svg, plot.y, ticks(domain[0], domain[1], 3).filter((tick) => signal.text !== whole || Number.isInteger(tick)), plot.right, (tick) => number(Math.abs(tick)));
+  xLabels(svg, plot.x, signal.layers ? ticks(0, layers - 1, plot.width / 60).filter(Number.isInteger) : stepTicks(scales, plot.width), plot.bottom + 15);
+  if (signal.layers) label(svg, plot.right, plot.bottom + 29, "layer", { "text-anchor": "end" });
   if (!view) return;
-  const steps = run.steps, at = (p) => x(steps[p]);
-  if (signal.band) {
-    const [low, high] = signal.band(view), known = steps.map((_, p) => p).filter((p) => isNumber(low[p]) && isNumber(high[p]));
-    mark(svg, "path", { class: "band f-unproven chance", d: area(known.map((p) => [at(p), y(high[p])]), known.map((p) => [at(p), y(low[p])])) }, "what the sample of pairs alone does (95 %)");
-  }
-  if (signal.bars || signal.layers) {
-    const [up, down] = signal.layers ? layerProfile(run, view, now) : signal.bars(view);
-    const room = signal.layers ? (right - LEFT) / layers : (right - LEFT) / Math.max(1, steps.length);
-    const wide = clamp(room * 0.7, 1, 14);
-    if (![...up, ...down].some((n) => n)) label(svg, (LEFT + right) / 2, y(0) - 8, "none so far", { "text-anchor": "middle" });
-    up.forEach((n, i) => {
-      const middle = signal.layers ? x(i) : at(i), said = signal.layers ? `Layer ${i}: ${n} emerged, ${down[i]} dropped` : `Step ${whole(steps[i])}: ${n} gained, ${down[i]} lost`;
-      if (n) mark(svg, "rect", { class: "bar up f-new", x: middle - wide / 2, y: y(n), width: wide, height: y(0) - y(n) }, said);
-      if (down[i]) mark(svg, "rect", { class: "bar down f-base", x: middle - wide / 2, y: y(0), width: wide, height: y(-down[i]) - y(0) }, said);
-    });
-    if (signal.layers) return;
-  } else {
-    const values = signal.line(view);
-    mark(svg, "path", { class: "line plain signal", "data-signal": signal.id, d: path(values.map((v, p) => [at(p), isNumber(v) ? y(v) : null])) });
-    if (values.length <= 60) values.forEach((v, p) => { if (isNumber(v)) mark(svg, "circle", { class: "dot", cx: at(p), cy: y(v), r: values.length === 1 ? 3 : 1.8 }, `Step ${whole(steps[p])}: ${signal.words(v)}${signal.band && isNumber(signal.band(view)[0][p]) ? ` (by chance ${number(signal.band(view)[0][p])} to ${number(signal.band(view)[1][p])})` : ""}${signal.more ? "\n" + signal.more(view, p) : ""}`); });
-    if (isNumber(values[now])) label(svg, right + 6, clamp(y(values[now]), top + 4, bottom) + 4, signal.words(values[now]), { class: "end" });
-  }
-  mark(svg, "line", { class: "now", x1: at(now), x2: at(now), y1: top - 2, y2: bottom });
+  if (signal.band) drawBand(plot, signal.band(view), run.steps);
+  if (signal.bars || signal.layers) drawBars(plot, signal, run, view, now);
+  else drawLine(plot, signal, run, view, now);
+  if (!signal.layers) nowLine(svg, plot.x(run.steps[now]), plot.top - 2, plot.bottom);
+}
+
+function drawBand({ svg, x, y }, [low, high], steps) {
+  const known = steps.map((_, p) => p).filter((p) => isNumber(low[p]) && isNumber(high[p]));
+  const edge = (values) => known.map((p) => [x(steps[p]), y(values[p])]);
+  mark(svg, "path", { class: "band f-untested chance", d: area(edge(high), edge(low)) }, "null band: 95 % of the changes by the sample of pairs alone");
+}
+
+function drawBars({ svg, x, y, right }, signal, run, view, now) {
+  const [up, down] = signal.layers ? layerProfile(run, view, now) : signal.bars(view), steps = run.steps;
+  const width = clamp(((right - LEFT) / Math.max(1, up.length)) * 0.7, 1, 14);
+  if (![...up, ...down].some((n) => n)) label(svg, (LEFT + right) / 2, y(0) - 8, "none so far", { "text-anchor": "middle" });
+  up.forEach((n, i) => {
+    const left = x(signal.layers ? i : steps[i]) - width / 2, tip = signal.layers ? `Layer ${i}: ${n} emerged, ${down[i]} dropped` : `Step ${whole(steps[i])}: ${n} gained, ${down[i]} lost`;
+    if (n) mark(svg, "rect", { class: "bar up f-new", x: left, y: y(n), width, height: y(0) - y(n) }, tip);
+    if (down[i]) mark(svg, "rect", { class: "bar down f-base", x: left, y: y(0), width, height: y(-down[i]) - y(0) }, tip);
+  });
+}
+
+function drawLine({ svg, x, y, top, bottom, right }, signal, run, view, now) {
+  const values = signal.line(view), steps = run.steps;
+  mark(svg, "path", { class: "line plain signal", "data-signal": signal.id, d: path(values.map((v, p) => [x(steps[p]), isNumber(v) ? y(v) : null])) });
+  const tip = (v, p) => {
+    const band = signal.band && signal.band(view);
+    return `Step ${whole(steps[p])}: ${signal.text(v)}${band && isNumber(band[0][p]) ? ` (null band ${number(band[0][p])} to ${number(band[1][p])})` : ""}${signal.more ? signal.more(view, p) : ""}`;
+  };
+  if (values.length <= 60) values.forEach((v, p) => { if (isNumber(v)) mark(svg, "circle", { class: "dot", cx: x(steps[p]), cy: y(v), r: values.length === 1 ? 3 : 1.8 }, tip(v, p)); });
+  if (isNumber(values[now])) endLabel(svg, right + 6, y(values[now]), top, bottom, signal.text(values[now]));
 }
 
 function drawSignals(block, run, view, runs, views, scales, now) {
-  if (!block.charts) {
-    block.charts = SIGNALS.map((signal) => {
-      const box = element(block, "div"), svg = chart(box, "signal", `${signal.title} of ${run.name}: ${signal.remark}`);
-      return { box, svg, note: element(box, "p", { class: "facts" }) };
-    });
-  }
-  SIGNALS.forEach((signal, k) => {
-    block.charts[k].box.hidden = !signalKnown(signal, views);
-    block.charts[k].note.textContent = `${signal.remark[0].toUpperCase()}${signal.remark.slice(1)}. ${typeof signal.note === "function" ? signal.note(view) : signal.note}`;
+  block.charts = block.charts || SIGNALS.map((signal) => {
+    const box = element(block, "div"), svg = chart(box, "signal", `${signal.title} of ${run.name}: ${signal.remark}`);
+    return { box, svg, note: element(box, "p", { class: "facts" }) };
   });
+  SIGNALS.forEach((signal, k) => {
+    const { box, note } = block.charts[k];
+    box.hidden = !signalKnown(signal, views);
+    note.textContent = signal.remark + (signal.note ? " " + signal.note(view) : "");
+  });
+  /* Drawn after all notes are in place: a chart takes its width from the layout. */
   SIGNALS.forEach((signal, k) => { if (!block.charts[k].box.hidden) drawSignal(block.charts[k].svg, signal, run, view, signalDomain(signal, runs, views), scales, now); });
 }

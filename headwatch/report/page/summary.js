@@ -1,6 +1,14 @@
-/* summary.js: the header: each run's name, headline, alerts and, family by family, what its statistics carry. */
+/* summary.js: the header: each run's name, headline, alerts and a summary of each family. */
 
 function badge(parent, run) { if (runs.length > 1) element(parent, "span", { class: "badge" }, run.letter); }
+
+/* The run's name above its column, where there are several. */
+function columnTitle(block, run) {
+  if (runs.length < 2) return;
+  const title = element(block, "p", { class: "column-title" });
+  badge(title, run);
+  element(title, "span", {}, run.name);
+}
 
 function drawTitles() {
   const titles = byId("titles");
@@ -10,7 +18,7 @@ function drawTitles() {
     badge(name, run);
     element(name, "span", {}, run.name);
     element(name, "span", { class: "status" + (["running", "failed"].includes(run.status) ? " " + run.status : "") }, run.status);
-    element(block, "p", { class: "headline" }, view ? view.headline : missing(run));
+    element(block, "p", { class: "headline" }, view ? view.headline : missingText(run));
     drawAlerts(block, run);
     drawSummary(block, run);
     drawFacts(element(block, "p", { class: "facts" }), run);
@@ -27,43 +35,44 @@ function drawAlerts(block, run) {
   }
 }
 
-/* A block a family: families are told apart and never pooled. */
+/* One block per family: families are never pooled. */
 function drawSummary(block, run) {
   const list = element(block, "div", { class: "summary", role: "group", "aria-label": "Summary by probe family, at the last probe" });
   for (const [family, { summary, pairs }] of Object.entries(run.families)) {
-    const one = element(list, "div", { class: family === chosen.family ? "chosen" : "" }), name = element(one, "h2", {}, family);
+    const part = element(list, "div", { class: family === chosen.family ? "chosen" : "" }), name = element(part, "h2", {}, family);
     element(name, "small", {}, count(pairs, "pair"));
     if (summary.status !== "ok") element(name, "span", { class: "family-status" }, summary.status);
-    const said = element(one, "ul");
-    for (const sentence of summary.sentences) element(said, "li", {}, sentence);
+    const sentences = element(part, "ul");
+    for (const sentence of summary.sentences) element(sentences, "li", {}, sentence);
   }
   if (!list.childElementCount) { list.remove(); return; }
   const across = acrossFamilies(run);
   if (across) element(block, "p", { class: "facts across" }, across);
 }
 
-/* Which heads emerged in every family and which in one: families stand side by side, their numbers are never added up. */
+/* Which heads emerged in every family and which in one only. */
 function acrossFamilies(run) {
-  const names = Object.keys(run.families), sets = names.map((name) => joinedHeads(run.families[name].rules.evidence));
-  const all = [...new Set(sets.flatMap((set) => [...set]))];
+  const names = Object.keys(run.families), last = run.steps.length - 1;
+  const emerged = names.map((name) => emergedHeads(run.families[name].rules.evidence, last));
+  const all = [...new Set(emerged.flatMap((rows) => [...rows.keys()]))];
   if (names.length < 2 || !all.length) return "";
-  const listed = (found) => (found.length ? found.slice(0, 8).map((key) => "L" + key.replace(".", ".H")).join(", ") + (found.length > 8 ? ` and ${found.length - 8} more` : "") : "none");
-  const lines = [`in every family ${listed(all.filter((key) => sets.every((set) => set.has(key))))}`];
-  names.forEach((name, i) => lines.push(`on ${name} alone ${listed([...sets[i]].filter((key) => sets.every((set, j) => i === j || !set.has(key))))}`));
-  return `Ever emerged (evidence rule): ${lines.join("; ")}.`;
+  const text = (keys) => listed(keys.map((key) => headName(key.split("."))), 8);
+  const parts = [`in every family ${text(all.filter((key) => emerged.every((rows) => rows.has(key))))}`];
+  names.forEach((name, i) => parts.push(`only on ${name} ${text([...emerged[i].keys()].filter((key) => emerged.every((rows, j) => i === j || !rows.has(key))))}`));
+  return `Heads that ever emerged (evidence rule): ${parts.join("; ")}.`;
 }
-const joinedHeads = (view) => new Set(view ? groupRows(view, "joined").map((row) => keyOf(view.lives.heads[row])) : []);
 
 function drawFacts(facts, run) {
   const m = run.model, n = run.steps.length;
   element(facts, "b", {}, m.name);
   const shape = `${count(m.n_layers, "layer")} × ${count(m.n_heads, "head")}`;
   const probed = n ? (n === 1 ? `probed at step ${whole(run.steps[0])}` : `probed ${n} times, steps ${whole(run.steps[0])} to ${whole(run.steps[n - 1])}`) : "not probed yet";
-  const cost = isNumber(run.cost.seconds) ? `${number(run.cost.seconds)} s a probe` : "";
+  const cost = isNumber(run.cost.seconds) ? `${number(run.cost.seconds)} s per probe` : "";
   facts.append(` (${shape}), ` + [run.trainer, probed, cost, run.probes.fingerprint ? "probes " + run.probes.fingerprint : "", run.headwatch_version ? "headwatch " + run.headwatch_version : ""].filter(Boolean).join(" · "));
 }
 
-function missing(run) {
+/* Why there is no view of a run for the chosen family and rule. */
+function missingText(run) {
   if (!run.steps.length) return "No probe has been taken yet.";
-  return run.families[chosen.family] ? `This run holds no circuits: it was scored by heads only.` : `This run has no probes of the family ${chosen.family}.`;
+  return run.families[chosen.family] ? "This run has no circuits: it was scored by heads only." : `This run has no probes of the family ${chosen.family}.`;
 }
