@@ -53,7 +53,7 @@ class DataArguments:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRows:
     """Rows for a trainer, and counts of the skipped ones.
 
     Attributes:
@@ -130,7 +130,7 @@ def prepare(
     method: str,
     *,
     max_length: int | None = None,
-) -> Prepared:
+) -> PreparedRows:
     """Sample, convert and filter rows.
 
     Rows are shuffled by sample_seed and read in that order until n_problems are kept, so that a larger sample contains
@@ -193,7 +193,7 @@ def prepare(
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in counts.items()) or "the split is empty"
         raise UserError(f"--dataset_name {arguments.dataset_name}: no row is left of {total:,} ({reasons})")
     found = concatenate_datasets(parts).remove_columns("outcome")
-    return Prepared(found, dict(counts), total, n_problems is None or kept >= n_problems)
+    return PreparedRows(found, dict(counts), total, n_problems is None or kept >= n_problems)
 
 
 def _convert_all(rows: Dataset, tokenizer: Any, options: dict[str, Any]) -> Dataset:
