@@ -1,12 +1,12 @@
-"""What headwatch raises when the caller can mend it: one line that names the option, the value and the fix."""
+"""Exceptions of headwatch."""
 
 
 class UserError(ValueError):
-    """Bad input. The message is one clear line; the command line prints it and exits with 2."""
+    """Invalid input. The message is one line: option, value and fix. The commands print it and exit with 2."""
 
 
 class UnsupportedModelError(UserError):
-    """The model's residual stream could not be taken apart; the message names what was looked for."""
+    """The model's architecture is not supported. The message names the modules that were expected."""
 
 
 class StartError(RuntimeError):
@@ -14,4 +14,4 @@ class StartError(RuntimeError):
 
 
 class NonFiniteError(RuntimeError):
-    """NaN or infinity where a score needs a number: the training has diverged, and no option mends it."""
+    """NaN or infinity in the scores: the training has diverged, and no option of headwatch fixes that."""

@@ -1,4 +1,4 @@
-"""The version of headwatch, and of every package that a run was made with."""
+"""The version of headwatch, and the versions of the packages that a run uses."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +9,7 @@ PACKAGES = ("headwatch", "torch", "transformers", "trl", "peft", "accelerate", "
 
 
 def versions() -> dict[str, str]:
-    """Python's version and that of every package here that is installed."""
+    """Versions of Python and of those PACKAGES that are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,9 +1,9 @@
-r"""The final answer of a completion, as one whole expression: what a reward may compare with the right answer.
+r"""Extract the final answer of a completion as one whole expression.
 
-An answer is read in two steps. `final_answer` finds the text that states it: the last <answer> block, else the last
-\boxed{...}, else LaTeX after "the answer is". `expression` then takes off what people put around a value (dollars, a
-box, "The answer is", `x =`, a unit, a full stop) and returns the rest only if it is one expression. Nothing is searched
-for inside it: a text that merely contains, lists or ends in the right value has no value of its own.
+`final_answer` finds the text of the answer: the last <answer> block, else the last \boxed{...}, else LaTeX after "the
+answer is". `expression` removes what surrounds the value (dollar signs, a box, "The answer is", `x =`, a unit, a full
+stop) and returns the rest if it is one expression, else "". It never searches for a value inside a text: a text that
+only contains, lists or ends in the right value has no value.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _POWER = re.compile(r"(?:\^\{?[23]\}?|[²³])")
 _SYMBOLS = {"%", "\\%", "°", "^\\circ", "^{\\circ}"}
 _ATTACHED = {"cm", "mm", "km", "kg", "mg", "ml", "mL", "hr", "hrs", "min", "mph", "ft", "lb", "lbs", "oz", "sec"}
 _SINGLE = {"m", "g", "s", "h", "L", "l", "N", "J", "W", "V"}
-# Words that change or deny a value, or join it to another one.
+# Words that change or negate a value, or join it to another one.
 _NOT_UNITS = {
     *(
         "or",
@@ -74,7 +74,7 @@ _NOT_UNITS = {
     *("trillion", "dozen", "half", "third", "quarter", "more", "less", "off", "also", "either", "neither", "instead"),
     *("except", "without"),
 }
-_IN_SENTENCES = {"is", "are", "was", "to", "from", "and", "by", "more"}  # "The total cost of the pens is \\boxed{72}"
+_IN_SENTENCES = {"is", "to", "from", "and", "by", "more"}  # "The total cost of the pens is \\boxed{72}"
 _NO_PART = re.compile(r"\\(?:text|mathrm|boxed|fbox|approx|sim|neq?|lor|land|quad|qquad)\b|\|")
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _FUNCTIONS = {
@@ -99,10 +99,10 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")
 
 
 def final_answer(text: str) -> str:
-    r"""The text that states the completion's answer, "" where there is none.
+    r"""The text of the completion's answer; "" if there is none.
 
-    The last <answer>...</answer> block where there is one, even an empty one; else the last \boxed{...}; else the last
-    LaTeX that follows "the answer is" (or ":" or "=").
+    That is the last <answer>...</answer> block, even if empty; without one the last \boxed{...}; without either the
+    last LaTeX after "the answer is" (or ":" or "=").
     """
     start = text.rfind("<answer>")
     end = text.find("</answer>", start)
@@ -117,7 +117,7 @@ def final_answer(text: str) -> str:
 
 
 def final_latex(text: str) -> str:
-    r"""The last \boxed{...} of a completion; where there is none, its last `$...$` or \(...\); else ""."""
+    r"""The last \boxed{...} of a completion, else its last `$...$` or \(...\), else ""."""
     boxes = list(_BOX.finditer(text))
     if boxes:
         content = _braced(text, boxes[-1].end() - 1)
@@ -127,7 +127,7 @@ def final_latex(text: str) -> str:
 
 
 def expression(answer: str) -> str:
-    r"""The answer without what surrounds a value; "" where it is not one whole expression.
+    r"""The answer without the text around its value; "" if the rest is not one expression.
 
     >>> expression(r"The answer is $\boxed{x = 1{,}234 \text{ cm}}$.")
     '1234'
@@ -139,7 +139,7 @@ def expression(answer: str) -> str:
         return ""
     text = text.replace("{,}", ",").replace("\\!", "").replace("\\,", " ").replace("\\ ", " ").replace("~", " ")
     text = text.replace("\\left", "").replace("\\right", "").replace("\u00a0", " ")
-    for _ in range(12):  # each turn takes one layer off
+    for _ in range(12):  # remove one layer per iteration
         before, text = text, _unwrapped(text)
         if text == before:
             break
@@ -147,10 +147,10 @@ def expression(answer: str) -> str:
 
 
 def number(text: str) -> Decimal | None:
-    """The value of a text that is one decimal number and nothing else, else None. Commas may group by thousands."""
+    """The value of a text that is a single decimal number, else None. Commas may group thousands."""
     text = text.strip()
     if not text.isascii() and not text.startswith("−"):
-        return None  # \\d and Decimal take the digits of every script; an answer is asked for in these
+        return None  # \d and Decimal accept the digits of every script
     match = _NUMBER.fullmatch(text) if len(text) <= MAX_LENGTH else None
     if match is None:
         return None
@@ -164,16 +164,16 @@ def number(text: str) -> Decimal | None:
 
 
 def separators(text: str) -> int:
-    r"""How many lists, relations, unions and `\pm` an expression holds; commas that group thousands are none.
+    r"""Number of list separators, relations, unions and `\pm` in an expression, without commas that group thousands.
 
-    An answer that has more or fewer of them than the right one states another kind of thing.
+    An answer with another number of them than the right answer is of another kind.
     """
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     return len(re.findall(r"[,;=<>&]|\\\\|\\(?:leq?|geq?|lt|gt|in|pm|mp|begin|cup|cap)\b", text))
 
 
 def _unwrapped(text: str) -> str:
-    """The text without one layer of what surrounds a value."""
+    """The text without one layer around its value."""
     text = text.strip().strip("\u200b\u202e\ufeff").strip()
     text = re.sub(r"(?<=[^.])[.,;!]+$", "", text).strip() if not re.fullmatch(r"\d+\.", text) else text[:-1]
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"')):
@@ -189,7 +189,7 @@ def _unwrapped(text: str) -> str:
         opened = re.match(command + r"\{", text)
         if opened and _braced(text, opened.end() - 1) == text[opened.end() : -1]:
             return text[opened.end() : -1]
-    if len(_BOX.findall(text)) == 1:  # prose or a name in front of a box: "x = \boxed{72}", "The total is \boxed{72}"
+    if len(_BOX.findall(text)) == 1:  # text before a box: "x = \boxed{72}", "The total is \boxed{72}"
         box = _BOX.search(text)
         assert box is not None
         content = _braced(text, box.end() - 1)
@@ -210,7 +210,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _without_unit(text: str) -> str:
-    r"""A number without its unit: "72 clips", "$5", "30\%", "72 \text{ cm}^2"; any other text as it is."""
+    r"""A number without its unit: "72 clips", "$5", "30\%", "72 \text{ cm}^2"; any other text unchanged."""
     found = _UNIT.fullmatch(text)
     if not found or not re.search(r"\d", found["value"]) or not found["unit"].strip():
         money = re.fullmatch(r"([-+−]?)(?:\\?\$\s?|£|€)(.*)", text, re.DOTALL)
@@ -229,14 +229,11 @@ def _without_unit(text: str) -> str:
 
 
 def _denies(text: str) -> bool:
-    return any(
-        word.lower() in _NOT_UNITS - {"is", "to", "from", "a", "and", "by", "per", "more"}
-        for word in re.findall(r"[A-Za-z]+", text)
-    )
+    return any(word.lower() in _NOT_UNITS - _IN_SENTENCES for word in re.findall(r"[A-Za-z]+", text))
 
 
 def _is_one_expression(text: str) -> bool:
-    """Whether a text could be one expression: balanced, on one line, without prose and without two values in a row."""
+    """Whether a text can be one expression: balanced, on one line, without prose, without two values in a row."""
     if not text or "\n" in text or "$" in text or ("<" in text and ">" in text):
         return False
     if not _balanced(text) or re.search(r"\d\s+\d", text) or _NO_PART.search(text):
@@ -258,7 +255,7 @@ def _balanced(text: str) -> bool:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """What stands between the brace at `start` and the one that closes it; None where none does."""
+    """The text between the brace at `start` and its closing brace; None if it is not closed."""
     depth = 0
     for index in range(start, len(text)):
         depth += (text[index] == "{") - (text[index] == "}")

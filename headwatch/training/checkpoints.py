@@ -1,4 +1,4 @@
-"""Checkpoints of a recipe: which one a run goes on from, in which order of rows, and which keep their optimizer."""
+"""Checkpoints of a recipe: find the one to resume, restore the order of rows, delete old optimizer states."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from transformers import TrainerCallback
 from headwatch.errors import UserError
 from headwatch.monitor.resume import read_sidecar
 
-STATE = "trainer_state.json"  # the last of a checkpoint's files that the Trainer writes
-OPTIMIZER = ("optimizer.pt", "optimizer.bin")  # Trainer, FSDP with a full state
-OPTIMIZERS = (*OPTIMIZER, "optimizer_0", "global_step*")  # FSDP, DeepSpeed: folders
+STATE = "trainer_state.json"  # the last file that the Trainer writes
+OPTIMIZER = ("optimizer.pt", "optimizer.bin")  # files of the Trainer, and of FSDP with a full state
+OPTIMIZERS = (*OPTIMIZER, "optimizer_0", "global_step*")  # and folders of FSDP and DeepSpeed
 
 
-def resumed_from(training: Any) -> str | None:
-    """The checkpoint that a run goes on from as `resume_from_checkpoint` says; None for the beginning.
+def checkpoint_to_resume(training: Any) -> str | None:
+    """Find the checkpoint that `resume_from_checkpoint` names.
 
-    "true" or "last" is the last one in output_dir that was written to its end: a process that is killed while it writes
-    leaves another behind it.
+    Args:
+        training: the training arguments. "true" or "last" is the last complete checkpoint in output_dir; a process that
+            is killed while it writes leaves an incomplete one.
+
+    Returns:
+        The checkpoint's path; None to train from the beginning.
 
     Raises:
-        UserError: no such checkpoint, or one that training would not go on from as it was (without its optimizer).
+        UserError: there is no such checkpoint, or it has no optimizer state.
     """
     asked = training.resume_from_checkpoint
     if asked in (None, "", "false", "False", False):
@@ -37,29 +41,29 @@ def resumed_from(training: Any) -> str | None:
         found = checkpoints(Path(training.output_dir))
         if not found:
             raise UserError(f"--resume_from_checkpoint {asked}: no checkpoint in {training.output_dir}")
-        whole = [checkpoint for checkpoint in found if is_whole(checkpoint)]
-        if not whole:
+        complete = [checkpoint for checkpoint in found if is_complete(checkpoint)]
+        if not complete:
             raise UserError(
-                f"--resume_from_checkpoint {asked}: {found[-1]} was not written to its end, and there is no other; "
-                "leave the option out to begin anew"
+                f"--resume_from_checkpoint {asked}: {found[-1]} is incomplete, and there is no other; "
+                "omit the option to start again"
             )
-        folder = whole[-1]
+        folder = complete[-1]
     if not any(any(folder.glob(name)) for name in OPTIMIZERS):
         raise UserError(
-            f"--resume_from_checkpoint {folder}: it holds no optimizer, so training would not go on as it was; "
-            "to be able to resume, train with --save_only_model false (and see --keep_optimizers)"
+            f"--resume_from_checkpoint {folder}: it has no optimizer state, which an exact resume needs; "
+            "train with --save_only_model false (and see --keep_optimizers)"
         )
     return str(folder)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoint folders of a run, by step."""
+    """The checkpoint folders of a run, sorted by step."""
     found = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end."""
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the Trainer finished writing a checkpoint."""
     try:
         json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -68,22 +72,21 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def wandb_variables(checkpoint: str, output_dir: str) -> dict[str, str]:
-    """The environment by which wandb goes on with the run that was live when the checkpoint was written.
+    """Environment variables with which wandb resumes the run that was logged when the checkpoint was written.
 
-    {} where there was none, and for the checkpoint of another output_dir: that is another run.
+    {} if there was none, or if the checkpoint is from another output_dir, hence from another run.
     """
-    before = (read_sidecar(Path(checkpoint)) or {}).get("wandb") or {}
-    if not before.get("id") or Path(checkpoint).parent.resolve() != Path(output_dir).resolve():
+    previous = (read_sidecar(Path(checkpoint)) or {}).get("wandb") or {}
+    if not previous.get("id") or Path(checkpoint).parent.resolve() != Path(output_dir).resolve():
         return {}
-    return {"WANDB_RUN_ID": str(before["id"]), "WANDB_RESUME": "allow"}
+    return {"WANDB_RUN_ID": str(previous["id"]), "WANDB_RESUME": "allow"}
 
 
-def keep_order(trainer: Any, checkpoint: str) -> None:
-    """Let a GRPOTrainer go on with the rows that an uninterrupted run would have taken.
+def skip_finished_epochs(trainer: Any, checkpoint: str) -> None:
+    """Make a resumed GRPOTrainer use the rows that an uninterrupted run would use.
 
-    TRL draws every epoch's order from one generator, which begins anew in a new process and which no checkpoint holds
-    (RepeatSampler, trl 1.16): the second epoch would see the first one's order again. The orders of the finished epochs
-    are drawn, and left.
+    TRL draws the order of each epoch from one generator, which no checkpoint stores (RepeatSampler, trl 1.16). A new
+    process would repeat the first epoch's order, so the orders of the finished epochs are drawn and discarded.
     """
     epoch = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8")).get("epoch") or 0.0
     make = trainer._get_train_sampler
@@ -98,19 +101,18 @@ def keep_order(trainer: Any, checkpoint: str) -> None:
 
 
 class KeepOptimizers(TrainerCallback):
-    """Removes the optimizer from all but the last `keep` checkpoints, whose weights stay.
+    """Delete the optimizer state of checkpoints older than the last `keep`; their weights stay.
 
-    The optimizer is two thirds of a checkpoint, and only the last ones are ever resumed from. It is removed after a
-    newer checkpoint has been written to its end.
+    The optimizer state is two thirds of a checkpoint. It is deleted once a newer checkpoint is complete.
     """
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A checkpoint more: one optimizer less."""
+        """Delete the optimizer state of checkpoints older than the last `keep`."""
         if not state.is_world_process_zero:
             return
-        for checkpoint in [c for c in checkpoints(Path(args.output_dir)) if is_whole(c)][: -self.keep]:
+        for checkpoint in [c for c in checkpoints(Path(args.output_dir)) if is_complete(c)][: -self.keep]:
             for name in OPTIMIZER:
                 (checkpoint / name).unlink(missing_ok=True)

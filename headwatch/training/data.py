@@ -1,8 +1,8 @@
-"""Rows for the recipes: loaded from the Hub or a local copy, brought to one shape, filtered, sampled and counted.
+"""Datasets for the recipes: load from the Hub or a local copy, convert, filter, sample and count rows.
 
-Four shapes are known, by their columns: GSM8K's (question, answer "... #### N"), OpenR1-Math-220k's (problem, solution,
-answer, and for SFT messages or generations), and for GRPO, having answers alone, MultiArith's (input, target) and
-SVAMP's (Body, Question, Answer). A file of your own with such columns is read the same.
+Four formats are recognised by their columns: GSM8K's (question, answer "... #### N"), OpenR1-Math-220k's (problem,
+solution, answer, and for SFT messages or generations), and, for GRPO only, MultiArith's (input, target) and SVAMP's
+(Body, Question, Answer). Files with the same columns are read the same way.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from headwatch.errors import UserError
 from headwatch.probes.system_prompts import SYSTEM_PROMPTS
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-SHAPES = {("question",): "answer", ("problem",): "answer", ("input",): "target", ("Body", "Question"): "Answer"}
-WORKED = ("answer", "solution", "messages", "generations")  # where a worked solution may stand, which SFT learns from
-LEAST_CHUNK = 256  # rows read at a time while the sample is not complete
+FORMATS = {("question",): "answer", ("problem",): "answer", ("input",): "target", ("Body", "Question"): "Answer"}
+WORKED = ("answer", "solution", "messages", "generations")  # columns that may contain a worked solution, for SFT
+MIN_CHUNK = 256  # rows read at a time until the sample is complete
 
 KEPT = "kept"
 NO_ANSWER, LONG_PROMPT, LONG_ROW, NO_REASONING = (
@@ -36,35 +36,31 @@ NO_ANSWER, LONG_PROMPT, LONG_ROW, NO_REASONING = (
 
 @dataclass
 class DataArguments:
-    """Which rows to train on."""
+    """Options that choose the rows to train on."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "a name on the Hub, a .jsonl/.json/.parquet/.csv file, or a folder with a copy"}
+        default=None, metadata={"help": "name on the Hub, a .jsonl/.json/.parquet/.csv file, or a folder with a copy"}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset, such as main"})
     dataset_revision: str | None = field(default=None, metadata={"help": "commit or tag of the dataset on the Hub"})
     dataset_split: str = field(default="train", metadata={"help": "which split to train on"})
-    n_problems: int | None = field(
-        default=None, metadata={"help": "how many rows to draw after filtering; all of them if left out"}
-    )
-    sample_seed: int = field(default=42, metadata={"help": "of the draw"})
+    n_problems: int | None = field(default=None, metadata={"help": "number of rows to draw after filtering (all)"})
+    sample_seed: int = field(default=42, metadata={"help": "seed of the draw"})
     max_prompt_tokens: int | None = field(
-        default=None, metadata={"help": "leave out rows whose prompt, in the chat template, is longer (GRPO)"}
+        default=None, metadata={"help": "skip rows with a longer prompt, chat template included (GRPO)"}
     )
-    system_prompt: str = field(
-        default="open-r1", metadata={"help": "open-r1 (the paper's), none, or the text of your own"}
-    )
+    system_prompt: str = field(default="open-r1", metadata={"help": "open-r1 (the paper's), none, or your own text"})
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Rows ready for a trainer, and what became of the others.
+class PreparedRows:
+    """Rows for a trainer, and counts of the skipped ones.
 
     Attributes:
         rows: SFT: messages. GRPO: prompt (messages), answer, solution.
-        counts: rows looked at, by what became of them: "kept" and the reasons to leave one out.
-        available: rows of the split.
-        complete: whether n_problems rows were found, or all were asked for.
+        counts: number of rows read, by outcome: "kept" or the reason for skipping.
+        available: number of rows in the split.
+        complete: whether n_problems rows were found; True if all rows were requested.
     """
 
     rows: Dataset
@@ -72,17 +68,23 @@ class Prepared:
     available: int
     complete: bool
 
+    @property
+    def skipped(self) -> str:
+        """Counts of the skipped rows by reason: `300 prompt over max_prompt_tokens, 53 no answer`, or `none`."""
+        skipped = (f"{n:,} {outcome}" for outcome, n in sorted(self.counts.items()) if outcome != KEPT)
+        return ", ".join(skipped) or "none"
+
     def summary(self) -> str:
-        """One line: `6,667 rows of 93,733 (looked at 7,020: 300 prompt over max_prompt_tokens, 53 no answer)`."""
-        dropped = ", ".join(f"{n:,} {reason}" for reason, n in sorted(self.counts.items()) if reason != KEPT)
-        looked = sum(self.counts.values())
-        return f"{len(self.rows):,} rows of {self.available:,} (looked at {looked:,}: {dropped or 'none left out'})"
+        """One line: `6,667 rows of 93,733 (7,020 read, skipped: 300 prompt over max_prompt_tokens, 53 no answer)`."""
+        read = sum(self.counts.values())
+        return f"{len(self.rows):,} rows of {self.available:,} ({read:,} read, skipped: {self.skipped})"
 
 
 def load_rows(arguments: DataArguments) -> Dataset:
-    """The split, as it is on the Hub (through the cache, which serves offline too) or in a local copy.
+    """Load a split from the Hub (or its cache, when offline) or from a local copy.
 
-    UserError where there is none, with what to do.
+    Raises:
+        UserError: the dataset cannot be loaded; with what to do.
     """
     name, split = arguments.dataset_name, arguments.dataset_split
     if not name:
@@ -91,10 +93,10 @@ def load_rows(arguments: DataArguments) -> Dataset:
     try:
         if path.is_file():
             if path.suffix not in READERS:
-                raise UserError(f"--dataset_name {name}: files are read as {', '.join(READERS)}, not {path.suffix!r}")
+                raise UserError(f"--dataset_name {name}: the file must be {', '.join(READERS)}, not {path.suffix!r}")
             return _load_file(path)
         if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
-            saved = load_from_disk(str(path))  # what Dataset.save_to_disk wrote
+            saved = load_from_disk(str(path))  # written by Dataset.save_to_disk
             return saved[split] if isinstance(saved, DatasetDict) else saved
         if (name.startswith(("/", ".", "~")) or path.suffix in READERS) and not path.is_dir():
             raise UserError(f"--dataset_name {name}: no such file or folder")
@@ -102,7 +104,7 @@ def load_rows(arguments: DataArguments) -> Dataset:
         return load_dataset(name, arguments.dataset_config, split=split, revision=arguments.dataset_revision)
     except UserError:
         raise
-    except Exception as error:  # datasets and huggingface_hub raise many kinds, all of them about this name
+    except Exception as error:  # datasets and huggingface_hub raise many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"--dataset_name {name} (config {arguments.dataset_config}, split {split}) could not be loaded: {reason}; "
@@ -115,10 +117,10 @@ def _load_file(path: Path) -> Dataset:
         raise UserError(f"--dataset_name {path}: the file is empty")
     try:
         return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
-    except Exception as error:  # the readers' own kinds; `datasets` says what was wrong in the cause
-        said = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        said = "it holds no rows" if "no data" in said else said
-        raise UserError(f"--dataset_name {path}: not read as {path.suffix}: {said}") from error
+    except Exception as error:  # each reader raises its own types; the cause has the reason
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        reason = "it holds no rows" if "no data" in reason else reason
+        raise UserError(f"--dataset_name {path}: could not be read as {path.suffix}: {reason}") from error
 
 
 def prepare(
@@ -128,34 +130,39 @@ def prepare(
     method: str,
     *,
     max_length: int | None = None,
-) -> Prepared:
-    """Draw, shape and filter rows for "sft" or "grpo".
+) -> PreparedRows:
+    """Sample, convert and filter rows.
 
-    Rows are shuffled by sample_seed and looked at in that order until n_problems are kept, so that a larger sample
-    contains a smaller one. max_length: leave out SFT conversations of more tokens, which would lose their answers.
-    Every result is cached by `datasets`, under a name made of all that it depends on.
+    Rows are shuffled by sample_seed and read in that order until n_problems are kept, so that a larger sample contains
+    a smaller one. `datasets` caches the result under a hash of all that it depends on.
+
+    Args:
+        rows: the split.
+        arguments: the sample and the filters.
+        tokenizer: used with its chat template, to count tokens.
+        method: "sft" or "grpo".
+        max_length: skip SFT conversations of more tokens, whose answers would be truncated.
 
     Raises:
-        UserError: unknown columns, no row kept, or an option that makes no sense.
+        UserError: unknown columns, no row kept, or an invalid option.
     """
-    wanted = arguments.n_problems
-    if wanted is not None and wanted < 1:
-        raise UserError(f"--n_problems {wanted} must be at least 1 (leave it out for all rows)")
+    n_problems = arguments.n_problems
+    if n_problems is not None and n_problems < 1:
+        raise UserError(f"--n_problems {n_problems} must be at least 1 (omit it for all rows)")
     names = rows.column_names
     has = f"--dataset_name {arguments.dataset_name}: its columns are {', '.join(names)}"
-    if not any({*problem, answer} <= set(names) for problem, answer in SHAPES.items()):
+    if not any({*problem, answer} <= set(names) for problem, answer in FORMATS.items()):
         raise UserError(
-            f"{has}; rows need question and answer (as GSM8K) or problem and answer (as OpenR1-Math-220k); "
-            "for GRPO input and target (as MultiArith) or Body, Question and Answer (as SVAMP) do as well"
+            f"{has}; rows need question and answer (GSM8K) or problem and answer (OpenR1-Math-220k); "
+            "for GRPO also input and target (MultiArith) or Body, Question and Answer (SVAMP)"
         )
     if method == "sft" and not set(WORKED) & set(names):
         raise UserError(
-            f"{has}: answers without worked solutions, and SFT learns from those; add a column solution, or take a "
-            "GRPO recipe"
+            f"{has}: answers without worked solutions, which SFT needs; add a column solution, or use a GRPO recipe"
         )
     if getattr(tokenizer, "chat_template", None) is None:
         raise UserError("the tokenizer has no chat template: give --chat_template chatml, or the path of a .jinja file")
-    needed = {column for problem, answer in SHAPES.items() for column in (*problem, answer)} | {"solution"}
+    needed = {column for problem, answer in FORMATS.items() for column in (*problem, answer)} | {"solution"}
     needed |= {"messages", "generations"} if method == "sft" else set()
     rows = rows.remove_columns([name for name in names if name not in needed])
     shuffled = rows.shuffle(seed=arguments.sample_seed)
@@ -170,34 +177,34 @@ def prepare(
     counts: Counter[str] = Counter()
     parts: list[Dataset] = []
     kept = start = 0
-    while start < total and (wanted is None or kept < wanted):
-        missing = total - start if wanted is None else wanted - kept
-        stop = min(total, start + max(LEAST_CHUNK, missing + missing // 8))
-        looked = _shape_all(shuffled.select(range(start, stop)), tokenizer, options)
-        fates = looked["fate"]
-        good = [index for index, fate in enumerate(fates) if fate == KEPT]
-        if wanted is not None and kept + len(good) >= wanted:  # what lies behind the last one was not needed
-            good = good[: wanted - kept]
-            fates = fates[: good[-1] + 1]
-        counts.update(fates)
-        parts.append(looked.select(good))
+    while start < total and (n_problems is None or kept < n_problems):
+        missing = total - start if n_problems is None else n_problems - kept
+        stop = min(total, start + max(MIN_CHUNK, missing + missing // 8))
+        chunk = _convert_all(shuffled.select(range(start, stop)), tokenizer, options)
+        outcomes = chunk["outcome"]
+        good = [index for index, outcome in enumerate(outcomes) if outcome == KEPT]
+        if n_problems is not None and kept + len(good) >= n_problems:  # do not count rows after the last one kept
+            good = good[: n_problems - kept]
+            outcomes = outcomes[: good[-1] + 1]
+        counts.update(outcomes)
+        parts.append(chunk.select(good))
         kept, start = kept + len(good), stop
     if kept == 0:
-        reasons = ", ".join(f"{n:,} {reason}" for reason, n in counts.items()) or "there were none"
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in counts.items()) or "the split is empty"
         raise UserError(f"--dataset_name {arguments.dataset_name}: no row is left of {total:,} ({reasons})")
-    found = concatenate_datasets(parts).remove_columns("fate")
-    return Prepared(found, dict(counts), total, wanted is None or kept >= wanted)
+    found = concatenate_datasets(parts).remove_columns("outcome")
+    return PreparedRows(found, dict(counts), total, n_problems is None or kept >= n_problems)
 
 
-def _shape_all(rows: Dataset, tokenizer: Any, options: dict[str, Any]) -> Dataset:
-    # Named by hand: `datasets` would hash the tokenizer as it is pickled, which changes with its first use.
+def _convert_all(rows: Dataset, tokenizer: Any, options: dict[str, Any]) -> Dataset:
+    # `datasets` would hash the pickled tokenizer, which changes on its first use.
     identity = [
         *(rows._fingerprint, options, tokenizer.chat_template, len(tokenizer), tokenizer.special_tokens_map),
-        *(hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest(), SHAPE_VERSION),
+        *(hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest(), CONVERT_VERSION),
     ]
     fingerprint = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
     return rows.map(
-        shape,
+        convert,
         fn_kwargs={"tokenizer": tokenizer, **options},
         remove_columns=rows.column_names,
         new_fingerprint=fingerprint,
@@ -205,10 +212,10 @@ def _shape_all(rows: Dataset, tokenizer: Any, options: dict[str, Any]) -> Datase
     )
 
 
-SHAPE_VERSION = 2  # raise it when shape() changes what it makes: cached rows are then made anew
+CONVERT_VERSION = 3  # increase it when the result of convert() changes, to invalidate cached rows
 
 
-def shape(
+def convert(
     row: Mapping[str, Any],
     tokenizer: Any,
     method: str,
@@ -216,32 +223,32 @@ def shape(
     max_prompt_tokens: int | None,
     max_length: int | None,
 ) -> dict[str, Any]:
-    """One row as the trainer takes it, with its fate: "kept", or why it is left out."""
+    """Convert a row to the trainer's format, with its outcome: "kept" or the reason for skipping it."""
     problem, answer, solution = problem_of(row)
     prompt = [{"role": "system", "content": system}] if system else []
     prompt.append({"role": "user", "content": problem})
-    fate = KEPT if problem and answer else NO_ANSWER
+    outcome = KEPT if problem and answer else NO_ANSWER
     if method == "grpo":
-        if fate == KEPT and max_prompt_tokens is not None and _tokens(tokenizer, prompt, True) > max_prompt_tokens:
-            fate = LONG_PROMPT
-        return {"prompt": prompt, "answer": answer, "solution": solution, "fate": fate}
+        if outcome == KEPT and max_prompt_tokens is not None and _tokens(tokenizer, prompt, True) > max_prompt_tokens:
+            outcome = LONG_PROMPT
+        return {"prompt": prompt, "answer": answer, "solution": solution, "outcome": outcome}
     reply = reply_of(row, answer, solution)
     messages = [*prompt, {"role": "assistant", "content": reply}]
-    if fate == KEPT and not reply:
-        fate = NO_REASONING
-    if fate == KEPT and max_length is not None and _tokens(tokenizer, messages, False) > max_length:
-        fate = LONG_ROW
-    return {"messages": messages, "fate": fate}
+    if outcome == KEPT and not reply:
+        outcome = NO_REASONING
+    if outcome == KEPT and max_length is not None and _tokens(tokenizer, messages, False) > max_length:
+        outcome = LONG_ROW
+    return {"messages": messages, "outcome": outcome}
 
 
 def problem_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(problem, final answer, worked solution) of a row of any of SHAPES; "" for what it lacks.
+    """Problem, final answer and worked solution of a row in any of the known FORMATS; "" for what is missing.
 
-    GSM8K's answer "... #### 1,234" gives "1234", and the solution without its <<48/2=24>> annotations. SVAMP's Body and
-    Question are joined as by Qwen2.5-Math's evaluation: with a full stop where the body lacks one.
+    GSM8K's answer "... #### 1,234" gives "1234"; its solution loses the <<48/2=24>> annotations. SVAMP's Body and
+    Question are joined as in Qwen2.5-Math's evaluation, with a full stop if the body lacks one.
     """
     problem, value = "", None
-    for columns, column in SHAPES.items():
+    for columns, column in FORMATS.items():
         parts = [str(row[name]).strip() for name in columns if row.get(name)]
         if len(parts) == len(columns) and all(parts):
             *before, last = parts
@@ -260,7 +267,7 @@ def problem_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def reply_of(row: Mapping[str, Any], answer: str, solution: str) -> str:
-    """What the assistant says in SFT: the row's own conversation or first generation, else its solution, laid out."""
+    """The assistant's message for SFT: the row's own message or generation, else its solution in open-r1's format."""
     for message in row.get("messages") or []:
         if message["role"] == "assistant":
             return str(message["content"])

@@ -15,7 +15,7 @@ import yaml
 from headwatch.callback import HeadWatchCallback
 from headwatch.demo.quiet import environment
 from headwatch.errors import UserError
-from headwatch.training.checkpoints import keep_order, resumed_from, wandb_variables
+from headwatch.training.checkpoints import checkpoint_to_resume, skip_finished_epochs, wandb_variables
 from headwatch.training.data import load_rows, prepare
 from headwatch.training.meta_model import skeleton
 from headwatch.training.options import Options, Recipe, parse
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str], watch: type[HeadWatchCallback] = HeadWatchCall
     if stand_ins is not None and "WANDB_MODE" not in os.environ:
         variables["WANDB_MODE"] = "offline"
         replaced.append(Substitution("WANDB_MODE", "online", "offline", "a smoke run is sent nowhere"))
-    checkpoint = None if recipe.launch.dry_run else resumed_from(recipe.training)
+    checkpoint = None if recipe.launch.dry_run else checkpoint_to_resume(recipe.training)
     if checkpoint is not None and "WANDB_RUN_ID" not in os.environ:
         variables |= wandb_variables(checkpoint, recipe.training.output_dir)
     with environment(**variables):
@@ -109,7 +109,7 @@ def _run(
         if first:
             print(f"going on from {checkpoint}")
         if recipe.launch.method == "grpo":
-            keep_order(trainer, checkpoint)
+            skip_finished_epochs(trainer, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(recipe.training.output_dir)
     let_go_of_ddp(trainer)

@@ -1,12 +1,11 @@
-"""Whether two mathematical expressions are equal, decided by math-verify in child processes that can be killed.
+"""Compare mathematical expressions with math-verify in child processes that a timer can kill.
 
-A completion can hold anything: `10^{10^{10}}` keeps sympy busy for longer than the training lasts. math-verify's own
-timeout is an alarm signal, which works only in a process's main thread and not inside one long multiplication. Here the
-work is done by children (math_worker.py), started on first use, and a timer kills one that takes too long: that works
-from any thread, in every rank, and stops anything.
+A completion can contain anything, and sympy does not finish `10^{10^{10}}`. math-verify's own timeout is an alarm
+signal, which works only in the main thread and does not interrupt a long multiplication. Killing a child process
+(math_worker.py, started on first use) works from any thread and in every rank.
 
-Every task carries an id, and so does its reply. A reply that belongs to another task (one was interrupted between
-question and answer) ends the worker, and the task is asked again of a new one: no grade can be read as another's.
+Every task and its reply carry an id. If an interrupt between the two leaves the reply of another task in the pipe, the
+worker is closed and the task is sent to a new one, so no grade is assigned to the wrong task.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ from headwatch.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 5.0  # of one comparison; math-verify's own default
-BUDGET_SECONDS = 30.0  # of all comparisons of one step
+TIMEOUT_SECONDS = 5.0  # per comparison; math-verify's own default
+BUDGET_SECONDS = 30.0  # for all comparisons of one step
 WORKERS = min(4, os.cpu_count() or 1)
-START_SECONDS = 120.0  # sympy is large, and many ranks may load it from one disk at once
+START_SECONDS = 120.0  # sympy is large, and many ranks may load it from one disk at the same time
 
 
 @dataclass(frozen=True)
 class Task:
-    """One comparison: whether `answer`, one whole expression, equals the first of `gold` that can be parsed."""
+    """One comparison: does `answer`, one whole expression, equal the first text of `gold` that can be parsed?"""
 
     gold: tuple[str, ...]
     answer: str
@@ -48,13 +47,13 @@ class Task:
 
 @dataclass
 class Counts:
-    """What a grader has met so far; logged with the rewards.
+    """Cumulative counts of comparisons, logged with the rewards.
 
     Attributes:
-        graded: comparisons that were decided.
-        slow: of these, the ones that took over a second.
-        timed_out: comparisons that took longer than the timeout: wrong.
-        skipped: comparisons left out because the step's budget was spent: wrong.
+        graded: completed.
+        slow: completed, but in more than one second.
+        timed_out: stopped by the timeout, and graded as wrong.
+        skipped: not started because the step's time budget was spent, and graded as wrong.
     """
 
     graded: int = 0
@@ -64,17 +63,17 @@ class Counts:
 
 
 class Worker:
-    """One child process. Not shared between threads."""
+    """One child process. Not thread-safe."""
 
     def __init__(self) -> None:
         if find_spec("math_verify") is None:
             raise UserError("the accuracy reward needs math-verify: pip install 'headwatch[train]'")
         script = Path(__file__).with_name("math_worker.py")
-        # -P: the script's folder, full of modules called data and plan, stays off the child's path.
+        # -P keeps the script's folder, which has modules named data and plan, off the child's sys.path.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.owner = os.getpid()  # a fork must not share the pipes
+        self.owner = os.getpid()  # a fork must not use the pipes
         self._ids = count()
         try:
             ready, _ = self._exchange(None, START_SECONDS)
@@ -87,11 +86,11 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether this process may ask it."""
+        """Whether this process can use the worker."""
         return self.owner == os.getpid() and self._process.poll() is None
 
     def ask(self, task: Task, seconds: float) -> tuple[bool, float | None, bool]:
-        """(answered, grade, timed out). Unless it answered, the worker is closed."""
+        """Return (answered, grade, timed out). Close the worker if it did not answer."""
         number = next(self._ids)
         line = json.dumps({"id": number, "gold": task.gold, "answer": task.answer})
         try:
@@ -99,7 +98,7 @@ class Worker:
             found = json.loads(reply) if reply else None
         except ValueError:
             found, late = None, False
-        except BaseException:  # an interrupt between question and answer leaves a reply that nobody reads
+        except BaseException:  # an interrupt leaves an unread reply in the pipe
             self.close()
             raise
         if isinstance(found, dict) and found.get("id") == number:
@@ -114,11 +113,11 @@ class Worker:
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):  # what was still unsent to a dead worker
+            with contextlib.suppress(OSError):  # unsent data for a dead worker
                 cast(IO[str], pipe).close()
 
     def _exchange(self, line: str | None, seconds: float) -> tuple[str, bool]:
-        """The next line of the process, "" where it died; and whether the timer killed it."""
+        """Return the next line of the process ("" if it died), and whether the timer killed it."""
         late = threading.Event()
 
         def kill() -> None:
@@ -134,7 +133,7 @@ class Worker:
                 stdin.write(line + "\n")
                 stdin.flush()
             return cast(IO[str], self._process.stdout).readline(), late.is_set()
-        except OSError:  # the process is gone
+        except OSError:  # the process died
             return "", late.is_set()
         finally:
             timer.cancel()
@@ -142,13 +141,13 @@ class Worker:
 
 @dataclass
 class MathGrader:
-    """A pool of workers that grades the comparisons of a step together, within a time budget.
+    """A pool of workers that grades the comparisons of a step within a time budget.
 
     Attributes:
-        timeout: seconds of one comparison.
-        budget: seconds of one call of `grade`; what is left over then is wrong.
-        workers: child processes at most; fewer are started for fewer tasks.
-        counts: what it has met so far.
+        timeout: seconds per comparison.
+        budget: seconds per call of `grade`; comparisons that remain are graded as wrong.
+        workers: maximum number of child processes.
+        counts: cumulative counts of comparisons.
     """
 
     timeout: float = TIMEOUT_SECONDS
@@ -160,9 +159,11 @@ class MathGrader:
     _registered: bool = field(default=False, repr=False)
 
     def grade(self, tasks: Sequence[Task]) -> list[float | None]:
-        """One grade per task: 1.0 where equal, 0.0 where not, None where no gold text can be parsed.
+        """Grade tasks; equal tasks are compared once.
 
-        Too slow, too large or unreadable is 0.0. Equal tasks are asked once.
+        Returns:
+            One grade per task: 1.0 if equal, else 0.0, also if the comparison is too slow or too large or `answer`
+            cannot be parsed. None if no gold text can be parsed.
         """
         if not self._registered:
             self._registered = True
@@ -177,17 +178,17 @@ class MathGrader:
         return [found[task] for task in tasks]
 
     def close(self) -> None:
-        """End all child processes; the next grade starts new ones."""
+        """Stop all child processes; the next call of `grade` starts new ones."""
         with self._lock:
             idle, self._idle = self._idle, []
         for worker in idle:
             worker.close()
 
     def _one(self, task: Task, end: float) -> float | None:
-        for _ in range(2):  # a worker can die between two tasks (its memory limit): asked once more
+        for _ in range(2):  # retry once: the worker may have died at its memory limit
             left = end - time.monotonic()
             if left <= 0:
-                self._count("skipped", "the time budget of a step is spent")
+                self._count("skipped", "the time budget of a step was exceeded")
                 return 0.0
             began = time.monotonic()
             worker = self._take()
@@ -199,7 +200,7 @@ class MathGrader:
                     self.counts.slow += time.monotonic() - began > 1.0
                 return grade
             if late:
-                self._count("timed_out", f"a comparison took math-verify over {self.timeout:g} s")
+                self._count("timed_out", f"math-verify took more than {self.timeout:g} s for a comparison")
                 return 0.0
         return 0.0
 
@@ -216,4 +217,4 @@ class MathGrader:
             setattr(self.counts, name, getattr(self.counts, name) + 1)
             first = getattr(self.counts, name) == 1
         if first:
-            logger.warning("headwatch: %s; such answers count as wrong (counted in the log)", what)
+            logger.warning("headwatch: %s; such answers are graded as wrong (their number is logged)", what)

@@ -1,8 +1,8 @@
-"""A child process that grades one completion per line by math-verify. Started by headwatch.training.math_grader.
+"""A child process that makes one comparison per line with math-verify. Started by headwatch.training.math_grader.
 
-Reads {"id": number, "gold": [texts], "answer": one expression} as JSON on standard input and answers {"id": the same,
-"grade": 1.0, 0.0, or null where no gold text can be parsed}. It imports nothing of headwatch: it starts fast and is run
-by its path.
+Reads JSON lines {"id": number, "gold": [texts], "answer": one expression} on standard input and writes {"id": the same,
+"grade": 1.0, 0.0, or null if no gold text can be parsed}. It is run by its path and imports nothing of headwatch, to
+start fast.
 """
 
 import contextlib
@@ -16,19 +16,22 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-MEMORY_LIMIT = 4 * 2**30  # bytes of address space; a power tower then ends in MemoryError here, not in the trainer
+MEMORY_LIMIT = 4 * 2**30  # bytes of address space; a power tower ends in a MemoryError of this process
 
 
 def grade(gold: list[str], answer: str) -> float | None:
-    """1.0 where `answer` equals the first gold text that can be parsed, 0.0 where not, None where none can be parsed.
+    """Compare `answer` with the first gold text that can be parsed.
 
-    `answer` is one whole expression (headwatch/training/answers.py): it is parsed as a whole or not at all, never
-    searched for a value. Gold texts are the data's own, and may be worked solutions: their last box counts.
+    `answer` is one whole expression (headwatch/training/answers.py) and is never searched for a value. Gold texts come
+    from the dataset and may be worked solutions, whose last box counts.
+
+    Returns:
+        1.0 if equal, else 0.0; None if no gold text can be parsed.
     """
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-    # Timeouts are the parent's: math-verify's own are signals, which only a main thread can set.
+    # The parent process sets the time limit.
     def read(text: str, *kinds: Any, fallback: str = "first_match") -> list[Any]:
         return parse(
             text, extraction_config=kinds, extraction_mode="first_match", fallback_mode=fallback, parsing_timeout=None
@@ -45,13 +48,13 @@ def grade(gold: list[str], answer: str) -> float | None:
 
 
 def main() -> None:
-    """Answer until standard input ends. An answer that raises is wrong; the worker goes on."""
+    """Grade until standard input ends. An answer that causes an exception is graded as wrong."""
     for name in ("math_verify", "math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # no such limit on this system
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not supported on this system
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    replies, sys.stdout = sys.stdout, sys.stderr  # nothing a library prints is taken for a reply
-    import math_verify  # noqa: F401  # before the first reply: loading is not counted against a completion's time
+    replies, sys.stdout = sys.stdout, sys.stderr  # prints of libraries must not mix with replies
+    import math_verify  # noqa: F401  # loaded before "ready", so that it does not count for a comparison
 
     print("ready", file=replies, flush=True)
     for line in sys.stdin:

@@ -170,7 +170,7 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
         recipe=recipe,
         rows=rows,
         rows_available=available,
-        sample=f"of {len(some)} looked at {prepared.summary().partition('looked at ')[2].partition(': ')[2][:-1]}",
+        sample=f"of {len(some)} read, skipped: {prepared.skipped}",
         step_rows=step_rows,
         steps=steps,
         mean_tokens=sum(lengths) / len(lengths),

@@ -1,7 +1,7 @@
-r"""The recipes' rewards: is the answer right, is the completion laid out as asked, how much of the layout is there.
+r"""Reward functions for the recipes: whether the answer is right, and whether the completion follows the format.
 
-Each takes TRL's (completions, **columns of the data set) and returns one number a completion. Layout, from the system
-prompt (open-r1's, which the paper uses):
+TRL calls each as reward(completions, **columns of the dataset); it returns one reward per completion. The format is
+that of the system prompt (open-r1's, which the paper uses):
 
     <think>
     ...
@@ -26,7 +26,7 @@ from headwatch.training.math_grader import MathGrader, Task
 Completion = str | Sequence[Mapping[str, str]]  # plain text, or TRL's list of one assistant message
 Reward = Callable[..., "list[float] | list[float | None]"]
 
-TAG_LINES = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")  # as open-r1 counts them
+TAG_LINES = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")  # open-r1's
 
 _FORMAT = re.compile(r"<think>\n(.*?)\n</think>\n<answer>\n(.*?)\n</answer>", re.DOTALL)
 _TAGS = re.compile(r"</?(?:think|answer)>")
@@ -40,17 +40,20 @@ def accuracy(
     log_metric: Callable[[str, float], None] | None = None,
     **_: object,
 ) -> list[float | None]:
-    r"""1 where the completion's answer is right as a whole, 0 where not; None where the gold answer cannot be read.
+    r"""Reward 1 if the completion's whole answer is right, else 0; None if the dataset's answer cannot be parsed.
 
-    The answer is what the last <answer> block holds; without a block the last \boxed{...}, or LaTeX that follows "the
-    answer is". Dollars, a box, "The answer is", `x =`, units and thousands separators around a value are allowed
-    (`headwatch.training.answers`); a text that contains, lists or ends in the right value is wrong.
+    The answer is the content of the last <answer> block; without a block, the last \boxed{...}, or LaTeX after "the
+    answer is". Dollar signs, a box, "The answer is", `x =`, units and thousands separators around a value are allowed
+    (`headwatch.training.answers`). A text that only contains, lists or ends in the right value is wrong.
 
     Args:
-        completions: texts, or TRL's conversations.
+        completions: texts, or conversations, of which the last message counts.
         answer: column of final answers, such as `72` or `\frac{1}{3}`.
-        solution: column of worked solutions, read where an answer cannot be parsed.
-        log_metric: TRL's logger of reward functions; slow and timed-out comparisons are counted there.
+        solution: column of worked solutions, read if an answer cannot be parsed.
+        log_metric: TRL's logger for reward functions; receives the counts of slow and timed-out comparisons.
+
+    Returns:
+        One reward per completion. TRL skips rows whose reward is None.
     """
     found = [final_answer(text_of(completion)) for completion in completions]
     return _graded(found, answer, solution, answer_first=True, log_metric=log_metric)
@@ -63,10 +66,10 @@ def strict_accuracy(
     log_metric: Callable[[str, float], None] | None = None,
     **_: object,
 ) -> list[float | None]:
-    r"""As open-r1's accuracy_reward, LaTeX alone: the last \boxed{...} or `$...$` of the completion, as a whole.
+    r"""Like open-r1's accuracy_reward: compare the last \boxed{...} or `$...$` of the completion as a whole.
 
-    A bare 72 inside <answer> counts as wrong, although the system prompt never asks for a box. Gold is the solution,
-    or the answer where there is none. Arguments as for `accuracy`.
+    A bare 72 in <answer> is wrong, although the system prompt does not ask for a box. The right answer is taken from
+    `solution`, or from `answer` if that is missing. Arguments and return value are those of `accuracy`.
     """
     found = [final_latex(text_of(completion)) for completion in completions]
     return _graded(found, answer, solution, answer_first=False, log_metric=log_metric)
@@ -82,34 +85,34 @@ def _graded(
 ) -> list[float | None]:
     solutions: Sequence[str | None] = solution if solution is not None else [None] * len(answer)
     rewards: list[float | None] = []
-    open_: dict[int, Task] = {}
+    undecided: dict[int, Task] = {}
     for index, (text, right, worked) in enumerate(zip(found, answer, solutions, strict=True)):
-        mine, gold = expression(text), expression(right)
-        value, wanted = number(mine), number(gold)
-        golds = _gold(gold or right, worked, answer_first=answer_first)
-        if value is not None and wanted is not None and answer_first:
-            rewards.append(float(value == wanted))
-        elif mine and answer_first and mine.replace(" ", "") == gold.replace(" ", ""):
+        given, gold = expression(text), expression(right)
+        value, gold_value = number(given), number(gold)
+        gold_texts = _gold_texts(gold or right, worked, answer_first=answer_first)
+        if value is not None and gold_value is not None and answer_first:
+            rewards.append(float(value == gold_value))
+        elif given and answer_first and given.replace(" ", "") == gold.replace(" ", ""):
             rewards.append(1.0)
-        elif not golds:
+        elif not gold_texts:
             rewards.append(None)
-        elif not mine or (gold and separators(mine) != separators(gold)):
+        elif not given or (gold and separators(given) != separators(gold)):
             rewards.append(0.0)
-            if not gold:  # whether the gold answer can be read decides between wrong and left out
-                open_[index] = Task(tuple(golds), "0")
+            if not gold:  # None instead of 0 if the gold answer cannot be parsed either
+                undecided[index] = Task(tuple(gold_texts), "0")
         else:
             rewards.append(0.0)
-            open_[index] = Task(tuple(golds), mine)
-    for index, grade in zip(open_, _grader.grade(list(open_.values())), strict=True):
+            undecided[index] = Task(tuple(gold_texts), given)
+    for index, grade in zip(undecided, _grader.grade(list(undecided.values())), strict=True):
         rewards[index] = None if grade is None else grade if expression(found[index]) else 0.0
     if log_metric is not None:
-        for name, value_ in vars(_grader.counts).items():
-            log_metric(f"grader/{name}", float(value_))
+        for name, total in vars(_grader.counts).items():
+            log_metric(f"grader/{name}", float(total))
     return rewards
 
 
 def format(completions: Sequence[Completion], **_: object) -> list[float]:
-    """1 where the whole completion is one block of thought and one answer, laid out as above, each tag once."""
+    """Reward 1 where the whole completion has the format above and contains each tag once, else 0."""
     return [
         float(_FORMAT.fullmatch(text) is not None and len(_TAGS.findall(text)) == 4)
         for text in map(text_of, completions)
@@ -117,7 +120,7 @@ def format(completions: Sequence[Completion], **_: object) -> list[float]:
 
 
 def tag_count(completions: Sequence[Completion], **_: object) -> list[float]:
-    """A quarter for each of the four tags that stands on its own line exactly once (open-r1's tag_count_reward)."""
+    """Reward 0.25 for each of the four tags that occurs exactly once on its own line (open-r1's tag_count_reward)."""
     return [0.25 * sum(text.count(tag) == 1 for tag in TAG_LINES) for text in map(text_of, completions)]
 
 
@@ -130,9 +133,10 @@ REWARDS: dict[str, Reward] = {
 
 
 def resolve(names: Sequence[str]) -> list[Reward]:
-    """The rewards of these names: one of REWARDS, or a dotted path such as `my_package.rewards.brevity`.
+    """Look up rewards by name: a key of REWARDS, or a dotted path such as `my_package.rewards.brevity`.
 
-    UserError for a name that is neither, or a path that leads to no function.
+    Raises:
+        UserError: no name, an unknown name, or a path that is not a function.
     """
     found: list[Reward] = []
     for name in names:
@@ -141,8 +145,8 @@ def resolve(names: Sequence[str]) -> list[Reward]:
             continue
         if "." not in name:
             near = difflib.get_close_matches(name, REWARDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(REWARDS)}"
-            raise UserError(f"--rewards {name}: no such reward; {hint} (a dotted path names a function of your own)")
+            hint = f"did you mean {near[0]}?" if near else f"the rewards are {', '.join(REWARDS)}"
+            raise UserError(f"--rewards {name}: no such reward; {hint} (for your own function, give a dotted path)")
         module, _, attribute = name.rpartition(".")
         try:
             function = getattr(importlib.import_module(module), attribute)
@@ -157,14 +161,14 @@ def resolve(names: Sequence[str]) -> list[Reward]:
 
 
 def text_of(completion: Completion) -> str:
-    """The text of a completion; of a conversation, its last message's."""
+    """The text of a completion, or of the last message of a conversation."""
     if isinstance(completion, str):
         return completion
     content: Any = completion[-1].get("content") if completion else ""
     return content or ""
 
 
-def _gold(answer: str, solution: str | None, *, answer_first: bool) -> list[str]:
+def _gold_texts(answer: str, solution: str | None, *, answer_first: bool) -> list[str]:
     boxed = [f"\\boxed{{{answer}}}"] if answer.strip() else []
     worked = [solution] if solution else []
     return boxed + worked if answer_first else worked + boxed

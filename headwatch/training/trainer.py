@@ -12,7 +12,7 @@ from headwatch.callback import HeadWatchCallback
 from headwatch.demo.tiny_model import CHAT_TEMPLATE
 from headwatch.errors import UserError
 from headwatch.training.checkpoints import KeepOptimizers
-from headwatch.training.data import Prepared
+from headwatch.training.data import PreparedRows
 from headwatch.training.meta_model import one_line
 from headwatch.training.options import Recipe
 from headwatch.training.rewards import resolve
@@ -30,7 +30,7 @@ def let_go_of_ddp(trainer: Any) -> None:
 
 
 def make_trainer(
-    recipe: Recipe, tokenizer: Any, prepared: Prepared, watch: type[HeadWatchCallback] = HeadWatchCallback
+    recipe: Recipe, tokenizer: Any, prepared: PreparedRows, watch: type[HeadWatchCallback] = HeadWatchCallback
 ) -> Any:
     """TRL's trainer for the recipe, with the callback; the model is loaded here."""
     training, launch, model = recipe.training, recipe.launch, recipe.model

@@ -1,4 +1,4 @@
-"""Rows of both shapes, from files as from the Hub: what is made of them, what is left out, and that it is counted."""
+"""Rows for SFT and GRPO from local files: their format, the filters and the counts."""
 
 import json
 from collections import Counter
@@ -50,7 +50,7 @@ def test_grpo_rows_are_prompts_with_the_papers_system_prompt(tokenizer, tmp_path
 
 
 @pytest.mark.parametrize("like", ["openai/gsm8k", "open-r1/OpenR1-Math-220k"])
-def test_sft_rows_end_in_the_answer_and_none_is_cut(tokenizer, tmp_path, like):
+def test_sft_rows_end_in_the_answer_and_are_not_truncated(tokenizer, tmp_path, like):
     found = ready(tokenizer, write_rows(tmp_path / "a.jsonl", like), "sft", max_length=2048, system_prompt="none")
     assert found.counts == {KEPT: 56, NO_ANSWER: 4, LONG_ROW: 4}
     for row in found.rows:
@@ -62,15 +62,15 @@ def test_sft_rows_end_in_the_answer_and_none_is_cut(tokenizer, tmp_path, like):
     assert last.endswith("\n</answer>" if "gsm8k" in like else "}.")
 
 
-def test_what_is_left_out_is_counted(tokenizer, tmp_path):
+def test_skipped_rows_are_counted(tokenizer, tmp_path):
     path = write_rows(tmp_path / "a.jsonl", "open-r1/OpenR1-Math-220k")
     found = ready(tokenizer, path, max_prompt_tokens=2048)
     assert found.counts == {KEPT: 56, NO_ANSWER: 4, LONG_PROMPT: 4}
     assert (found.available, len(found.rows), found.complete) == (64, 56, True)
-    assert "56 rows of 64 (looked at 64: 4 no answer, 4 prompt over max_prompt_tokens)" in found.summary()
+    assert "56 rows of 64 (64 read, skipped: 4 no answer, 4 prompt over max_prompt_tokens)" in found.summary()
 
 
-def test_a_sample_is_drawn_by_its_seed_and_grows(tokenizer, tmp_path):
+def test_a_larger_sample_contains_the_smaller_one(tokenizer, tmp_path):
     path = write_rows(tmp_path / "a.jsonl", "gsm8k", n=600)
     small = ready(tokenizer, path, n_problems=20)
     assert small.rows["prompt"] == ready(tokenizer, path, n_problems=20).rows["prompt"]
@@ -78,18 +78,18 @@ def test_a_sample_is_drawn_by_its_seed_and_grows(tokenizer, tmp_path):
     assert small.rows["prompt"] != ready(tokenizer, path, n_problems=20, sample_seed=1).rows["prompt"]
     assert small.counts[KEPT] == len(small.rows) == 20
     everything = ready(tokenizer, path, n_problems=5000)
-    assert (len(everything.rows), everything.complete) == (600 - 38, False)  # of every sixteen one has no answer
+    assert (len(everything.rows), everything.complete) == (600 - 38, False)  # one row in 16 has no answer
     assert sum(everything.counts.values()) == 600
 
 
-def test_a_chunk_is_made_once_and_read_from_the_cache_afterwards(tokenizer, tmp_path, monkeypatch):
+def test_converted_rows_are_cached(tokenizer, tmp_path, monkeypatch):
     path = write_rows(tmp_path / "a.jsonl", "gsm8k", seed=5)
     first = ready(tokenizer, path)
     tokenizer("used in between")
-    monkeypatch.setattr("headwatch.training.data._tokens", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("headwatch.training.data._tokens", lambda *_: pytest.fail("converted again"))
     again = ready(tokenizer, path)
     assert again.rows["prompt"] == first.rows["prompt"]
-    with pytest.raises(BaseException, match="made again"):  # another limit is another result
+    with pytest.raises(BaseException, match="converted again"):  # another limit, another cache entry
         ready(tokenizer, path, max_prompt_tokens=7)
 
 
@@ -126,27 +126,28 @@ def test_problem_answer_solution(row, expected):
     assert problem_of(row) == expected
 
 
-def test_mistakes(tokenizer, tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "only text"}\n')
-    (tmp_path / "a2.jsonl").write_text('{"input": "no target"}\n')
-    (tmp_path / "b.txt").write_text("x")
-    (tmp_path / "nothing.jsonl").write_text("")
-    (tmp_path / "none.json").write_text("[]")
-    (tmp_path / "cut.jsonl").write_text('{"question": "Q", "answer": ')
-    (tmp_path / "empty.jsonl").write_text('{"question": "Q", "answer": ""}\n')
-    for name, said in [
-        ("a.jsonl", "columns are text; rows need question and answer"),
-        ("a2.jsonl", "columns are input; rows need question and answer"),
-        ("b.txt", "not '.txt'"),
-        ("nowhere.jsonl", "no such file"),
-        ("nothing.jsonl", "the file is empty"),
-        ("none.json", "holds no rows"),
-        ("cut.jsonl", r"not read as \.jsonl: JSON"),
-        ("empty.jsonl", "1 no answer"),
-    ]:
-        with pytest.raises(UserError, match=said) as error:
-            ready(tokenizer, tmp_path / name)
-        assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "only text"}\n', "columns are text; rows need question and answer"),
+        ("a.jsonl", '{"input": "no target"}\n', "columns are input; rows need question and answer"),
+        ("a.txt", "x", "not '.txt'"),
+        ("a.jsonl", None, "no such file"),
+        ("a.jsonl", "", "the file is empty"),
+        ("a.json", "[]", "holds no rows"),
+        ("a.jsonl", '{"question": "Q", "answer": ', r"could not be read as \.jsonl: JSON"),
+        ("a.jsonl", '{"question": "Q", "answer": ""}\n', "1 no answer"),
+    ],
+)
+def test_a_mistake_in_a_file(tokenizer, tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        ready(tokenizer, tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_in_an_option(tokenizer, tmp_path):
     with pytest.raises(UserError, match="--dataset_name is missing"):
         load_rows(DataArguments())
     with pytest.raises(UserError, match="local copy"):  # tests run offline
@@ -159,7 +160,7 @@ def test_mistakes(tokenizer, tmp_path):
         ready(bare, tmp_path / "c.jsonl")
 
 
-def test_answers_without_solutions_are_for_grpo(tokenizer, tmp_path):
+def test_sft_needs_worked_solutions(tokenizer, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"input": f"{n} + 1?", "target": n + 1}) + "\n" for n in range(9)))
     rows = ready(tokenizer, path, system_prompt="none").rows
@@ -173,24 +174,24 @@ def test_answers_without_solutions_are_for_grpo(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "n", "told", "answer"),
+    ("name", "n", "ending", "answer"),
     [
         ("multiarith", 600, "ate 35 pieces the first night, how many pieces do they have left?", "39"),
         ("svamp_test", 1000, "organized into 93 groups. How big is each group of bananas?", "145.0"),
     ],
 )
-def test_other_sets_of_word_problems(tokenizer, name, n, told, answer):
+def test_multiarith_and_svamp(tokenizer, name, n, ending, answer):
     file = GSM8K.parent / f"{name}.jsonl"
     if not file.is_file():
         pytest.skip("no ../shared/data")
     found = ready(tokenizer, file)
     assert found.counts == {KEPT: n}
-    (row,) = [row for row in found.rows if row["prompt"][-1]["content"].endswith(told)]
+    (row,) = [row for row in found.rows if row["prompt"][-1]["content"].endswith(ending)]
     assert row["answer"] == answer
 
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason="no ../shared/data")
-def test_gsm8k_itself(tokenizer):
+def test_gsm8k(tokenizer):
     found = ready(tokenizer, GSM8K, n_problems=500)
     assert found.counts == {KEPT: 500}
     assert all(answer.lstrip("-").replace(".", "").isdigit() for answer in found.rows["answer"])

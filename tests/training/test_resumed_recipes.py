@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from headwatch import RunFolder
 from headwatch.errors import UserError
-from headwatch.training.checkpoints import checkpoints, is_whole, resumed_from, wandb_variables
+from headwatch.training.checkpoints import checkpoint_to_resume, checkpoints, is_complete, wandb_variables
 from headwatch.training.launch import main, run
 from headwatch.training.smoke import write_stand_ins
 
@@ -196,7 +196,7 @@ def test_recipes_killed_twice(name, options, tmp_path):
     out, on = tmp_path / "killed", []
     for least in (1, 3):  # whole checkpoints
         process = start([*base, out, *on])
-        wait_for(process, lambda least=least: sum(map(is_whole, checkpoints(out))) >= least, f"{least} checkpoints")
+        wait_for(process, lambda least=least: sum(map(is_complete, checkpoints(out))) >= least, f"{least} checkpoints")
         time.sleep(random.uniform(0, 0.1))
         process.kill()
         process.join()
@@ -229,27 +229,27 @@ def checkpoint(folder, step, state='{"epoch": 1.0}', optimizer=True):
 def test_the_last_whole_checkpoint_is_taken(tmp_path):
     for step in (20, 100, 3):
         checkpoint(tmp_path, step)
-    assert resumed_from(Asked(tmp_path, "true")) == str(tmp_path / "checkpoint-100")
+    assert checkpoint_to_resume(Asked(tmp_path, "true")) == str(tmp_path / "checkpoint-100")
     checkpoint(tmp_path, 120, state=None)  # killed while it was written
     checkpoint(tmp_path, 121, state='{"epoch": 1.')
     checkpoint(tmp_path, 122, state="")
-    assert resumed_from(Asked(tmp_path, "last")) == str(tmp_path / "checkpoint-100")
-    assert resumed_from(Asked(tmp_path, str(tmp_path / "checkpoint-3"))) == str(tmp_path / "checkpoint-3")
-    assert resumed_from(Asked(tmp_path, None)) is None
-    assert resumed_from(Asked(tmp_path, "false")) is None
+    assert checkpoint_to_resume(Asked(tmp_path, "last")) == str(tmp_path / "checkpoint-100")
+    assert checkpoint_to_resume(Asked(tmp_path, str(tmp_path / "checkpoint-3"))) == str(tmp_path / "checkpoint-3")
+    assert checkpoint_to_resume(Asked(tmp_path, None)) is None
+    assert checkpoint_to_resume(Asked(tmp_path, "false")) is None
 
 
 def test_checkpoints_that_cannot_be_gone_on_from(tmp_path):
     with pytest.raises(UserError, match="no checkpoint in"):
-        resumed_from(Asked(tmp_path, "true"))
+        checkpoint_to_resume(Asked(tmp_path, "true"))
     checkpoint(tmp_path, 20, state=None)
-    with pytest.raises(UserError, match="checkpoint-20 was not written to its end"):
-        resumed_from(Asked(tmp_path, "true"))
+    with pytest.raises(UserError, match="checkpoint-20 is incomplete"):
+        checkpoint_to_resume(Asked(tmp_path, "true"))
     with pytest.raises(UserError, match="no checkpoint there"):
-        resumed_from(Asked(tmp_path, str(tmp_path / "checkpoint-20")))
+        checkpoint_to_resume(Asked(tmp_path, str(tmp_path / "checkpoint-20")))
     checkpoint(tmp_path, 40, optimizer=False)
     with pytest.raises(UserError, match="--save_only_model false"):
-        resumed_from(Asked(tmp_path, "true"))
+        checkpoint_to_resume(Asked(tmp_path, "true"))
 
 
 def test_the_wandb_run_goes_on_with_the_output_folder(tmp_path):
@@ -270,4 +270,4 @@ def test_the_last_checkpoints_keep_their_optimizer_and_all_their_weights(recipe,
     assert all((c / "model.safetensors").is_file() for c in found)
     assert [(c / "optimizer.pt").is_file() for c in found] == [False, False, True, True]
     shutil.rmtree(found[-1])
-    assert resumed_from(Asked(tmp_path / "out", "true")) == str(found[-2])
+    assert checkpoint_to_resume(Asked(tmp_path / "out", "true")) == str(found[-2])

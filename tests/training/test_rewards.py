@@ -1,4 +1,4 @@
-"""The rewards on completions as models write them, and as they write them to be paid without working."""
+"""The rewards, on correct completions and on completions that try to obtain a reward without an answer."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ def one(reward, completion, answer="72", **columns):
 
 
 @pytest.mark.parametrize(
-    ("said", "gold", "right"),
+    ("completion", "gold", "reward"),
     [
         (WORKED.format("72"), "72", 1),
         (WORKED.format("71"), "72", 0),
@@ -42,32 +42,32 @@ def one(reward, completion, answer="72", **columns):
         (WORKED.format("$x^2+2x+1$"), "(x+1)^2", 1),
         (r"So the total is $\boxed{72}$.", "72", 1),
         ("So the total is 72.", "72", 0),  # no answer block, no LaTeX
-        # paid without working
+        # no answer, several answers, or unusual text
         ("", "72", 0),
         ("<answer>", "72", 0),
         ("</answer>72<answer>", "72", 0),
         ("<answer></answer>", "72", 0),
         ("<answer>" * 500 + "72" + "</answer>" * 500, "72", 1),
-        ("<answer>72</answer><answer>71</answer>", "72", 0),  # of several answers the last one counts
+        ("<answer>72</answer><answer>71</answer>", "72", 0),  # the last answer counts
         ("".join(f"<answer>{n}</answer>" for n in range(100)), "72", 0),
         (WORKED.format("9" * 10_000), "72", 0),
         (WORKED.format("0" * 500 + "72"), "72", 1),
-        (WORKED.format("७२"), "72", 0),  # Devanagari digits: not what was asked for
+        (WORKED.format("७२"), "72", 0),  # Devanagari digits
         (WORKED.format("日本 \U0001f600 \x00 \u202e72"), "73", 0),
         (WORKED.format("\\frac{" * 2000), "72", 0),
     ],
 )
-def test_accuracy(said, gold, right):
-    assert one(rewards.accuracy, said, gold) == right
+def test_accuracy(completion, gold, reward):
+    assert one(rewards.accuracy, completion, gold) == reward
 
 
-def test_strict_accuracy_is_blind_to_a_bare_number_and_reads_the_solution():
+def test_strict_accuracy_needs_latex_and_reads_the_solution():
     assert one(rewards.strict_accuracy, WORKED.format("72")) == 0
     assert one(rewards.strict_accuracy, WORKED.format(r"\boxed{72}")) == 1
     assert one(rewards.strict_accuracy, r"\boxed{72}", "71", solution=r"... so it is $\boxed{72}$.") == 1
 
 
-def test_a_gold_answer_that_nobody_can_read_leaves_the_row_out():
+def test_a_row_without_a_readable_answer_gets_no_reward():
     assert one(rewards.accuracy, r"\boxed{5}", "") is None
     assert one(rewards.accuracy, r"\boxed{5}", "", solution="hence $5$") == 1
     assert one(rewards.strict_accuracy, r"\boxed{5}", "") is None
@@ -80,7 +80,7 @@ def test_a_gold_answer_that_nobody_can_read_leaves_the_row_out():
         ("<think>\n\n</think>\n<answer>\n\n</answer>", 1, 1.0),
         (WORKED.format("72") + "\n", 0, 1.0),  # something follows
         ("Sure! " + WORKED.format("72"), 0, 1.0),
-        ("<think>a</think><answer>b</answer>", 0, 0.0),  # no lines of their own
+        ("<think>a</think><answer>b</answer>", 0, 0.0),  # tags not on their own lines
         ("<think>\na\n</think>\n", 0, 0.5),
         ("<think>\n<think>\na\n</think>\n<answer>\nb\n</answer>", 0, 0.75),  # nested
         (WORKED.format("72") * 2, 0, 0.0),
@@ -89,16 +89,16 @@ def test_a_gold_answer_that_nobody_can_read_leaves_the_row_out():
         ("<THINK>\na\n</THINK>\n<answer>\nb\n</answer>", 0, 0.5),
     ],
 )
-def test_layout(text, formatted, tags):
+def test_format_and_tag_count(text, formatted, tags):
     assert one(rewards.format, text) == formatted
     assert one(rewards.tag_count, text) == tags
 
 
-def test_tags_nested_in_a_wellformed_whole_are_no_format():
+def test_nested_tags_are_not_the_format():
     assert one(rewards.format, WORKED.format("<answer>\n72\n</answer>")) == 0
 
 
-def test_conversations_are_read_by_their_last_message():
+def test_the_last_message_of_a_conversation_counts():
     chat = [{"role": "assistant", "content": WORKED.format("72")}]
     assert [one(reward, chat) for reward in rewards.REWARDS.values()] == [1, 0, 1, 1]
     assert one(rewards.tag_count, [{"role": "assistant", "content": None}]) == 0
@@ -108,8 +108,8 @@ def task(answer):
     return Task((r"\boxed{72}",), answer)
 
 
-def test_what_never_ends_is_wrong_and_the_next_one_is_graded():
-    """In a thread, where the alarm signal of math-verify's own timeout could not be set."""
+def test_a_comparison_that_takes_too_long_is_wrong():
+    """In a thread, where math-verify's own timeout (an alarm signal) does not work. Later answers are graded."""
     grader = MathGrader(timeout=1.0, workers=1)
     grades = []
 
@@ -124,7 +124,7 @@ def test_what_never_ends_is_wrong_and_the_next_one_is_graded():
     assert grader.counts.timed_out == 2
 
 
-def test_workers_share_a_step_and_its_budget():
+def test_workers_share_the_budget_of_a_step():
     grader = MathGrader(timeout=5.0, budget=4.0, workers=2)
     hostile = [task(f"10^{{10^{{10^{{{n}}}}}}}") for n in range(10, 40)]
     began = time.monotonic()
@@ -135,7 +135,7 @@ def test_workers_share_a_step_and_its_budget():
     grader.close()
 
 
-def test_an_interrupt_between_question_and_answer_shifts_no_grade(monkeypatch):
+def test_grades_after_an_interrupt_are_of_their_own_tasks(monkeypatch):
     grader = MathGrader(workers=1)
     assert grader.grade([task("72"), task("71")]) == [1.0, 0.0]
     original = Worker._exchange
@@ -153,7 +153,7 @@ def test_an_interrupt_between_question_and_answer_shifts_no_grade(monkeypatch):
     grader.close()
 
 
-def test_a_reply_of_another_task_is_not_read(monkeypatch):
+def test_the_reply_of_another_task_is_refused(monkeypatch):
     worker = Worker()
     worker._process.stdin.write(json.dumps({"id": 99, "gold": ["72"], "answer": "72"}) + "\n")
     worker._process.stdin.flush()
@@ -168,7 +168,7 @@ def test_counts_are_logged():
     assert logged["grader/graded"] >= 1
 
 
-def test_names():
+def test_rewards_are_resolved_by_name():
     assert rewards.resolve(["accuracy", "json.dumps"])[0] is rewards.accuracy
     with pytest.raises(UserError, match="did you mean accuracy"):
         rewards.resolve(["acuracy"])
