@@ -5,16 +5,16 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from headwatch.attribution import EdgeScores, HeadScores, Metric, score_edges, score_heads
+from headwatch.attribution import EdgeScores, HeadScores, Metric, ScoringSettings
 from headwatch.attribution.base_kl import AnswerObserver, BaseAnswers
-from headwatch.attribution.metrics import path_points, resolve_metric
+from headwatch.attribution.metrics import resolve_metric
+from headwatch.attribution.path import path_points
 from headwatch.attribution.per_family import Metrics, described, score_by_metric
 from headwatch.circuits.circuit import TOP_N, validate_rule
 from headwatch.errors import UserError
@@ -288,7 +288,7 @@ class HeadWatchCallback(TrainerCallback):
         first = self._probed is None
         self._probed = step
         began = time.perf_counter()
-        score: Any = partial(score_by_metric, score_edges if self._edges else score_heads)
+        settings = ScoringSettings(self._metric, edges=self._edges, **self._pass)
         share = Share.of(len(probes), model)
         observer = None
         if first or self._base is not None:
@@ -296,7 +296,13 @@ class HeadWatchCallback(TrainerCallback):
         error: Exception | None = None
         try:
             part = share.score(
-                score, model, probes, metrics=self._metrics, optimizer=optimizer, observe=observer, **self._pass
+                score_by_metric,
+                model,
+                probes,
+                metrics=self._metrics,
+                settings=settings,
+                optimizer=optimizer,
+                observe=observer,
             )
         except Exception as caught:
             if world()[1] > 1 and is_sharded(model):  # the others may be waiting inside the pass: no agreeing with them

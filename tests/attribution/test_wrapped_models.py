@@ -213,16 +213,6 @@ def test_what_the_pass_overrides_is_put_back_when_it_fails() -> None:
         assert not layer.self_attn.o_proj._forward_pre_hooks
 
 
-def test_real_edges_of_a_parallel_layer() -> None:
-    """In a parallel layer the MLP reads what attention reads; behind it comes the next layer's all."""
-    parallel, sequential = Anatomy.of(tiny_model("neox")), Anatomy.of(tiny_model("neox-sequential"))
-    real = parallel.is_real()
-    assert not real[parallel.head_source(1), parallel.mlp_target(1)].any()
-    assert real[parallel.mlp_source(0), parallel.mlp_target(1)]
-    assert real[: parallel.head_source(1).start, parallel.mlp_target(1)].all()
-    assert int(sequential.is_real().sum()) - int(real.sum()) == 2 * 4  # L layers of H heads each
-
-
 def tiny(name: str, **own: Any) -> Any:
     config = getattr(transformers, f"{name}Config")(**{**COMMON, "head_dim": 4, **own})
     return transformers.AutoModelForCausalLM.from_config(config)
