@@ -13,6 +13,7 @@ from headwatch.attribution.metrics import Metric, resolve_metric
 from headwatch.attribution.observer import Observer
 from headwatch.attribution.path import Path
 from headwatch.attribution.peak_memory import PeakMemory
+from headwatch.attribution.row_sum_check import check_row_sums, row_sum_error
 from headwatch.attribution.scores import Checks, EdgeScores, HeadScores, Readings, mean_relative_error
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.attribution.stream_check import check_stream
@@ -121,7 +122,7 @@ def score_pairs(
     size, points_at_once = batch_sizes(
         anatomy, probes, len(scores.path.points), settings.batch_size, settings.memory_budget_gb, reuse_prefix
     )
-    peak = PeakMemory(like.device)
+    peak, autocast = PeakMemory(like.device), torch.is_autocast_enabled(like.device.type)
     with peak, read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call:
         for number, batch in enumerate(batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64)):
             # The first batch suffices for the stream check, which costs as much as all o_proj.
@@ -129,6 +130,8 @@ def score_pairs(
             found = BatchPass(anatomy, call, batch, scores.metric, scores.path, points_at_once, pool, first).run()
             if found.rounding is not None:
                 scores.stream_error = check_stream(anatomy, found.differences, found.rounding)
+            if first and found.edges is not None:
+                check_row_sums(anatomy, found.heads, found.edges, autocast)
             scores.store(batch, found, observe)
     return scores.result(time.perf_counter() - began, peak.mib)
 
@@ -197,9 +200,4 @@ class _Scores:
         return EdgeScores(self.edges, self.anatomy.sources, self.anatomy.targets, self.anatomy.is_real(), heads)
 
     def _row_sum_error(self) -> float | None:
-        if self.edges is None:
-            return None
-        sources = [self.anatomy.head_source(layer) for layer in range(self.anatomy.n_layers)]
-        rows = torch.cat([self.edges[:, source] for source in sources], 1).sum(-1)
-        largest, error = float(self.heads.abs().max()), float((rows - self.heads.flatten(1)).abs().max())
-        return error / largest if largest else error
+        return None if self.edges is None else row_sum_error(self.anatomy, self.heads, self.edges)

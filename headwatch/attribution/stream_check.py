@@ -35,6 +35,7 @@ from headwatch.model.precision import at_least_float32
 # models compute in float32; quantised layers (int8) may also round their input (LLM.int8).
 _LIMIT = defaultdict(lambda: 0.02, {torch.float64: 1e-4, torch.int8: 0.2})
 _STANDARD_DEVIATIONS = 4.0
+_COARSE = 1e-4  # rounding above this part of the stream's difference: 16-bit arithmetic
 
 
 class RoundingRecorder:
@@ -83,7 +84,8 @@ def check_stream(anatomy: Anatomy, differences: EndpointDifferences, rounding: T
         rounding: standard deviation of rounding (`RoundingRecorder.deviation`).
 
     Returns:
-        The largest error over the largest entry of the stream's difference (`Checks.stream`).
+        The largest error over the largest entry of the stream's difference (`Checks.stream`); in 16 bits, what exceeds
+        rounding.
 
     Raises:
         NonFiniteError: NaN or infinity in the residual stream.
@@ -109,8 +111,8 @@ def _stream_error(anatomy: Anatomy, differences: EndpointDifferences, rounding: 
     """Error of the sum of the sources' differences as the difference of the final residual vector.
 
     Returns:
-        The largest error over the largest entry of that difference; and the largest error beyond rounding, over the
-        largest entry of any source. The second is NaN if a value is not finite.
+        The largest error over the largest entry of that difference, beyond rounding if rounding is coarse; and the
+        largest error beyond rounding, over the largest entry of any source, NaN if a value is not finite.
     """
     total = differences.input.clone()
     largest = total.abs().max()
@@ -124,7 +126,9 @@ def _stream_error(anatomy: Anatomy, differences: EndpointDifferences, rounding: 
         largest = torch.stack([largest, out.abs().max(), mlp.abs().max()]).max()
     errors = (total - differences.stream).abs()
     of_stream, error = float(differences.stream.abs().max()), float(errors.max())
-    beyond = float((errors - _STANDARD_DEVIATIONS * rounding).max()) / max(of_stream, float(largest), 1e-30)
     if not math.isfinite(error) or not math.isfinite(of_stream):
-        beyond = math.nan
-    return (error / of_stream if of_stream else error), beyond
+        return error, math.nan
+    excess = float((errors - _STANDARD_DEVIATIONS * rounding).max())
+    if float(rounding.max()) > _COARSE * of_stream:
+        error = max(0.0, excess)
+    return (error / of_stream if of_stream else error), excess / max(of_stream, float(largest), 1e-30)
