@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from headwatch.attribution import EdgeScores, HeadScores, score_edges, score_heads
+from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.base_kl import AnswerObserver, BaseAnswers
 from headwatch.attribution.per_family import Metrics, described, score_by_metric
 from headwatch.attribution.settings import ScoringSettings
@@ -274,8 +273,6 @@ class HeadWatchCallback(TrainerCallback):
         first = self._probed is None
         self._probed = step
         began = time.perf_counter()
-        scoring = self.settings.scoring
-        score: Any = partial(score_by_metric, score_edges if scoring.edges else score_heads)
         share = PairShard.of(len(probes), model)
         observer = None
         if first or self._base is not None:
@@ -283,14 +280,11 @@ class HeadWatchCallback(TrainerCallback):
         error: Exception | None = None
         try:
             part = share.score(
-                score,
+                score_by_metric,
                 model,
                 probes,
                 metrics=self._metrics,
-                steps=scoring.steps,
-                alphas=scoring.alphas,
-                batch_size=scoring.batch_size,
-                memory_budget_gb=scoring.memory_budget_gb,
+                settings=self.settings.scoring,
                 optimizer=optimizer,
                 observe=observer,
             )

@@ -213,7 +213,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from headwatch.attribution import score_heads
-    from headwatch.attribution.metrics import path_points
+    from headwatch.attribution.path import path_points
     from headwatch.attribution.summary import summary
     from headwatch.probes import ProbeSet
 

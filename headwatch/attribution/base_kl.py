@@ -1,7 +1,7 @@
-"""What the base model answered: its distribution at the read positions, kept to measure how far training has moved.
+"""KL divergence from the base model, whose distributions at the read positions are kept from the base probe.
 
-KL(model now || base) at every read position of the clean prompts, mean over a pair's positions, in nats. It needs no
-second model in memory, and means the same for a full and a LoRA training: the base is what the run began with.
+KL(model now || base) at every read position of the clean prompts, mean over a pair's positions, in nats. No second
+model is kept in memory. For full and LoRA training alike, the base is the model at the beginning of the run.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from headwatch.attribution.metrics import Reads
 
-WHOLE_VOCABULARY = 4096  # a vocabulary up to this size is kept whole
-TOP_K = 1024  # else the base's most likely tokens are, and everything else as one bucket
+WHOLE_VOCABULARY = 4096  # up to this size the whole vocabulary is kept
+TOP_K = 1024  # of a larger one the base's most likely tokens, and all others as one bucket
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class BaseAnswers:
     """The base model's log-probabilities at the read positions of N pairs, P positions each.
 
     Attributes:
-        log_probs: float32 [N, P, K], or [N, P, K + 1] with the bucket of all other tokens at the end.
-        tokens: int32 [N, P, K], which tokens they are of, the base's K most likely; None where the vocabulary is whole.
+        log_probs: float32 [N, P, V], or [N, P, K + 1] with all other tokens as the last entry.
+        tokens: int32 [N, P, K], the base's K most likely tokens; None if the whole vocabulary is kept.
 
-    Lumping tokens into a bucket can only lower a KL divergence (data-processing inequality): with `tokens` the result
-    is a lower bound of the KL over the whole vocabulary.
+    Pooling tokens can only lower a KL divergence (data-processing inequality): with `tokens` the result is a lower
+    bound of the KL over the whole vocabulary.
     """
 
     log_probs: Tensor
@@ -33,13 +33,14 @@ class BaseAnswers:
 
 
 class AnswerObserver:
-    """Hand this to `score_heads(observe=...)`: at the base it keeps the answers, later it measures their KL.
+    """Observer of a pass: records the answers at the base probe, and their KL from the base at later ones.
 
     Args:
-        base: the answers to compare with, or None at the base itself.
+        base: the answers to compare with; None at the base probe.
         n_pairs, n_positions: N and P of the probe set.
 
-    .kl: [N], float32, in nats, once the pass is over; zeros at the base. NaN for pairs that were not observed.
+    Attributes:
+        kl: float32 [N], in nats, after the pass; 0 at the base probe, NaN for pairs that were not observed.
     """
 
     def __init__(self, base: BaseAnswers | None, n_pairs: int, n_positions: int) -> None:
@@ -49,7 +50,7 @@ class AnswerObserver:
         self._tokens: Tensor | None = None
 
     def __call__(self, pairs: Tensor, logits: Tensor, reads: Reads) -> None:
-        """One batch: pairs [B], clean logits [B, P, V]."""
+        """Record one batch: pairs [B], clean logits [B, P, V]."""
         rows = pairs.cpu()
         positions = logits.shape[1]
         if self._base is None:
@@ -58,14 +59,14 @@ class AnswerObserver:
             return
         tokens = None if self._base.tokens is None else self._base.tokens[rows, :positions].to(logits.device)
         base = self._base.log_probs[rows, :positions].to(logits.device)
-        # Rounded as the base was: a model that has not changed is at exactly 0.
+        # Rounded like the base, so an unchanged model has exactly 0.
         now = lumped(logits, None if tokens is None else tokens.long()).float()
         kl = (now.exp() * (now - base)).sum(-1)
         present = reads.present.to(logits.device)
         self.kl[rows] = ((kl * present).sum(-1) / present.sum(-1)).clamp(min=0.0).float().cpu()
 
     def answers(self) -> BaseAnswers | None:
-        """What was kept of the base; None where nothing was observed."""
+        """The recorded answers; None if nothing was observed or this is not the base probe."""
         return None if self._log_probs is None else BaseAnswers(self._log_probs, self._tokens)
 
     def _keep(self, rows: Tensor, logits: Tensor) -> None:
@@ -82,10 +83,10 @@ class AnswerObserver:
 
 
 def lumped(logits: Tensor, tokens: Tensor | None) -> Tensor:
-    """Log-probabilities [..., V], or those of `tokens` [..., K] and of everything else together [..., K + 1].
+    """Log-probabilities [..., V], or [..., K + 1] of `tokens` [..., K] and of all other tokens together.
 
-    In float64, which MPS does not have, and one position after the other, because float64 logits of a whole batch may
-    not fit beside a large model.
+    Computed in float64 (float32 on MPS) for one position at a time: float64 logits of a whole batch may not fit in
+    memory next to a large model.
     """
     if logits.ndim > 1:
         parts = [lumped(row, None if tokens is None else tokens[i]) for i, row in enumerate(logits)]
@@ -98,7 +99,7 @@ def lumped(logits: Tensor, tokens: Tensor | None) -> Tensor:
 
 
 def mean_by_family(kl: Tensor, families: Sequence[str]) -> dict[str, float]:
-    """Mean over each family's pairs."""
+    """Mean over the pairs of each family."""
     return {
         name: float(kl[[i for i, f in enumerate(families) if f == name]].mean()) for name in dict.fromkeys(families)
     }

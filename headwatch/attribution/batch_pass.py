@@ -1,4 +1,4 @@
-"""The pass over one batch of pairs: the prefix once, both ends, then the points between them, forward and backward."""
+"""The pass over one batch of pairs: the prefix, both endpoints, and the points between them forward and backward."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,36 +8,38 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.attribution.batching import Batch
-from headwatch.attribution.buffers import Buffers
 from headwatch.attribution.edges import EdgeCollector
-from headwatch.attribution.endpoints import Endpoints, EndRecorder, interpolated
-from headwatch.attribution.metrics import Metric, Reads, clean_reference, logit_diff
+from headwatch.attribution.endpoints import EndpointDifferences, EndpointRecorder, RunsOf, interpolated
+from headwatch.attribution.metrics import Metric, Reads, logit_diff
 from headwatch.attribution.model_runs import Cache, prefix_cache, query_head_copies, run
-from headwatch.attribution.path import ENDS, End, Path
-from headwatch.attribution.run_layout import Arrangement, MaskRecorder, Masks, lie_beside
+from headwatch.attribution.path import ENDPOINTS, Endpoint, Path
+from headwatch.attribution.run_layout import MaskRecorder, Masks, RunLayout, should_pack
 from headwatch.attribution.skipped_work import OutputMatrix
+from headwatch.attribution.stream_check import RoundingRecorder
+from headwatch.attribution.tensor_pool import TensorPool
 from headwatch.model.anatomy import Anatomy, Layer, Norm, compute_type
-from headwatch.model.forward import Call, wide
+from headwatch.model.forward import Call
 from headwatch.model.hooks import hooked
+from headwatch.model.precision import at_least_float32
 
 
 @dataclass(frozen=True)
 class BatchScores:
-    """What one batch gives, means over the points of the path.
+    """Scores of one batch, means over the points of the path.
 
     Attributes:
         heads: head scores, [B, L, H].
-        input: the same sum for the token embeddings, [B].
+        input: score of the token embeddings, [B].
         edges: edge scores, [B, S, R], or None.
-        ends: what both ends left behind.
-        reference: the clean logits as the metric sees them, [B, P, V].
+        differences: both endpoints.
+        rounding: standard deviation of the stream's rounding, [B, T - C, M]; None unless measured.
     """
 
     heads: Tensor
     input: Tensor
     edges: Tensor | None
-    ends: Endpoints
-    reference: Tensor
+    differences: EndpointDifferences
+    rounding: Tensor | None
 
 
 class BatchPass:
@@ -47,11 +49,11 @@ class BatchPass:
         anatomy: the model.
         call: its forward pass.
         batch: the pairs.
-        metric: what is read.
-        path: the points whose gradients are wanted.
-        points_at_once: how many of them share a forward and a backward pass.
-        buffers: where the arrays of edges come from; None scores heads alone.
-        measure_rounding: see `EndRecorder`.
+        metric: what is differentiated.
+        path: the points at which gradients are taken.
+        points_at_once: points per forward and backward pass.
+        pool: allocates the tensors of edges; None scores heads only.
+        measure_rounding: also measure the stream's rounding (stream_check.py).
     """
 
     def __init__(
@@ -62,36 +64,29 @@ class BatchPass:
         metric: Metric,
         path: Path,
         points_at_once: int,
-        buffers: Buffers | None,
+        pool: TensorPool | None,
         measure_rounding: bool = False,
     ) -> None:
         self.anatomy, self.call, self.batch = anatomy, call, batch
         self.metric, self.path, self.points_at_once = metric, path, points_at_once
         self.output = OutputMatrix(anatomy)
-        self.recorder = EndRecorder(anatomy, measure_rounding)
-        self.ends: Endpoints | None = None
+        self.recorder = EndpointRecorder(anatomy)
+        self.rounding = RoundingRecorder(anatomy) if measure_rounding else None
+        self.differences: EndpointDifferences | None = None
         self.masks: Masks | None = None
-        self.edges = None if buffers is None else EdgeCollector(anatomy, batch.size, buffers)
+        self.edges = None if pool is None else EdgeCollector(anatomy, batch.size, pool)
 
     def run(self) -> BatchScores:
-        """Everything, in the order in which no run is done twice."""
+        """Run the prefix, the endpoints and the points, no run twice."""
         with self.output.nothing():
             cache = prefix_cache(self.call, self.anatomy, self.batch)
-        self._ends_alone(cache)
-        first = next(iter(self.recorder.embeddings.values()))
-        device, dtype, shape = first.device, wide(first[:0]).dtype, first.shape
-        self.heads = torch.zeros(len(first), self.anatomy.n_layers, self.anatomy.n_heads, dtype=dtype, device=device)
-        self.input = torch.zeros(len(first), dtype=dtype, device=device)
-        self.at_post_norm = {
-            index: torch.zeros(shape, dtype=dtype, device=device)
-            for index, layer in enumerate(self.anatomy.layers)
-            if layer.attn_post_norm is not None
-        }
+        self._run_endpoints(cache)
+        self._allocate()
         for start in range(0, len(self.path.points), self.points_at_once):
-            self._points(cache, self.path.points[start : start + self.points_at_once])
-        assert self.ends is not None
+            self._run_points(cache, self.path.points[start : start + self.points_at_once])
+        assert self.differences is not None
         for index, summed in self.at_post_norm.items():
-            layer, z = self.anatomy.layers[index], self.ends.z[index]
+            layer, z = self.anatomy.layers[index], self.differences.z[index]
             assert layer.attn_post_norm is not None
             self.heads[:, index] = _post_norm_heads(layer, layer.attn_post_norm, summed, z, self.anatomy.n_heads)
         m = self.path.steps
@@ -99,87 +94,105 @@ class BatchPass:
             heads=self.heads / m,
             input=self.input / m,
             edges=None if self.edges is None else self.edges.close().div_(m),
-            ends=self.ends,
-            reference=clean_reference(self.ends.clean_logits),
+            differences=self.differences,
+            rounding=None if self.rounding is None else self.rounding.deviation(),
         )
 
+    def _allocate(self) -> None:
+        """Zeros for the sums over points."""
+        like = at_least_float32(next(iter(self.recorder.embeddings.values()))[:0])  # [0, T - C, M]
+        pairs, shape = self.batch.size, (self.batch.size, *like.shape[1:])
+        self.heads = like.new_zeros(pairs, self.anatomy.n_layers, self.anatomy.n_heads)
+        self.input = like.new_zeros(pairs)
+        self.at_post_norm = {
+            index: like.new_zeros(shape)
+            for index, layer in enumerate(self.anatomy.layers)
+            if layer.attn_post_norm is not None
+        }
+
     @torch.no_grad()
-    def _ends_alone(self, cache: Cache | None) -> None:
-        """The ends that are no point of the path, in one run without gradients."""
-        ends = [end for end in ENDS if end != self.path.end]
-        runs = {end: place for place, end in enumerate(ends)}
-        arrangement = Arrangement(self.batch.size, len(ends))
-        ids = arrangement.join(torch.stack([self._ids(end) for end in ends]))
+    def _run_endpoints(self, cache: Cache | None) -> None:
+        """Run the endpoints that are not points of the path, in one forward pass without gradients."""
+        endpoints = [endpoint for endpoint in ENDPOINTS if endpoint != self.path.endpoint]
+        runs = {endpoint: place for place, endpoint in enumerate(endpoints)}
+        layout = RunLayout(self.batch.size, len(endpoints))
+        ids = layout.join(torch.stack([self._ids(endpoint) for endpoint in endpoints]))
         masks = MaskRecorder(self.anatomy, self.batch.size)
-        with hooked(*self.recorder.hooks(arrangement, runs), *masks.hooks()), self.output.whole():
-            logits = run(self.call, self.anatomy, self.batch, ids, cache, arrangement)
-        self.recorder.take_logits(runs, logits)
+        with hooked(*self._endpoint_hooks(layout, runs), *masks.hooks()), self.output.whole():
+            logits = run(self.call, self.anatomy, self.batch, ids, cache, layout)
+        self.recorder.record_logits(runs, logits)
         self.masks = masks.masks()
-        if self.path.end is None:
-            self._take_ends()
+        if self.path.endpoint is None:
+            self._set_differences()
 
-    def _take_ends(self) -> None:
-        self.ends = self.recorder.ends()
+    def _endpoint_hooks(self, layout: RunLayout, runs: RunsOf) -> list[RemovableHandle]:
+        handles = self.recorder.hooks(layout, runs)
+        return handles if self.rounding is None else handles + self.rounding.hooks(layout, runs)
+
+    def _set_differences(self) -> None:
+        self.differences = self.recorder.differences()
         if self.edges is not None:
-            self.edges.take(self.ends)
+            self.edges.set_sources(self.differences)
 
-    def _points(self, cache: Cache | None, alphas: list[float]) -> None:
-        """Some points of the path: one forward and one backward pass."""
-        shared = self.path.end if self.ends is None else None  # this run holds that end: it is its first point
-        runs: dict[End, int] = {} if shared is None else {shared: 0}
-        end = self.path.end or "clean"
-        self.arrangement = self._arrange(len(alphas))
+    def _run_points(self, cache: Cache | None, alphas: list[float]) -> None:
+        """Run some points of the path: one forward and one backward pass."""
+        shared = self.path.endpoint if self.differences is None else None  # the first point is this endpoint's run
+        runs: RunsOf = {} if shared is None else {shared: 0}
+        endpoint = self.path.endpoint or "clean"
+        self.layout = self._layout_of(len(alphas))
         leaf: list[Tensor] = []
 
         def enter(module: Any, args: Any, output: Tensor) -> Tensor:
-            embeddings = {**self.recorder.embeddings, end: self.arrangement.by_run(output.detach())[0]}
+            embeddings = {**self.recorder.embeddings, endpoint: self.layout.by_run(output.detach())[0]}
             points = interpolated(embeddings["clean"], embeddings["corrupted"], alphas)
-            leaf.append(self.arrangement.join(points).detach().requires_grad_())
+            leaf.append(self.layout.join(points).detach().requires_grad_())
             return leaf[0]
 
-        handles = self.recorder.hooks(self.arrangement, runs) if runs else []
+        handles = self._endpoint_hooks(self.layout, runs) if runs else []
         handles.append(self.anatomy.embedding.register_forward_hook(enter))
         handles += self._head_hooks()
-        ids = self.arrangement.repeat(self._ids(end))
-        reads, narrow = self.batch.reads, False
+        ids = self.layout.repeat(self._ids(endpoint))
+        reads, answers_only = self.batch.reads, False
         with hooked(*handles):
             if self.metric is logit_diff and shared is None:
-                with self.output.answers(reads.answers) as narrow:
+                with self.output.answers(reads.answers) as answers_only:
                     logits = self._forward(ids, cache)
             else:
                 with self.output.whole():
                     logits = self._forward(ids, cache)
             if shared is not None:
-                self.recorder.take_logits(runs, logits)
-                self._take_ends()
-            assert self.ends is not None
-            reference = clean_reference(self.ends.clean_logits)
-            if narrow:
+                self.recorder.record_logits(runs, logits)
+                self._set_differences()
+            assert self.differences is not None
+            clean = self.differences.clean_logits
+            if answers_only:
                 places = torch.tensor([0, 1], device=ids.device).expand_as(reads.answers)
-                reads, reference = Reads(places, reads.targets, reads.present), reference[..., :2]
+                reads, clean = Reads(places, reads.targets, reads.present), clean[..., :2]
+            repeats = len(alphas)
             values = self.metric(
-                wide(logits.flatten(0, 1)), reference.repeat(len(alphas), 1, 1), reads.repeat(len(alphas))
+                at_least_float32(logits.flatten(0, 1)), clean.repeat(repeats, 1, 1), reads.repeat(repeats)
             )
             (gradient,) = torch.autograd.grad(values.sum(), leaf[0])
         if self.edges is not None:
             self.edges.finish()
-        self.input += (wide(self.arrangement.by_run(gradient)) * self.ends.embedding).sum((0, 2, 3))
+        at_input = at_least_float32(self.layout.by_run(gradient)) * self.differences.embedding
+        self.input += at_input.sum((0, 2, 3))
 
-    def _arrange(self, runs: int) -> Arrangement:
+    def _layout_of(self, runs: int) -> RunLayout:
         prefix, length = self.batch.cut, self.batch.clean.shape[1] - self.batch.cut
-        return Arrangement(self.batch.size, runs, self.masks if lie_beside(prefix, length, runs) else None)
+        return RunLayout(self.batch.size, runs, self.masks if should_pack(prefix, length, runs) else None)
 
-    def _ids(self, end: End) -> Tensor:
-        return (self.batch.clean if end == "clean" else self.batch.corrupted)[:, self.batch.cut :]
+    def _ids(self, endpoint: Endpoint) -> Tensor:
+        return (self.batch.clean if endpoint == "clean" else self.batch.corrupted)[:, self.batch.cut :]
 
     def _forward(self, ids: Tensor, cache: Cache | None) -> Tensor:
-        """Every point's logits at the read positions, with every target's hooks on."""
-        where = self.call, self.anatomy, self.batch, ids, cache, self.arrangement
+        """Logits of every point at the read positions, with the hooks of all targets."""
+        inputs = self.call, self.anatomy, self.batch, ids, cache, self.layout
         if self.edges is None:
-            return run(*where)
-        with query_head_copies(self.anatomy), hooked(*self.edges.start(self.arrangement)):
-            # The hooks may go once the graph is there: what they asked autograd for stays asked.
-            return run(*where, heads_per_kv=self.anatomy.heads_per_kv)
+            return run(*inputs)
+        with query_head_copies(self.anatomy), hooked(*self.edges.hooks(self.layout)):
+            # Module hooks end with the forward pass; the tensor hooks that they registered remain.
+            return run(*inputs, heads_per_kv=self.anatomy.heads_per_kv)
 
     def _head_hooks(self) -> list[RemovableHandle]:
         handles = []
@@ -191,14 +204,14 @@ class BatchPass:
         return handles
 
     def _at_z(self, index: int) -> Any:
-        """Add sum over (T, D) of dz * dL/dz to one layer's head scores [B, H], for every point of the path."""
+        """Add the sum over (T, D) of dz * dL/dz to one layer's head scores [B, H], for every point of the path."""
 
         def on_gradient(grad: Tensor) -> None:
-            assert self.ends is not None
+            assert self.differences is not None
             with torch.no_grad():
                 scores = self.heads[:, index]
-                summed = wide(self.arrangement.by_run(grad).sum(0, dtype=scores.dtype))
-                scores.add_((summed * self.ends.z[index]).unflatten(-1, (scores.shape[1], -1)).sum((1, 3)))
+                summed = at_least_float32(self.layout.by_run(grad).sum(0, dtype=scores.dtype))
+                scores.add_((summed * self.differences.z[index]).unflatten(-1, (scores.shape[1], -1)).sum((1, 3)))
 
         def hook(module: Any, args: tuple[Tensor, ...]) -> None:
             args[0].register_hook(on_gradient)
@@ -206,12 +219,12 @@ class BatchPass:
         return hook
 
     def _at_post_norm(self, index: int) -> Any:
-        """Add the gradient at one post-norm's output to [B, T, M], for every point of the path."""
+        """Add the gradient at one post-norm's output [B, T, M], for every point of the path."""
         summed = self.at_post_norm[index]
 
         def on_gradient(grad: Tensor) -> None:
             with torch.no_grad():
-                summed.add_(self.arrangement.by_run(grad).sum(0, dtype=summed.dtype))
+                summed.add_(self.layout.by_run(grad).sum(0, dtype=summed.dtype))
 
         def hook(module: Any, args: Any, output: Tensor) -> None:
             output.register_hook(on_gradient)
@@ -220,13 +233,23 @@ class BatchPass:
 
 
 def _post_norm_heads(layer: Layer, norm: Norm, gradient: Tensor, difference: Tensor, n_heads: int) -> Tensor:
-    """Head scores [B, H] of a layer with a norm behind o_proj: delta (r z_h) . W_O,h^T (w * dL/d(norm's output)).
+    """Head scores of a layer with a norm after o_proj: delta (r z_h) . W_O,h^T (w * dL/d(norm's output)).
 
-    The run's own r belongs to the head's output, and what the norm does to its gradient does not. Autograd is asked
-    for the product with W_O^T, whatever kind of module o_proj is.
+    Each run's r is part of the head's output; the gradient does not pass through the norm. Autograd computes the
+    product with W_O^T, so o_proj may be any kind of module.
+
+    Args:
+        layer: the layer.
+        norm: its norm after o_proj.
+        gradient: dL/d(norm's output), summed over points, [B, T, M].
+        difference: delta (r z), [B, T, H D].
+        n_heads: H.
+
+    Returns:
+        [B, H].
     """
     dtype, _ = compute_type(layer.out)
     z = torch.zeros_like(difference, dtype=dtype, requires_grad=True)
     out = layer.out.forward(z)
     (back,) = torch.autograd.grad(out, z, (gradient * norm.weight).to(out.dtype))
-    return (wide(back) * difference).unflatten(-1, (n_heads, -1)).sum((1, 3))
+    return (at_least_float32(back) * difference).unflatten(-1, (n_heads, -1)).sum((1, 3))

@@ -1,4 +1,4 @@
-"""Pairs laid out for the model: left-padded, and cut where they begin to differ: what they share runs once."""
+"""Batches of pairs: left-padded, and cut at the first difference, because the shared prefix runs once."""
 
 import math
 from collections.abc import Iterator
@@ -14,9 +14,12 @@ from headwatch.probes import ProbeSet
 
 @dataclass(frozen=True)
 class Span:
-    """One pair's real tokens up to its last read position, as columns of the probe set.
+    """One pair's tokens up to its last read position; attention is causal, so later ones cannot change the metric.
 
-    Nothing after the last read position can change the metric, because attention is causal.
+    Attributes:
+        pair: its number in the probe set.
+        start, stop: columns of the probe set.
+        first_needed: column of the first difference or the first read position, whichever is earlier.
     """
 
     pair: int
@@ -26,28 +29,28 @@ class Span:
 
     @property
     def length(self) -> int:
-        """Tokens that count."""
+        """Number of tokens."""
         return self.stop - self.start
 
     @property
     def suffix(self) -> int:
-        """Tokens from the first difference on, or the first read position: what is before is the same in every run."""
+        """Number of tokens from `first_needed` on; those before it are the same in every run."""
         return self.stop - self.first_needed
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs, left-padded to T columns, of which the first C are the same in the clean and the corrupted prompt.
+    """B pairs, left-padded to T columns, the first C of which are equal in the clean and the corrupted prompt.
 
     Attributes:
-        pairs: which pairs of the probe set these are, in this order, [B].
+        pairs: their numbers in the probe set, [B].
         clean, corrupted: token ids, [B, T].
-        mask: 1 where a token is real, [B, T].
-        positions: position ids, [B, T]; 0 at the padding.
-        cut: C. Columns before it are run once, without gradients, into a key/value cache.
-        read_columns: where the metric is read, counted within the last `keep` columns, [B, P].
-        keep: how many columns at the end have logits.
-        reads: what is read there.
+        mask: 1 for tokens, 0 for padding, [B, T].
+        positions: position ids, [B, T]; 0 for padding.
+        cut: C. Earlier columns run once, without gradients, and fill a key/value cache.
+        read_columns: read positions, relative to the last `keep` columns, [B, P].
+        keep: number of last columns with logits.
+        reads: what the metric compares with at the read positions.
     """
 
     pairs: Tensor
@@ -66,12 +69,12 @@ class Batch:
         return len(self.pairs)
 
     def pick_reads(self, logits: Tensor) -> Tensor:
-        """Logits at the read positions, of n runs' last `keep` columns: [n, B, keep, V] -> [n, B, P, V]."""
+        """Select the read positions from the last `keep` columns of n runs: [n, B, keep, V] -> [n, B, P, V]."""
         return logits[:, torch.arange(self.size, device=logits.device)[:, None], self.read_columns]
 
 
 def spans(probes: ProbeSet) -> list[Span]:
-    """Every pair's span."""
+    """The span of every pair."""
     out = []
     differs = (probes.clean != probes.corrupted) & probes.attention_mask.bool()
     for pair in range(len(probes)):
@@ -84,34 +87,44 @@ def spans(probes: ProbeSet) -> list[Span]:
 def batches(
     probes: ProbeSet, size: int, device: torch.device, reuse_prefix: bool = True, pad: bool = True
 ) -> Iterator[Batch]:
-    """Cut a probe set into batches of at most `size` pairs, similar ones together so that little is padding.
+    """Divide a probe set into batches of at most `size` pairs, similar pairs together to limit padding.
 
-    With pad=False only pairs of the same shape share a batch. Float64 models need that: eager attention computes its
-    softmax in float32 (transformers 5.23), where float64's most negative number is -inf, and a padding row, in which
-    everything is masked, becomes NaN.
+    Args:
+        probes: the pairs.
+        size: pairs per batch, at most.
+        device: the model's device.
+        reuse_prefix: cut batches at the first difference.
+        pad: False gives pairs of different shapes different batches. Float64 models require it: eager attention
+            computes its softmax in float32 (transformers 5.23), where float64's most negative number is -inf, and a
+            fully masked padding row becomes NaN.
     """
     ordered = sorted(spans(probes), key=lambda span: (span.suffix, span.length, span.pair))
     shapes = [list(same) for _, same in groupby(ordered, key=lambda span: (span.suffix, span.length))]
-    for chosen in together(shapes, size, device) if pad else shapes:
+    for chosen in cheapest_groups(shapes, size, device) if pad else shapes:
         count = math.ceil(len(chosen) / size)
-        at_once = math.ceil(len(chosen) / count)  # as even as they can be: what is left over would be a small batch
+        at_once = math.ceil(len(chosen) / count)  # as even as possible
         for first in range(0, len(chosen), at_once):
             yield _batch(probes, chosen[first : first + at_once], device, reuse_prefix)
 
 
-# What a batch costs beside its tokens, in tokens of a pair after the prefix. On the CPU a pass over the demo's model
-# took 33 ms a batch and 0.6 ms a token (dev/log.md); on a GPU, busy with a token for much less time, not measured.
-TOKENS_A_BATCH = 64
-TOKENS_A_BATCH_ELSEWHERE = 1024
+# Fixed cost of a batch, in suffix tokens of a pair. On the CPU a pass over the demo's model took 33 ms per batch and
+# 0.6 ms per token (dev/log.md); the value for other devices, where a token takes much less time, is not measured.
+BATCH_COST_CPU = 64
+BATCH_COST_ELSEWHERE = 1024
 
 
-def together(shapes: list[list[Span]], size: int, device: torch.device) -> list[list[Span]]:
-    """Which pairs of one shape after the other (by suffix, then length) had better share batches: the cheapest way.
+def cheapest_groups(shapes: list[list[Span]], size: int, device: torch.device) -> list[list[Span]]:
+    """Group same-shape buckets into padded batches at minimal cost (dynamic programming).
 
-    Sharing pads all to the longest suffix and the longest prefix; every batch more has its own price. A token of the
-    prefix is counted as a twelfth: it runs forward once; others for two ends, and forward and backward for five points.
+    A group is padded to its longest suffix and its longest prefix, and each batch adds a fixed cost. A prefix token
+    costs a twelfth of a suffix token: one forward pass, against those of two endpoints and five points with backward.
+
+    Args:
+        shapes: pairs by shape, sorted by suffix, then length.
+        size: pairs per batch, at most.
+        device: the model's device.
     """
-    price = TOKENS_A_BATCH if device.type == "cpu" else TOKENS_A_BATCH_ELSEWHERE
+    price = BATCH_COST_CPU if device.type == "cpu" else BATCH_COST_ELSEWHERE
 
     def cost(first: int, stop: int) -> float:
         pairs = sum(map(len, shapes[first:stop]))
@@ -119,7 +132,7 @@ def together(shapes: list[list[Span]], size: int, device: torch.device) -> list[
         prefix = max(same[0].length for same in shapes[first:stop]) - suffix
         return math.ceil(pairs / size) * price + pairs * (suffix + prefix / 12)
 
-    # Of the first so many shapes: their cost, and where the last group begins.
+    # For every number of shapes: the lowest cost of the first so many, and the beginning of their last group.
     best: list[tuple[float, int]] = [(0.0, 0)]
     for stop in range(1, len(shapes) + 1):
         best.append(min((best[first][0] + cost(first, stop), first) for first in range(stop)))

@@ -1,10 +1,8 @@
-"""What is read off the model at a probe pair's read positions, and the points of the path where it is read."""
+"""The three metrics, read at the read positions of a probe pair."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from headwatch.errors import UserError
@@ -12,11 +10,11 @@ from headwatch.errors import UserError
 
 @dataclass(frozen=True)
 class Reads:
-    """Where and against what a metric is read, for B pairs with up to P read positions each.
+    """What a metric compares with at the read positions: B pairs with up to P positions each.
 
     Attributes:
-        answers: [B, 2], token ids of the clean and the corrupted answer; -1 where a pair has none.
-        targets: [B, P], the clean continuation's token at each read position; -1 where a pair has fewer positions.
+        answers: [B, 2], token ids of the clean and the corrupted answer; -1 if a pair has none.
+        targets: [B, P], the clean continuation's token at each read position; -1 if a pair has fewer positions.
         present: bool [B, P], which read positions exist.
     """
 
@@ -25,16 +23,20 @@ class Reads:
     present: Tensor
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over each pair's own read positions: [B, P] -> [B]."""
+        """Mean over each pair's read positions: [B, P] -> [B]."""
         return (values * self.present).sum(-1) / self.present.sum(-1)
 
+    def correct(self, logits: Tensor) -> Tensor:
+        """Whether the most likely token is the target at every read position: [B, P, V] -> bool [B]."""
+        return ((logits.argmax(-1) == self.targets) | ~self.present).all(-1)
+
     def repeat(self, times: int) -> "Reads":
-        """The same reads for several runs of the batch, one after the other."""
+        """The same reads for several runs, stacked along the batch."""
         return Reads(self.answers.repeat(times, 1), self.targets.repeat(times, 1), self.present.repeat(times, 1))
 
 
 Metric = Callable[[Tensor, Tensor, Reads], Tensor]
-"""metric(logits [B, P, V], clean_logits [B, P, V], reads) -> [B]: one differentiable number a pair."""
+"""metric(logits [B, P, V], clean_logits [B, P, V], reads) -> [B]: one differentiable number per pair."""
 
 
 def logit_diff(logits: Tensor, clean_logits: Tensor, reads: Reads) -> Tensor:
@@ -55,7 +57,6 @@ def nll(logits: Tensor, clean_logits: Tensor, reads: Reads) -> Tensor:
 
 
 METRICS: dict[str, Metric] = {"logit_diff": logit_diff, "kl": kl, "nll": nll}
-ALPHA_RULES = ("midpoint", "right", "left", "clean")
 
 
 def resolve_metric(metric: str | Metric) -> tuple[str, Metric]:
@@ -66,51 +67,6 @@ def resolve_metric(metric: str | Metric) -> tuple[str, Metric]:
     """
     if callable(metric):
         return getattr(metric, "__name__", "custom"), metric
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise UserError(f"metric={metric!r} is unknown; use one of {', '.join(METRICS)}, or a callable")
     return metric, METRICS[metric]
-
-
-def path_points(alphas: str, steps: int, metric_name: str) -> list[float]:
-    """The alphas at which the gradient is taken, x(alpha) = corrupted + alpha (clean - corrupted); all weigh 1/m.
-
-    "midpoint" (k + 1/2)/m, "right" k/m for k = 1..m (the paper), "left" k/m for k = 0..m-1 (the reference
-    implementation of EAP-IG), "clean" a single gradient at the clean run (plain attribution patching).
-
-    Raises:
-        UserError: an unknown rule, fewer than one step, or "clean" with "kl", whose gradient there is always zero.
-    """
-    if alphas not in ALPHA_RULES:
-        raise UserError(f"alphas={alphas!r} is unknown; use one of {', '.join(ALPHA_RULES)}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise UserError(f"steps={steps!r} must be a whole number of at least 1 (5 is the default)")
-    if alphas == "clean":
-        if metric_name == "kl":
-            raise UserError(
-                'alphas="clean" with metric="kl" is identically zero, since the KL divergence has its minimum at the '
-                'clean run; use alphas="midpoint" or metric="logit_diff"'
-            )
-        return [1.0]
-    if alphas == "right" and steps == 1 and metric_name == "kl":
-        raise UserError(
-            'alphas="right" with steps=1 and metric="kl" is identically zero: its one point is the clean run, where '
-            'the KL divergence has its minimum; use steps=5, or alphas="midpoint"'
-        )
-    shift = {"midpoint": 0.5, "right": 1.0, "left": 0.0}[alphas]
-    return [(k + shift) / steps for k in range(steps)]
-
-
-def accuracy(logits: Tensor, reads: Reads) -> Tensor:
-    """Whether the most likely token is the clean continuation at every read position, bool [B]."""
-    return ((logits.argmax(-1) == reads.targets) | ~reads.present).all(-1)
-
-
-def mean_relative_error(estimate: Tensor, truth: Tensor) -> float:
-    """Sum of |estimate - truth| over the sum of |truth|; 0 when both vanish."""
-    total, error = float(truth.abs().sum()), float((estimate - truth).abs().sum())
-    return error / total if total else (0.0 if error == 0 else math.inf)
-
-
-def clean_reference(logits: Tensor) -> Tensor:
-    """The clean run's logits as a constant in at least float32."""
-    return logits.detach() if logits.dtype == torch.float64 else logits.detach().float()

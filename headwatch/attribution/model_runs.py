@@ -1,7 +1,7 @@
-"""Running the unmodified model: on the columns after the cut, behind a prefix that ran once."""
+"""Forward passes of the unmodified model: the shared prefix once, then any number of runs after it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -9,31 +9,25 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from headwatch.attribution.batching import Batch
-from headwatch.attribution.run_layout import Arrangement
+from headwatch.attribution.run_layout import RunLayout
 from headwatch.attribution.skipped_work import last_mlp_where_read
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import Call
+from headwatch.model.hooks import overridden
 
 Cache = list[tuple[Tensor, Tensor]]
-"""Keys and values of the prefix for every layer, each [B, K, C, D]."""
+"""Keys and values of the prefix, per layer, each [B, K, C, D]."""
 
 
 @contextmanager
 def query_head_copies(anatomy: Anatomy) -> Iterator[None]:
-    """Inside, an attention layer takes as many key and value heads as it has query heads."""
-    wanted = {"num_key_value_groups": 1, "num_key_value_heads": anatomy.n_heads}
-    changed: list[tuple[Any, str, Any]] = []
-    try:
+    """Let attention layers take one key and one value head per query head inside the block."""
+    with ExitStack() as stack:
         for layer in anatomy.layers:
-            for name, value in wanted.items():
-                before = vars(layer.attention).get(name)
-                if before is not None and before != value:
-                    changed.append((layer.attention, name, before))
-                    setattr(layer.attention, name, value)
+            own, values = vars(layer.attention), {"num_key_value_groups": 1, "num_key_value_heads": anatomy.n_heads}
+            present = {name: value for name, value in values.items() if own.get(name) is not None}
+            stack.enter_context(overridden(layer.attention, **present))
         yield
-    finally:
-        for module, name, before in changed:
-            setattr(module, name, before)
 
 
 def run(
@@ -42,7 +36,7 @@ def run(
     batch: Batch,
     ids: Tensor,
     cache: Cache | None,
-    arrangement: Arrangement,
+    layout: RunLayout,
     heads_per_kv: int = 1,
 ) -> Tensor:
     """Run the model on the columns after the cut, for one or several runs of the batch.
@@ -51,13 +45,13 @@ def run(
         call: the model's forward pass.
         anatomy: the model.
         batch: the pairs.
-        ids: token ids of all n runs, as they are arranged: [n B, T - C] or [B, n (T - C)].
-        cache: keys and values of the prefix, or None when there is none (C = 0).
-        arrangement: how the runs lie.
-        heads_per_kv: repeat each cached key/value head so often (for runs whose query heads have copies of their own).
+        ids: token ids of all n runs, in this layout: [n B, T - C] or [B, n (T - C)].
+        cache: keys and values of the prefix, or None without a prefix (C = 0).
+        layout: the layout of the runs.
+        heads_per_kv: repeats of each cached key/value head (inside `query_head_copies`).
 
     Returns:
-        Logits at the read positions, [n, B, P, V], however the runs lie.
+        Logits at the read positions, [n, B, P, V].
     """
     copies = len(ids) // batch.size  # of the prefix
     past = None
@@ -65,19 +59,19 @@ def run(
         past = DynamicCache()
         for layer, (keys, values) in enumerate(cache):
             past.update(_copies(keys, copies, heads_per_kv), _copies(values, copies, heads_per_kv), layer)
-    # FlashAttention and the causal kernel of sdpa take no mask; leaving it out where nothing is padded lets them run.
-    padded = bool((batch.mask == 0).any()) and not arrangement.beside
-    columns = arrangement.last_columns(batch.keep, batch.clean.shape[1] - batch.cut, ids.device)
-    with last_mlp_where_read(anatomy, columns), arrangement.apart(anatomy):
+    # Without padding no mask is passed, so FlashAttention and the causal kernel of sdpa can be used.
+    padded = bool((batch.mask == 0).any()) and not layout.packed
+    columns = layout.last_columns(batch.keep, batch.clean.shape[1] - batch.cut, ids.device)
+    with last_mlp_where_read(anatomy, columns), layout.separated(anatomy):
         out = call(
             input_ids=ids,
             attention_mask=batch.mask.repeat(copies, 1) if padded else None,
-            position_ids=arrangement.repeat(batch.positions[:, batch.cut :]),
+            position_ids=layout.repeat(batch.positions[:, batch.cut :]),
             past_key_values=past,
             use_cache=past is not None,
-            logits_to_keep=columns if arrangement.beside else batch.keep,
+            logits_to_keep=columns if layout.packed else batch.keep,
         )
-    return batch.pick_reads(arrangement.by_run(out.logits[:, -len(columns) :]))
+    return batch.pick_reads(layout.by_run(out.logits[:, -len(columns) :]))
 
 
 def _copies(states: Tensor, times: int, heads_per_kv: int) -> Tensor:
@@ -86,7 +80,7 @@ def _copies(states: Tensor, times: int, heads_per_kv: int) -> Tensor:
 
 @torch.no_grad()
 def prefix_cache(call: Call, anatomy: Anatomy, batch: Batch) -> Cache | None:
-    """Keys and values of the columns before the cut, where the clean and the corrupted prompt are the same."""
+    """Keys and values of the columns before the cut, which both prompts share; None without such columns."""
     if not batch.cut:
         return None
     cut = slice(0, batch.cut)

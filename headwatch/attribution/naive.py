@@ -1,20 +1,21 @@
-"""The reference that the fast pass is held against: it reads like the formula, and is as slow as that.
+"""Naive reference for the fast pass: the definition of the scores, computed by autograd.
 
-One pair, one point of the path at a time, without padding, batching or a key/value cache. Every target really is given
-a copy of the residual vector of its own, and autograd is asked for the gradient at that copy: nothing here is derived.
+One pair and one point of the path at a time, without padding, batching or a key/value cache. Every target reads its own
+copy of the residual vector, and autograd computes the gradient at that copy.
 
     edge(s, r) = sum_t  delta_s[t] . (1/m) sum_k dL/d(input of r)[t]   at embeddings e' + alpha_k (e - e')
 """
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headwatch.attribution.metrics import Metric, Reads, path_points, resolve_metric
+from headwatch.attribution.metrics import Metric, Reads, resolve_metric
 from headwatch.attribution.model_runs import query_head_copies
+from headwatch.attribution.path import path_points
 from headwatch.model.anatomy import KINDS, Anatomy, Kind, Projection, linear_map
+from headwatch.model.hooks import hooked
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet
 
@@ -67,36 +68,38 @@ def _pair(anatomy: Anatomy, probes: ProbeSet, pair: int, metric: Metric, points:
 
 
 def _outputs(anatomy: Anatomy, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One run: its logits [1, T, V], what every source adds to the residual stream [S, T, M], its embeddings."""
-    seen: dict[Any, Tensor] = {}
+    """One run: logits [1, T, V], what every source adds to the residual stream [S, T, M], and embeddings [1, T, M]."""
+    states: dict[Any, Tensor] = {}
 
     def keep_input(key: Any) -> Any:
-        return lambda module, args: seen.__setitem__(key, args[0])
+        return lambda module, args: states.__setitem__(key, args[0])
 
     def keep_output(key: Any) -> Any:
-        return lambda module, args, output: seen.__setitem__(key, output[0] if isinstance(output, tuple) else output)
+        return lambda module, args, output: states.__setitem__(key, output[0] if isinstance(output, tuple) else output)
 
-    with ExitStack() as stack:
-        stack.callback(anatomy.embedding.register_forward_hook(keep_output("e")).remove)
-        stack.callback(anatomy.decoder_layers[0].register_forward_pre_hook(keep_input("input")).remove)
-        for index, layer in enumerate(anatomy.layers):
-            stack.callback(layer.out.register_forward_pre_hook(keep_input(("z", index))).remove)
-            stack.callback(layer.out.register_forward_hook(keep_output(("attention", index))).remove)
-            stack.callback(layer.mlp_adds.register_forward_hook(keep_output(("mlp", index))).remove)
+    handles = [
+        anatomy.embedding.register_forward_hook(keep_output("e")),
+        anatomy.decoder_layers[0].register_forward_pre_hook(keep_input("input")),
+    ]
+    for index, layer in enumerate(anatomy.layers):
+        handles.append(layer.out.register_forward_pre_hook(keep_input(("z", index))))
+        handles.append(layer.out.register_forward_hook(keep_output(("attention", index))))
+        handles.append(layer.mlp_adds.register_forward_hook(keep_output(("mlp", index))))
+    with hooked(*handles):
         logits = anatomy.model(input_ids=ids[None], use_cache=False).logits
 
-    outputs = [seen["input"][0]]
+    outputs = [states["input"][0]]
     for index, layer in enumerate(anatomy.layers):
         weight, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
         for head in range(anatomy.n_heads):
             columns = slice(head * anatomy.head_dim, (head + 1) * anatomy.head_dim)
-            output = seen["z", index][0][:, columns] @ weight[:, columns].T.to(logits)  # z_h W_O^T
-            if (norm := layer.attn_post_norm) is not None:  # the head's part of it, at the rms of the whole
-                whole = seen["attention", index][0]
+            output = states["z", index][0][:, columns] @ weight[:, columns].T.to(logits)  # z_h W_O^T
+            if (norm := layer.attn_post_norm) is not None:  # the head's part of the norm's output
+                whole = states["attention", index][0]
                 output = norm.weight * output / (whole.square().mean(-1, keepdim=True) + norm.eps).sqrt()
             outputs.append(output * layer.multiplier)
-        outputs.append(seen["mlp", index][0] * layer.multiplier)
-    return logits, torch.stack(outputs), seen["e"]
+        outputs.append(states["mlp", index][0] * layer.multiplier)
+    return logits, torch.stack(outputs), states["e"]
 
 
 def _run_with_copies(anatomy: Anatomy, embeddings: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -115,7 +118,7 @@ def _run_with_copies(anatomy: Anatomy, embeddings: Tensor) -> tuple[Tensor, list
         norm = anatomy.layers[index].attn_norm
 
         def states_of(x: Tensor, kind: Kind, head: int) -> Tensor:
-            """One head's query, key or value, computed from x as the model does: .forward skips these hooks."""
+            """One head's query, key or value, computed from x by the model's modules; .forward skips these hooks."""
             x = projection.module.forward(x if norm is None else norm.module.forward(x))
             x = x if projection.norm is None else projection.norm.module.forward(x)
             heads = x[..., projection.rows(kind)].unflatten(-1, (-1, anatomy.head_dim))
@@ -132,19 +135,17 @@ def _run_with_copies(anatomy: Anatomy, embeddings: Tensor) -> tuple[Tensor, list
 
         return hook
 
-    with ExitStack() as stack:
-        stack.callback(anatomy.embedding.register_forward_hook(lambda module, args, output: embeddings).remove)
-        for index, layer in enumerate(anatomy.layers):
+    def keep_residual(index: int) -> Any:
+        return lambda module, args: residual.__setitem__(index, args[0])
 
-            def keep_residual(module: Any, args: tuple[Tensor, ...], index: int = index) -> None:
-                residual[index] = args[0]
-
-            stack.callback(anatomy.decoder_layers[index].register_forward_pre_hook(keep_residual).remove)
-            for projection in layer.projections:
-                stack.callback(projection.last.register_forward_hook(by_head(index, projection)).remove)
-            stack.callback(layer.mlp_reads.register_forward_pre_hook(own_copy((index, "mlp"))).remove)
-        stack.callback(anatomy.final_norm.register_forward_pre_hook(own_copy("logits")).remove)
-        stack.enter_context(query_head_copies(anatomy))
+    handles = [anatomy.embedding.register_forward_hook(lambda module, args, output: embeddings)]
+    for index, layer in enumerate(anatomy.layers):
+        handles.append(anatomy.decoder_layers[index].register_forward_pre_hook(keep_residual(index)))
+        for projection in layer.projections:
+            handles.append(projection.last.register_forward_hook(by_head(index, projection)))
+        handles.append(layer.mlp_reads.register_forward_pre_hook(own_copy((index, "mlp"))))
+    handles.append(anatomy.final_norm.register_forward_pre_hook(own_copy("logits")))
+    with hooked(*handles), query_head_copies(anatomy):
         ids = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         logits = anatomy.model(input_ids=ids, use_cache=False).logits
 

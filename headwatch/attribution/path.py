@@ -1,33 +1,66 @@
-"""Which points of the path need a gradient, and which of them is a run that is needed anyway."""
+"""Integration points of the path; an endpoint that is also a point reuses that run."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from headwatch.attribution.metrics import Metric, kl, path_points
+from headwatch.attribution.metrics import Metric, kl
+from headwatch.errors import UserError
 
-End = Literal["clean", "corrupted"]
-ENDS: tuple[End, End] = ("clean", "corrupted")
+Endpoint = Literal["clean", "corrupted"]
+ENDPOINTS: tuple[Endpoint, Endpoint] = ("clean", "corrupted")
+ALPHA_RULES = ("midpoint", "right", "left", "clean")
+
+
+def path_points(alphas: str, steps: int, metric_name: str) -> list[float]:
+    """The alphas at which gradients are taken, each of weight 1/m: x(alpha) = corrupted + alpha (clean - corrupted).
+
+    "midpoint" (k + 1/2)/m, "right" k/m for k = 1..m (the paper), "left" k/m for k = 0..m-1 (the reference
+    implementation of EAP-IG), "clean" a single gradient at the clean run (plain attribution patching).
+
+    Raises:
+        UserError: an unknown rule, fewer than one step, or a rule whose only point is the clean run with "kl", whose
+            gradient there is always zero.
+    """
+    if alphas not in ALPHA_RULES:
+        raise UserError(f"alphas={alphas!r} is unknown; use one of {', '.join(ALPHA_RULES)}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise UserError(f"steps={steps!r} must be a whole number of at least 1 (5 is the default)")
+    if alphas == "clean":
+        if metric_name == "kl":
+            raise UserError(
+                'alphas="clean" with metric="kl" is identically zero, since the KL divergence has its minimum at the '
+                'clean run; use alphas="midpoint" or metric="logit_diff"'
+            )
+        return [1.0]
+    if alphas == "right" and steps == 1 and metric_name == "kl":
+        raise UserError(
+            'alphas="right" with steps=1 and metric="kl" is identically zero: its one point is the clean run, where '
+            'the KL divergence has its minimum; use steps=5, or alphas="midpoint"'
+        )
+    shift = {"midpoint": 0.5, "right": 1.0, "left": 0.0}[alphas]
+    return [(k + shift) / steps for k in range(steps)]
 
 
 @dataclass(frozen=True)
 class Path:
-    """The points of the path whose gradients are taken; each weighs 1 / steps.
+    """The points of the path at which gradients are taken; each has weight 1 / steps.
 
     Attributes:
-        points: alphas; one that is an end of the path comes first.
-        steps: m, which may be one more than there are points: the gradient of a KL divergence at its minimum is zero.
-        end: the end of which the first point is the run ("right" and "clean": clean; "left": corrupted), or None.
+        points: alphas; one that is an endpoint comes first.
+        steps: m. One more than there are points if the KL divergence has a point at its minimum, where the gradient is
+            zero.
+        endpoint: the endpoint that is the first point ("right" and "clean": clean; "left": corrupted), or None.
     """
 
     points: list[float]
     steps: int
-    end: End | None
+    endpoint: Endpoint | None
 
     @classmethod
     def of(cls, alphas: str, steps: int, metric_name: str, metric: Metric) -> "Path":
         """The path of a rule; see `path_points` for the rules and the errors."""
         points = path_points(alphas, steps, metric_name)
-        wanted = [alpha for alpha in points if not (metric is kl and alpha == 1.0)]
-        if 1.0 in wanted:
-            return cls([1.0, *wanted[:-1]], len(points), "clean")
-        return cls(wanted, len(points), "corrupted" if 0.0 in wanted else None)
+        needed = [alpha for alpha in points if not (metric is kl and alpha == 1.0)]
+        if 1.0 in needed:
+            return cls([1.0, *needed[:-1]], len(points), "clean")
+        return cls(needed, len(points), "corrupted" if 0.0 in needed else None)

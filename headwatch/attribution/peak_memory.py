@@ -1,4 +1,4 @@
-"""Peak memory of a block, above what was in use before it."""
+"""Peak memory of a block of code."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,12 @@ import torch
 
 
 class PeakMemory:
-    """The most memory in use inside the block, above what was in use before.
+    """Peak memory inside the block, above the memory in use before it.
 
-    On CUDA what torch allocated; on Linux without it what was resident; elsewhere nothing is known.
+    On CUDA memory allocated by torch; on Linux without CUDA resident memory; elsewhere unknown.
 
     Attributes:
-        mib: in MiB, after the block; None where it is not known.
+        mib: in MiB, after the block; None if unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,7 +39,7 @@ class PeakMemory:
 
 
 def _reset_peak() -> bool:
-    """Let the kernel forget the process's highest resident set (proc(5): clear_refs 5)."""
+    """Reset the kernel's record of the peak resident set (proc(5): clear_refs 5)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

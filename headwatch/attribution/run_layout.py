@@ -1,4 +1,4 @@
-"""How several runs of one batch lie in one call of the model: one after the other, or beside one another."""
+"""The layout of several runs of one batch in one forward pass: stacked along the batch or packed along the sequence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,21 +14,21 @@ from headwatch.model.anatomy import Anatomy
 from headwatch.model.hooks import hooked
 
 Masks = dict[int, Tensor]
-"""What each attention layer was given as its mask, [B or 1, heads or 1, T, C + T]: bool, or a number to be added."""
+"""Attention mask by layer, [B or 1, heads or 1, T, C + T]: bool, or additive."""
 
 
 @dataclass(frozen=True)
-class Arrangement:
+class RunLayout:
     """n runs of B pairs, each on the T columns after the cut.
 
-    One after the other they are rows, [n B, T, ...], each with a copy of the prefix's keys and values. Beside one
-    another they are columns, [B, n T, ...], behind one prefix for all of them, and the attention masks keep them apart.
-    Where the prefix is much longer than the rest, its copies are what costs memory and time.
+    Stacked runs are rows, [n B, T, ...], each with its own copy of the prefix's keys and values. Packed runs are
+    columns, [B, n T, ...], after one shared prefix, and attention masks separate them. Packing saves the copies, which
+    dominate memory and time if the prefix is much longer than T.
 
     Attributes:
         pairs: B.
         runs: n.
-        masks: what each layer lets one run see, where they lie beside one another; None: one after the other.
+        masks: the mask of one run in each layer, if the runs are packed; None if they are stacked.
     """
 
     pairs: int
@@ -36,45 +36,45 @@ class Arrangement:
     masks: Masks | None = None
 
     @property
-    def beside(self) -> bool:
-        """Whether they lie beside one another."""
+    def packed(self) -> bool:
+        """Whether the runs are packed along the sequence."""
         return self.masks is not None
 
     def join(self, states: Tensor) -> Tensor:
         """[n, B, T, ...] -> [n B, T, ...] or [B, n T, ...]."""
-        return states.transpose(0, 1).flatten(1, 2) if self.beside else states.flatten(0, 1)
+        return states.transpose(0, 1).flatten(1, 2) if self.packed else states.flatten(0, 1)
 
     def by_run(self, states: Tensor) -> Tensor:
-        """The reverse, of any number of columns a run, as a view: [n, B, T, ...]."""
-        if self.beside:
+        """Inverse of `join`, for any number of columns per run, as a view: [n, B, T, ...]."""
+        if self.packed:
             return states.unflatten(1, (self.runs, -1)).transpose(0, 1)
         return states.unflatten(0, (self.runs, -1))
 
     def by_token(self, states: Tensor) -> Tensor:
-        """All runs of one token together, [B T, n, W]."""
+        """The runs of each token, [B T, n, W]."""
         return rearrange(self.by_run(states), "n b t w -> (b t) n w")
 
     def repeat(self, states: Tensor) -> Tensor:
-        """Every run's copy of what the pairs have, [B, T, ...], joined."""
+        """Repeat [B, T, ...] for every run and join."""
         return self.join(states.expand(self.runs, *states.shape))
 
     def last_columns(self, keep: int, length: int, device: torch.device) -> Tensor:
-        """Indices of every run's last `keep` of `length` columns, among the columns of the call."""
-        runs = self.runs if self.beside else 1
+        """Indices, among the columns of the forward pass, of the last `keep` of each run's `length` columns."""
+        runs = self.runs if self.packed else 1
         return torch.arange(runs * length, device=device).view(runs, length)[:, -keep:].flatten()
 
     @contextmanager
-    def apart(self, anatomy: Anatomy) -> Iterator[None]:
-        """Inside, runs that lie beside one another do not see each other: each sees what its mask alone lets it see.
+    def separated(self, anatomy: Anatomy) -> Iterator[None]:
+        """Mask attention between packed runs inside the block.
 
-        Whatever a layer's mask means (causal, a sliding window, padding) is kept, because it is the model's own.
+        The model's own masks are extended, so causal and sliding windows and padding keep their meaning.
         """
-        made: dict[int, Tensor] = {}  # of each mask once: most models give one and the same to many layers
+        made: dict[int, Tensor] = {}  # most models pass one mask to many layers
 
-        def give(mask: Tensor) -> Any:
+        def replace(mask: Tensor) -> Any:
             def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
                 if id(mask) not in made:
-                    made[id(mask)] = widened(mask, self.runs)
+                    made[id(mask)] = packed_mask(mask, self.runs)
                 return args, {**kwargs, "attention_mask": made[id(mask)]}
 
             return hook
@@ -82,29 +82,29 @@ class Arrangement:
         masks = self.masks or {}
         layers = anatomy.layers
         with hooked(
-            *(layers[i].attention.register_forward_pre_hook(give(mask), with_kwargs=True) for i, mask in masks.items())
+            *(layers[i].attention.register_forward_pre_hook(replace(m), with_kwargs=True) for i, m in masks.items())
         ):
             yield
 
 
-def lie_beside(prefix: int, length: int, runs: int) -> bool:
-    """Whether runs of `length` tokens each had better lie beside one another behind a prefix of so many.
+def should_pack(prefix: int, length: int, runs: int) -> bool:
+    """Whether to pack `runs` runs of `length` tokens each after a prefix of `prefix` tokens.
 
-    What each then attends to and does not need, the other runs, is to be less than the prefix, which is copied for each
-    otherwise: measured on the CPU the two take as long at about that length (dev/log.md).
+    A packed run computes (and masks) attention to the other runs; a stacked run copies the prefix. On the CPU the two
+    take equal time at about equal numbers of tokens (dev/log.md).
     """
     return prefix > (runs - 1) * length > 0
 
 
 class MaskRecorder:
-    """Keeps the masks that the model makes for its own attention layers in one call of runs one after the other."""
+    """Records the masks that the model passes to its attention layers in one forward pass of stacked runs."""
 
     def __init__(self, anatomy: Anatomy, pairs: int) -> None:
         self._anatomy, self._pairs = anatomy, pairs
         self._masks: Masks = {}
 
     def hooks(self) -> list[RemovableHandle]:
-        """Put hooks on for one call."""
+        """Register hooks for one forward pass."""
 
         def keep(index: int) -> Any:
             def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -120,15 +120,15 @@ class MaskRecorder:
         ]
 
     def masks(self) -> Masks | None:
-        """The masks of all layers; None where one has none that says everything, as under FlashAttention."""
+        """The masks of all layers; None if a layer received no explicit 4-D mask (FlashAttention, causal sdpa)."""
         if len(self._masks) < self._anatomy.n_layers:
             return None
-        first = {id(mask): mask[: self._pairs] for mask in self._masks.values()}  # one for all layers that share one
+        first = {id(mask): mask[: self._pairs] for mask in self._masks.values()}  # layers that share a mask keep it
         return {index: first[id(mask)] for index, mask in self._masks.items()}
 
 
-def widened(mask: Tensor, runs: int) -> Tensor:
-    """One run's mask [B, h, T, C + T] for several runs beside one another: [B, h, n T, C + n T]."""
+def packed_mask(mask: Tensor, runs: int) -> Tensor:
+    """Extend the mask of one run, [B, h, T, C + T], to n packed runs, [B, h, n T, C + n T]."""
     length = mask.shape[-2]
     prefix, own = mask.split([mask.shape[-1] - length, length], -1)
     hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min

@@ -1,26 +1,28 @@
-"""What a pass returns: one score for each pair first; every aggregate derives from them."""
+"""The scores of a pass: per-pair arrays, from which every aggregate derives."""
 
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from headwatch.errors import UserError
 
-Scores = TypeVar("Scores", "HeadScores", "EdgeScores")
+Scores = TypeVar("Scores", bound="HeadScores | EdgeScores")
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What the pass found out about its own exactness; each is an error, 0 at best.
+    """Errors that the pass measured on itself; 0 is exact.
 
     Attributes:
         completeness: |sum of the `input` row - (metric(corrupted) - metric(clean))|, summed over pairs and divided by
             the sum of |metric(corrupted) - metric(clean)|: the integration error of the path.
         row_sums: largest |row sum of the edges - head score|, over the largest head score (edges only).
         stream: largest |sum of all sources' differences - difference of the final residual vector|, over the largest
-            such difference: whether the model really is a sum of its sources.
+            such difference: whether the sources add up to the residual stream.
     """
 
     completeness: float
@@ -30,11 +32,11 @@ class Checks:
 
 @dataclass(frozen=True)
 class Readings:
-    """What the two endpoint runs say about each pair, before any attribution.
+    """Metric values of the clean and corrupted runs, per pair.
 
     Attributes:
-        metric_clean, metric_corrupted: the metric of the two runs, [N].
-        correct: whether the clean run's most likely token is the clean answer, bool [N].
+        metric_clean, metric_corrupted: the metric of each run, [N].
+        correct: whether the clean run's most likely tokens are the clean continuation, bool [N].
     """
 
     metric_clean: Tensor
@@ -42,22 +44,22 @@ class Readings:
     correct: Tensor
 
     def pick(self, rows: Tensor) -> "Readings":
-        """The same for some of the pairs."""
+        """The readings of some pairs."""
         return Readings(self.metric_clean[rows], self.metric_corrupted[rows], self.correct[rows])
 
 
 @dataclass(frozen=True)
 class HeadScores:
-    """Signed scores of every attention head: what corrupting its output would do to the metric.
+    """Signed scores of every attention head: the estimated change of the metric if its output were corrupted.
 
     Attributes:
         per_pair: [N, L, H]; float32, or float64 for a float64 model.
-        input: the same sum for the token embeddings, [N]; completeness says it equals the metric's whole change.
-        readings: the metric at both ends of each pair.
-        families: each pair's family.
-        metric, steps, alphas: how they were computed.
-        checks: how exact they are.
-        seconds, peak_memory_mb: what the pass cost (memory above what was held before; None where it is not known).
+        input: score of the token embeddings, [N]; with an exact integral, the whole change of the metric.
+        readings: the metric at both endpoints of each pair.
+        families: family of each pair.
+        metric, steps, alphas: settings of the pass.
+        checks: errors measured by the pass.
+        seconds, peak_memory_mb: cost of the pass (memory above what was in use before; None if unknown).
     """
 
     per_pair: Tensor
@@ -80,7 +82,7 @@ class HeadScores:
         return self.per_pair.abs().mean(0)
 
     def select(self, family: str) -> "HeadScores":
-        """One family's pairs."""
+        """The scores of one family."""
         rows = _rows(self, family)
         return replace(
             self,
@@ -97,7 +99,7 @@ class EdgeScores:
 
     Attributes:
         per_pair: [N, S, R]; zero where no edge exists; float32, or float64 for a float64 model.
-        sources, targets: the names of rows and columns.
+        sources, targets: names of the rows and columns.
         is_real: which edges exist, bool [S, R].
         heads: the head scores of the same pass, computed without the edges.
     """
@@ -110,12 +112,12 @@ class EdgeScores:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Each pair's family."""
+        """Family of each pair."""
         return self.heads.families
 
     @property
     def checks(self) -> Checks:
-        """How exact the scores are."""
+        """Errors measured by the pass."""
         return self.heads.checks
 
     def mean(self) -> Tensor:
@@ -133,12 +135,85 @@ class EdgeScores:
         return replace(self.heads, per_pair=rows.contiguous())
 
     def select(self, family: str) -> "EdgeScores":
-        """One family's pairs."""
+        """The scores of one family."""
         return replace(self, per_pair=self.per_pair[_rows(self, family)], heads=self.heads.select(family))
 
 
 def _rows(scores: "HeadScores | EdgeScores", family: str) -> Tensor:
     rows = torch.tensor([i for i, name in enumerate(scores.families) if name == family], dtype=torch.long)
     if not len(rows):
-        raise UserError(f"family={family!r} is not among the scored ones: {', '.join(sorted(set(scores.families)))}")
+        raise UserError(f"family={family!r} was not scored; the scores have {', '.join(sorted(set(scores.families)))}")
     return rows
+
+
+def mean_relative_error(estimate: Tensor, truth: Tensor) -> float:
+    """Sum of |estimate - truth| over the sum of |truth|; 0 if both are zero."""
+    total, error = float(truth.abs().sum()), float((estimate - truth).abs().sum())
+    return error / total if total else (0.0 if error == 0 else math.inf)
+
+
+def heads_of(scores: "HeadScores | EdgeScores") -> HeadScores:
+    """The head scores of a pass."""
+    return scores.heads if isinstance(scores, EdgeScores) else scores
+
+
+def merge(parts: Sequence[Scores], rows: Sequence[Sequence[int]], families: tuple[str, ...]) -> Scores:
+    """Join the scores of disjoint sets of pairs of one probe set.
+
+    Args:
+        parts: scores of some of the N pairs each.
+        rows: the pairs of each part.
+        families: family of each of the N pairs.
+
+    Returns:
+        Scores of N pairs; 0 for pairs in no part. Diagnostics: largest errors, total seconds, largest peak memory.
+    """
+    heads = [heads_of(part) for part in parts]
+    return replace_heads(
+        combine_pairs(parts, lambda tensors: place(tensors, rows, len(families))),
+        families=families,
+        metric=", ".join(part.metric for part in heads),
+        checks=Checks(
+            completeness=max(part.checks.completeness for part in heads),
+            row_sums=_largest(part.checks.row_sums for part in heads),
+            stream=max(part.checks.stream for part in heads),
+        ),
+        seconds=sum(part.seconds for part in heads),
+        peak_memory_mb=_largest(part.peak_memory_mb for part in heads),
+    )
+
+
+def combine_pairs(parts: Sequence[Scores], combine: Callable[[list[Tensor]], Tensor]) -> Scores:
+    """Combine each per-pair tensor of several scores; everything else is taken from the first."""
+
+    def combined(field: Callable[[Any], Tensor]) -> Tensor:
+        return combine([field(part) for part in parts])
+
+    per_pair = combined(lambda part: part.per_pair)
+    if isinstance(parts[0], EdgeScores):
+        heads = combine_pairs([heads_of(part) for part in parts], combine)
+        return replace(parts[0], per_pair=per_pair, heads=heads)
+    readings = Readings(
+        combined(lambda part: part.readings.metric_clean),
+        combined(lambda part: part.readings.metric_corrupted),
+        combined(lambda part: part.readings.correct),
+    )
+    return replace(parts[0], per_pair=per_pair, input=combined(lambda part: part.input), readings=readings)
+
+
+def replace_heads(scores: Scores, **changes: Any) -> Scores:
+    """The scores with other values in these fields of the head scores."""
+    heads = replace(heads_of(scores), **changes)
+    return cast(Scores, replace(scores, heads=heads) if isinstance(scores, EdgeScores) else heads)
+
+
+def place(values: Sequence[Tensor], rows: Sequence[Sequence[int]], n: int) -> Tensor:
+    """Put the rows of several tensors [len(rows), ...] into one [n, ...], with zeros in rows of none."""
+    out = torch.zeros(n, *values[0].shape[1:], dtype=values[0].dtype)
+    for own, at in zip(values, rows, strict=True):
+        out[list(at)] = own
+    return out
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

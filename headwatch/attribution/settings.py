@@ -1,25 +1,27 @@
-"""How a probe's heads and edges are scored: the options of score_heads and score_edges, as one object."""
+"""The settings of an attribution pass."""
 
 from dataclasses import dataclass
 
-from headwatch.attribution.metrics import Metric, path_points, resolve_metric
+from headwatch.attribution.metrics import Metric, resolve_metric
+from headwatch.attribution.path import path_points
 from headwatch.errors import UserError
 
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """How the heads and edges of a probe are scored.
+    """What a pass computes, and in what batches.
 
     Attributes:
-        metric: "logit_diff", "kl", "nll", or a callable; the family "openers" has its own.
-        steps: points of the integrated-gradients path.
-        alphas: "midpoint", "right" (the paper), "left" or "clean".
+        metric: "logit_diff", "kl", "nll", or a callable (`headwatch.attribution.Metric`).
+        steps: m, the points of the path; ignored by alphas="clean".
+        alphas: "midpoint", "right" (the paper), "left", or "clean" (plain attribution patching).
         edges: also score edges, which the paper's circuit rule needs; False scores heads only.
-        batch_size: pairs per batch; None chooses it by the memory budget.
-        memory_budget_gb: memory of one batch, in GiB; None allows what the trainable parameters' gradients take.
+        batch_size: pairs per batch; None derives it from the memory budget.
+        memory_budget_gb: estimated size of one batch's activations and differences, in GiB; None allows the size of the
+            trainable parameters' gradients, and at least 2 GiB.
 
     Raises:
-        UserError: a value makes no sense.
+        UserError: a value is out of range or unknown.
     """
 
     metric: str | Metric = "logit_diff"
@@ -31,14 +33,18 @@ class ScoringSettings:
 
     def __post_init__(self) -> None:
         path_points(self.alphas, self.steps, self.metric_name)
+        size, budget = self.batch_size, self.memory_budget_gb
         if not isinstance(self.edges, bool):
             raise UserError(f"edges={self.edges!r} must be True or False")
-        if self.batch_size is not None and (isinstance(self.batch_size, bool) or self.batch_size < 1):
-            raise UserError(f"batch_size={self.batch_size!r} must be a whole number of at least 1, or None")
-        if self.memory_budget_gb is not None and not self.memory_budget_gb > 0:
-            raise UserError(f"memory_budget_gb={self.memory_budget_gb!r} must be above 0, or None")
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise UserError(f"batch_size={size!r} must be a whole number of at least 1, or None")
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0):
+            raise UserError(
+                f"memory_budget_gb={budget!r} must be a number above 0; None (the default) allows the size of the "
+                "trainable parameters' gradients, and at least 2 GiB"
+            )
 
     @property
     def metric_name(self) -> str:
-        """The metric's name; of a callable its own."""
+        """The metric's name; of a callable its __name__."""
         return resolve_metric(self.metric)[0]

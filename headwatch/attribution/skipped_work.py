@@ -1,4 +1,4 @@
-"""Work that no score depends on and that the pass leaves out: unread logits, and the last MLP where nothing is read."""
+"""Skip work that no score depends on: logits and outputs of the last MLP at positions that are not read."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwatch.model.anatomy import Anatomy
-from headwatch.model.hooks import hooked
+from headwatch.model.hooks import hooked, overridden
 
 
 class OutputMatrix:
-    """The model's output matrix (lm_head), asked only for the logits that somebody reads.
+    """The model's output matrix (lm_head), restricted to the logits that are read.
 
-    Its weight is the largest of the model, and a probe reads few of its rows: at short suffixes all of them would cost
-    a fifth of the pass. The module's own hooks still run, so a sharded weight is whole where it is used. Anything but
-    a plain nn.Linear (an adapter, a quantised layer, a forward of somebody else's) is left alone.
+    It is the model's largest weight, and a probe reads few of its rows: with short suffixes, all of them would take a
+    fifth of the pass. The module's own hooks still run, so a sharded weight is gathered when it is used. Anything but a
+    plain nn.Linear (an adapter, a quantised layer, a replaced forward) is left unchanged.
     """
 
     def __init__(self, anatomy: Anatomy) -> None:
@@ -25,22 +25,27 @@ class OutputMatrix:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, all logits are there. One product for all rows: the last column of each row is no contiguous block,
-        for which torch would otherwise read the weight once a row.
+        """Compute all logits inside the block, in one product.
+
+        The last column of each row is not contiguous; torch would read the weight once per row.
         """
         with self._instead(lambda x: F.linear(x.reshape(-1, x.shape[-1]), *self._weights).unflatten(0, x.shape[:-1])):
             yield
 
     @contextmanager
     def answers(self, answers: Tensor) -> Iterator[bool]:
-        """Inside, logits are [..., 2]: of each pair's clean and corrupted answer. answers: [B, 2].
+        """Compute only the logits [..., 2] of each pair's clean and corrupted answer inside the block.
 
-        Yields whether it is so; where the matrix has to be left alone, all logits are there.
+        Args:
+            answers: token ids, [B, 2].
+
+        Yields:
+            True; False if the matrix is left unchanged and computes all logits.
         """
 
         def forward(x: Tensor) -> Tensor:
             weight, bias = self._weights
-            x = x.unflatten(0, (-1, len(answers)))  # [rows a pair, B, columns, M]
+            x = x.unflatten(0, (-1, len(answers)))  # [rows per pair, B, columns, M]
             logits = x @ weight[answers].mT
             return (logits if bias is None else logits + bias[answers][:, None]).flatten(0, 1)
 
@@ -49,7 +54,7 @@ class OutputMatrix:
 
     @contextmanager
     def nothing(self) -> Iterator[None]:
-        """Inside, there are no logits at all: for runs that only fill a cache."""
+        """Compute no logits inside the block, for runs that only fill a cache."""
         with self._instead(lambda x: x[..., :0]):
             yield
 
@@ -62,19 +67,16 @@ class OutputMatrix:
         if self._head is None:
             yield
             return
-        self._head.forward = forward
-        try:
+        with overridden(self._head, forward=forward):
             yield
-        finally:
-            del self._head.forward
 
 
 @contextmanager
 def last_mlp_where_read(anatomy: Anatomy, columns: Tensor) -> Iterator[None]:
-    """Inside, the last layer's MLP runs on these columns alone, where logits are read, and adds 0 to the others.
+    """Run the last layer's MLP on these columns only, where logits are read; it adds 0 elsewhere.
 
-    Nothing reads what it would add there, so no logit, gradient or score depends on it: three quarters of a layer less.
-    Left alone are experts whose routers' logits the model collects, to compare them with the padding of all columns.
+    Nothing reads its other outputs, so no logit, gradient or score depends on them; this saves three quarters of a
+    layer. Expert blocks whose router logits the model collects are left unchanged: their shape must match all columns.
     """
     layer, handles = anatomy.layers[-1], []
     length = 0
@@ -90,7 +92,7 @@ def last_mlp_where_read(anatomy: Anatomy, columns: Tensor) -> Iterator[None]:
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     if not getattr(anatomy.model.config, "output_router_logits", False):
-        # After every other hook that looks at what the MLP reads, and before those that look at what it adds.
+        # After all other hooks on the input of the MLP, and before all others on its output.
         handles.append(layer.mlp_reads.register_forward_pre_hook(narrow))
         handles.append(layer.mlp_adds.register_forward_hook(widen, prepend=True))
     with hooked(*handles):

@@ -1,1 +1,1 @@
-"""The model: where its parts are, how it is run, and the guard that leaves no trace in it."""
+"""The model: its parts, its forward pass, temporary hooks, and the read-only guard."""

@@ -1,4 +1,4 @@
-"""Where layers, heads, norms and projections are, in any supported architecture, wrapped by PEFT or not."""
+"""Locate layers, heads, norms and projections in any supported architecture, wrapped by PEFT or not."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headwatch.errors import UnsupportedModelError
 from headwatch.model.layouts import LAYOUTS, REFUSED, Fused, Layout, NormKind
+from headwatch.model.precision import at_least_float32
 
 Kind = Literal["q", "k", "v"]
 KINDS: tuple[Kind, ...] = ("q", "k", "v")
@@ -17,7 +18,7 @@ KINDS: tuple[Kind, ...] = ("q", "k", "v")
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm y = w * xhat + b, where xhat = x r, r = 1 / sqrt(mean(x^2) + eps); a LayerNorm centres x first."""
+    """A norm y = w * xhat + b with xhat = x r and r = 1 / sqrt(mean(x^2) + eps); LayerNorm centres x first."""
 
     module: nn.Module
     eps: float
@@ -26,33 +27,33 @@ class Norm:
     @property
     def weight(self) -> Tensor:
         """w, [M], float32 or wider."""
-        weight = _wide(self.module.get_parameter("weight").detach())
+        weight = at_least_float32(self.module.get_parameter("weight").detach())
         return 1 + weight if self.kind.endswith("+1") else weight
 
     @property
     def bias(self) -> Tensor | None:
-        """b, [M], float32 or wider; None where there is none."""
+        """b, [M], float32 or float64; None if the norm has no bias."""
         bias = getattr(self.module, "bias", None)
-        return None if bias is None else _wide(bias.detach())
+        return None if bias is None else at_least_float32(bias.detach())
 
     def centre(self, x: Tensor) -> Tensor:
         """x - mean(x) for a LayerNorm, x as it is for the others, [..., M]."""
         return x - x.mean(-1, keepdim=True) if self.kind.startswith("layer") else x
 
     def inverse_scale(self, centred: Tensor) -> Tensor:
-        """r of what `centre` returned: [..., M] -> [..., 1]."""
+        """r of the output of `centre`: [..., M] -> [..., 1]."""
         return torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps)
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear map from what attention reads to queries, keys or values of all heads, or to all three at once.
+    """A linear map from attention's input to the queries, keys or values of all heads, or to all three.
 
     Attributes:
         module: the linear map.
-        kinds: what comes out of it.
-        fused: how its rows are laid out where it makes all three (see `Layout`).
-        norm: a norm over its full width behind it, before heads are told apart (OLMo 2).
+        kinds: what it computes.
+        fused: the order of its output rows if it computes all three (see `Layout`).
+        norm: a norm over its full output, applied before the split into heads (OLMo 2).
         n_heads, n_kv_heads, head_dim: H, K, D.
     """
 
@@ -66,11 +67,11 @@ class Projection:
 
     @property
     def last(self) -> nn.Module:
-        """The module whose output the heads are cut from: the norm behind the projection, or the projection."""
+        """The module whose output is split into heads: the norm after the projection, or the projection."""
         return self.module if self.norm is None else self.norm.module
 
     def rows(self, kind: Kind, copied: bool = False) -> slice | Tensor:
-        """Which of `last`'s outputs are one kind's, head by head; of the copies that `copy_heads` made, if `copied`."""
+        """Indices of one kind in the output of `last`, head by head; or in the output of `copy_heads`, if `copied`."""
         if self.fused is None:
             return slice(None)
         if self.fused == "interleaved":
@@ -82,7 +83,7 @@ class Projection:
         return slice(first, first + (queries if kind == "q" else keys))
 
     def copy_heads(self, output: Tensor) -> Tensor:
-        """Give every query head its own copy of the key and value head that it reads: [..., out] -> [..., out']."""
+        """Repeat keys and values so that every query head has its own copy: [..., out] -> [..., out']."""
         if self.kinds == ("q",) or self.n_heads == self.n_kv_heads:
             return output
         if self.fused is None:
@@ -91,7 +92,7 @@ class Projection:
         return torch.cat([q, self._repeat(k), self._repeat(v)], -1)
 
     def join(self, states: dict[Kind, Tensor]) -> Tensor:
-        """One state for each query head, [..., H, D] a kind, laid out as `copy_heads` does."""
+        """Join states [..., H, D] of each kind in the order of `copy_heads`: [..., out']."""
         if self.fused == "interleaved":
             return torch.stack([states[kind] for kind in KINDS], -2).flatten(-3)
         return torch.cat([states[kind].flatten(-2) for kind in self.kinds], -1)
@@ -103,19 +104,19 @@ class Projection:
 
 @dataclass(frozen=True)
 class Layer:
-    """The parts of one decoder layer that the attribution pass touches.
+    """The parts of one decoder layer that the attribution pass uses.
 
     Attributes:
         attention: the attention module.
-        attn_norm: the norm in front of it; None where it reads the residual vector as it is.
-        projections: what makes queries, keys and values: three, or one.
-        out: o_proj; its input is all heads' z, side by side, [..., H * D].
-        attn_post_norm: the norm behind o_proj, if any.
-        mlp_reads: its input is the residual vector that the MLP reads: the norm in front of the MLP, or the MLP.
+        attn_norm: the norm before attention; None if attention reads the residual vector directly.
+        projections: the modules that compute queries, keys and values: three, or one.
+        out: o_proj; its input is the concatenated z of all heads, [..., H * D].
+        attn_post_norm: the norm after o_proj, if any.
+        mlp_reads: the module whose input is the residual vector read by the MLP: the norm before the MLP, or the MLP.
         mlp: the MLP, or the expert block.
-        mlp_adds: its output, times `multiplier`, is what the MLP adds to the residual stream.
+        mlp_adds: the module whose output, times `multiplier`, the MLP adds to the residual stream.
         multiplier: scales what attention and MLP add to the stream.
-        parallel: whether the MLP reads what attention reads, and not attention's output.
+        parallel: whether the MLP reads the input of attention instead of the stream after attention.
     """
 
     attention: nn.Module
@@ -130,9 +131,7 @@ class Layer:
     parallel: bool = False
 
     def scaled(self, out: Tensor) -> Tensor:
-        """What becomes of o_proj's output on its way into the stream, [..., M], but for the post-norm's own 1 / rms,
-        which differs from token to token.
-        """
+        """o_proj's output as it enters the stream, [..., M], without the post-norm's 1 / rms, which varies by token."""
         if self.attn_post_norm is not None:
             out = out * self.attn_post_norm.weight
         return out if self.multiplier == 1.0 else out * self.multiplier
@@ -140,13 +139,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A causal language model taken apart into the sources and targets of attribution.md.
+    """The sources and targets of a causal language model.
 
     Attributes:
-        model: the model as given (a PEFT wrapper stays on: its adapters are part of what is scored).
-        layers: one `Layer` for each decoder layer.
-        embedding: the token embedding module; its output is what integrated gradients interpolates.
-        final_norm: its input is the residual vector that the logits read.
+        model: the model as given, inside its PEFT wrapper if any: adapters are part of what is scored.
+        layers: one `Layer` per decoder layer.
+        decoder_layers: the decoder layers' modules.
+        embedding: the token embedding module; integrated gradients interpolates its output.
+        final_norm: the module whose input is the residual vector read by the logits.
         n_layers, n_heads, n_kv_heads, head_dim, d_model: L, H, K, D, M.
     """
 
@@ -163,7 +163,7 @@ class Anatomy:
 
     @property
     def heads_per_kv(self) -> int:
-        """How many query heads read one key/value head."""
+        """Query heads per key/value head."""
         return self.n_heads // self.n_kv_heads
 
     @property
@@ -201,8 +201,9 @@ class Anatomy:
         return (layer + 1) * (3 * self.n_heads + 1) - 1
 
     def is_real(self) -> Tensor:
-        """Which edges exist, bool [S, R]: attention reads earlier layers; an MLP its own layer's heads as well, unless
-        the two are parallel.
+        """Which edges exist, bool [S, R].
+
+        Attention reads earlier layers; an MLP also reads its own layer's heads, unless the two are parallel.
         """
         real = torch.zeros(len(self.sources), len(self.targets), dtype=torch.bool)
         for index, layer in enumerate(self.layers):
@@ -216,9 +217,11 @@ class Anatomy:
     def of(cls, model: nn.Module) -> "Anatomy":
         """Find the parts of a Hugging Face causal language model: plain, compiled, or wrapped by PEFT.
 
+        Args:
+            model: the model.
+
         Raises:
-            UnsupportedModelError: the architecture is unknown or cannot be taken apart, or a part that it should have
-                is not where it should be.
+            UnsupportedModelError: the architecture is unknown or not a sum of its parts, or a part is missing.
         """
         model = _bare(model)
         _refuse_added_tokens(model)
@@ -227,11 +230,11 @@ class Anatomy:
         config = getattr(inner, "config", None)
         model_type = getattr(config, "model_type", None)
         if model_type not in LAYOUTS or config is None:
-            reason = REFUSED.get(str(model_type), "headwatch does not know where its parts are")
+            reason = REFUSED.get(str(model_type), "headwatch has no layout for it")
             if getattr(config, "is_encoder_decoder", False):
                 reason = "it is an encoder-decoder, and headwatch scores decoder-only models"
             raise UnsupportedModelError(
-                f"model: {type(inner).__name__} (config.model_type {model_type!r}) cannot be taken apart: {reason}; "
+                f"model: {type(inner).__name__} (config.model_type {model_type!r}) is not supported: {reason}; "
                 f"supported: {', '.join(sorted(LAYOUTS))}"
             )
         if inner.get_output_embeddings() is None:
@@ -248,7 +251,7 @@ class Anatomy:
             value = getattr(config, option, None)
             if value in values or (not values and value is not None):
                 raise UnsupportedModelError(
-                    f"model: {type(inner).__name__} {reason} (config.{option}={value!r}), which headwatch cannot follow"
+                    f"model: {type(inner).__name__} {reason} (config.{option}={value!r}), which is not supported"
                 )
         n_heads = config.num_attention_heads
         n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
@@ -274,7 +277,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class _Finder:
-    """Looks up one decoder layer's parts by the names of its layout."""
+    """Looks up the parts of one decoder layer by the names in its layout."""
 
     module: nn.Module
     layout: Layout
@@ -338,40 +341,42 @@ def _bare(module: Any) -> Any:
 
 
 def _refuse_added_tokens(model: nn.Module) -> None:
-    """Refuse PEFT's prompt learning, whose tokens stand in front of (or inside) every layer of both prompts."""
+    """Refuse PEFT's prompt learning, which adds tokens before the prompt or inside every layer."""
     config = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False) or getattr(config, "is_adaption_prompt", False):
         kind = getattr(getattr(config, "peft_type", None), "value", None)
         raise UnsupportedModelError(
-            f"model: the active adapter ({kind}) adds tokens of its own to every prompt, so the probe pairs' positions "
-            "are not the model's; score model.get_base_model(), or train LoRA, DoRA or IA3 instead"
+            f"model: the active adapter ({kind}) adds its own tokens to every prompt, which shifts the "
+            "positions of the probe pairs; score model.get_base_model(), or train LoRA, DoRA or IA3 instead"
         )
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """At least float32: scores are accumulated there whatever the model's dtype."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 @torch.no_grad()
 def linear_map(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
-    """The effective weight [out, in] and bias [out] of a module that acts as one linear map, in float32 or wider.
+    """The effective weight and bias of a module that is one linear map, in float32 or float64.
 
-    A plain nn.Linear or Conv1D gives its own; anything else (LoRA, a quantised layer) is asked for its image of the
-    identity, so that base weight and adapters come out as one, exactly as the forward pass uses them.
+    The weight of anything but a plain nn.Linear or Conv1D (LoRA, a quantised layer) is the image of the identity under
+    the module's forward, so base weight and adapters are combined as in the forward pass.
+
+    Args:
+        module: the linear map.
+        d_in: its input width.
+
+    Returns:
+        Weight [out, in] and bias [out].
     """
     if type(module) in (nn.Linear, Conv1D):
         own: Any = module
-        weight = _wide(own.weight.detach() if type(module) is nn.Linear else own.weight.detach().T)
-        return weight, weight.new_zeros(len(weight)) if own.bias is None else _wide(own.bias.detach())
+        weight = at_least_float32(own.weight.detach() if type(module) is nn.Linear else own.weight.detach().T)
+        return weight, weight.new_zeros(len(weight)) if own.bias is None else at_least_float32(own.bias.detach())
     dtype, device = compute_type(module)
     basis = torch.eye(d_in, dtype=dtype, device=device)
-    bias = module.forward(torch.zeros_like(basis[:1]))[0]  # .forward: hooks on the module are for the pass alone
-    return _wide(module.forward(basis) - bias).T.contiguous(), _wide(bias)
+    bias = module.forward(torch.zeros_like(basis[:1]))[0]  # .forward does not run the hooks of the pass
+    return at_least_float32(module.forward(basis) - bias).T.contiguous(), at_least_float32(bias)
 
 
 def compute_type(module: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """The dtype and device of a module's inputs; float32 where all its parameters are packed integers (4 bit)."""
+    """The dtype and device of a module's inputs; float32 if all its parameters are packed integers (4 bit)."""
     parameters = list(module.parameters())
     for parameter in parameters:
         if parameter.is_floating_point():

@@ -1,27 +1,25 @@
-"""Calling the unmodified model: under the caller's own autocast setting, and nothing else under it."""
+"""The forward pass of the unmodified model, under the caller's autocast setting."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Call = Callable[..., Any]
-"""The model's forward pass, under the caller's own autocast setting: see `callers_autocast`."""
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """At least float32: everything is accumulated there, whatever the model's dtype."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+"""The model's forward pass as `callers_autocast` yields it."""
 
 
 @contextmanager
 def callers_autocast(model: nn.Module, device: torch.device) -> Iterator[Call]:
-    """Inside, autocast holds for the model, as it did outside, and for nothing else: scores are summed in full.
+    """Disable autocast for the block; the yielded forward pass runs under the setting in force outside it.
 
-    Compiled parts of the model run as they were written: with hooks on them they would be compiled anew for each pass,
-    which takes longer than the pass and uses up the recompilations that training is allowed.
+    Scores are thus summed in full precision. Compiled parts of the model run eagerly: compiling them again with hooks
+    would take longer than the pass and count against the recompilation limit of the training.
+
+    Yields:
+        The model's forward pass.
     """
     kind = device.type
     outside = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))

@@ -1,16 +1,40 @@
-"""Hooks that are there for a while."""
+"""Temporary hooks and attributes: everything set here is undone when the block ends, also after an exception."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch.utils.hooks import RemovableHandle
+
+_ABSENT = object()
 
 
 @contextmanager
 def hooked(*handles: RemovableHandle) -> Iterator[None]:
-    """Take the hooks off on leaving."""
+    """Remove these hooks when the block ends."""
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def overridden(owner: Any, **attributes: object) -> Iterator[None]:
+    """Set attributes inside the block; restore them when it ends, or delete those that `owner` itself did not have.
+
+    Args:
+        owner: a module, a configuration or any other object.
+        attributes: name and temporary value.
+    """
+    before = {name: vars(owner).get(name, _ABSENT) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            if value is not _ABSENT:
+                setattr(owner, name, value)
+            elif name in vars(owner):
+                delattr(owner, name)

@@ -1,4 +1,4 @@
-"""What the parts of each supported architecture are called, and how they differ from Llama's: one entry each."""
+"""Layouts: one entry per supported architecture, with the names of its parts and its differences from Llama."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,25 +9,26 @@ Fused = Literal["stacked", "interleaved"]
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of one architecture, by their paths relative to a decoder layer. The defaults are Llama's.
+    """Paths of one architecture's parts, relative to a decoder layer. The defaults are Llama's.
 
-    To add an architecture, add an entry to `LAYOUTS` under its `config.model_type` that names what differs; the tests
-    in tests/attribution/ then check it against the naive reference (docs/reference/models.md).
+    To add an architecture, add an entry to `LAYOUTS` under its `config.model_type` with what differs; the tests in
+    tests/attribution/ then check it against the naive reference (docs/reference/models.md).
 
     Attributes:
-        layers, final_norm: paths from the model.
-        norm: what the norms named here compute. "rms": w x / rms(x); "rms+1": (1 + w) x / rms(x); "layer": LayerNorm;
-            "layer+1": LayerNorm whose scale is 1 + w.
-        attn_norm, mlp_norm: the norms in front of attention and MLP; None where they read the residual vector itself.
+        layers, final_norm: paths relative to the model.
+        norm: the kind of all norms named here. "rms": w x / rms(x); "rms+1": (1 + w) x / rms(x); "layer": LayerNorm;
+            "layer+1": LayerNorm with scale 1 + w.
+        attn_norm, mlp_norm: the norms before attention and MLP; None if they read the residual vector directly.
         attention, out, mlp: the attention module, its output projection, the MLP (an expert block is one MLP).
-        qkv: the projections of queries, keys and values; a single one where they are fused.
-        fused: how a single projection's rows are laid out. "stacked": all queries, all keys, all values;
-            "interleaved": query, key, value of the first head, then of the second, and so on.
-        width_norms: norms over all query heads and over all key heads at once, behind the projections. Norms that act
-            on one head at a time need no entry.
-        attn_post_norm, mlp_post_norm: norms on the way from attention and MLP back into the residual stream.
-        multiplier: the attribute of a decoder layer that scales what attention and MLP add to the stream.
-        parallel: whether the MLP reads what attention reads; or the attribute of a decoder layer that says so.
+        qkv: the projections of queries, keys and values; a single one if they are fused.
+        fused: row order of a fused projection. "stacked": all queries, all keys, all values; "interleaved": query, key,
+            value of the first head, then of the second, and so on.
+        width_norms: norms over all query heads and over all key heads, after the projections. Norms over one head at a
+            time need no entry.
+        attn_post_norm, mlp_post_norm: norms after attention and MLP, before the residual addition.
+        multiplier: attribute of a decoder layer that scales what attention and MLP add to the stream.
+        parallel: whether MLP and attention of a layer read the same vector; or the attribute of the layer that is true
+            then.
     """
 
     layers: str = "model.layers"
@@ -125,14 +126,14 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 _NOT_ATTENTION = "some or all of its layers are recurrent or convolutional and have no attention heads to score"
-_LATENT = "its heads read keys and values from a shared compressed vector, behind a norm of its own"
-_POST_LN = "it normalises the residual stream itself after every block, so that the stream is not a sum of outputs"
+_LATENT = "its heads read keys and values from a shared compressed vector after a norm of its own"
+_POST_LN = "it normalises the residual stream itself after every block, so the stream is not a sum of outputs"
 _PER_LAYER = "its layers differ in head width, and each adds an embedding of its own to the stream"
-_FLATTENED = "its expert block returns tokens without their pairs"
+_FLATTENED = "its expert block returns a flat list of tokens"
 _TWO_MLPS = "a layer adds the outputs of two MLPs"
-_SHARED_NORM = "attention and MLP read the same norm's output, and headwatch needs a norm for each"
+_SHARED_NORM = "attention and MLP of a layer share one norm"
 _NO_SCALE = "its norms have no weights"
-_SEVERAL = "it mixes several residual streams, so that none of them is a sum of the heads' and MLPs' outputs"
+_SEVERAL = "it mixes several residual streams, so none of them is a sum of the heads' and MLPs' outputs"
 
 REFUSED: dict[str, str] = {
     **dict.fromkeys(["mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "bamba"], _NOT_ATTENTION),
@@ -147,4 +148,4 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(["cohere", "cohere2", "persimmon", "phi"], _SHARED_NORM),
     **dict.fromkeys(["gemma3n", "gemma3n_text"], _SEVERAL),
 }
-"""Why an architecture cannot be taken apart, for the message that refuses it."""
+"""Why an architecture is not supported, for the error message."""

@@ -1,60 +1,43 @@
-"""A pass over a model in training that leaves no trace: same weights, same modes, same random numbers afterwards."""
+"""A read-only pass over a model in training: weights, modes and random states are the same afterwards."""
 
 import logging
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headwatch.model.hooks import overridden
+
 logger = logging.getLogger(__name__)
 
 _TRACE = "headwatch: the read-only pass left a trace: "
-_ABSENT = object()
 
 Undo = Callable[[], object]
 
 
 class ReadOnlyError(RuntimeError):
-    """The pass changed the model in a way that it must not, or one of its changes could not be undone."""
-
-
-class _Removable(Protocol):
-    def remove(self) -> object: ...
-
-
-Handle = TypeVar("Handle", bound=_Removable)
+    """The pass changed the model, or one of its temporary changes could not be undone."""
 
 
 class PassScope:
-    """Where the body of `read_only_pass` registers what must be undone when the pass ends, however it ends.
+    """Undo steps of a pass, run in reverse order when it ends, also after an exception.
 
-    Undone in reverse order; one step that fails does not keep the others from running.
+    A step that fails does not prevent the others from running.
     """
 
     def __init__(self) -> None:
         self._undo: list[Undo] = []
 
     def on_exit(self, undo: Undo) -> None:
-        """Call `undo()` when the pass ends."""
+        """Register `undo()` to be called when the pass ends."""
         self._undo.append(undo)
 
-    def keep(self, handle: Handle) -> Handle:
-        """Remove a hook's handle when the pass ends; returns it."""
-        self.on_exit(handle.remove)
-        return handle
-
-    def override(self, owner: Any, name: str, value: object) -> None:
-        """Set an attribute until the pass ends; one that `owner` itself did not have before is deleted again."""
-        before = vars(owner).get(name, _ABSENT)
-        self.on_exit(lambda: delattr(owner, name) if before is _ABSENT else setattr(owner, name, before))
-        setattr(owner, name, value)
-
     def _run(self) -> list[str]:
-        """Undo everything, newest first; what failed, one line each."""
+        """Undo everything, newest first; return the failures, one line each."""
         failures = []
         while self._undo:
             try:
@@ -66,24 +49,24 @@ class PassScope:
 
 @contextmanager
 def read_only_pass(model: nn.Module, optimizer: object | None = None) -> Iterator[PassScope]:
-    """Run the body on `model` in eval mode, with gradients enabled and no parameter asking for one; then undo it all.
+    """Run the body with `model` in eval mode, gradients enabled and all parameters frozen; then restore everything.
 
-    Saved and put back, whether the body returns or raises: the random states (Python, numpy, torch on the CPU, the
-    current CUDA device and MPS), `.training` of every module, `.requires_grad` of every parameter, the state of
-    length-dependent rotary embeddings, the sharding of FSDP2 and ZeRO-3 parameters, and whatever the body registers
-    with the `PassScope` that it is given. Passes nest.
+    Restored, whether the body returns or raises: the random states (Python, numpy, torch on the CPU, the current CUDA
+    device and MPS), `.training` of every module, `.requires_grad` of every parameter, the state of length-dependent
+    rotary embeddings, the sharding of FSDP2 and ZeRO-3 parameters, and what the body registers with the yielded
+    `PassScope`. Passes nest.
 
     Args:
         model: the model as the trainer holds it: bare, PeftModel, FSDP2 or ZeRO-3 sharded (never the DDP wrapper).
-        optimizer: the trainer's optimizer; needed under ZeRO-3 only, where it holds the parameter partitions.
+        optimizer: the trainer's optimizer; required only under ZeRO-3, where it holds the parameter partitions.
 
     Yields:
-        The scope with which the body registers hooks (`keep`), overridden attributes and other undo steps.
+        The scope in which the body registers undo steps. For hooks and attributes use `headwatch.model.hooks`.
 
     Raises:
-        ReadOnlyError: a parameter's `.grad` or value changed inside (a `.grad` that was replaced is put back first),
-            or a step of the undoing failed. When the body itself raised, its exception is passed on as it is, and
-            what could not be undone is added to it as a note: see `left_trace`.
+        ReadOnlyError: a parameter's `.grad` or value changed inside (a replaced `.grad` is restored first), or an undo
+            step failed. If the body raised, its own exception propagates, with these problems as a note: see
+            `left_trace`.
     """
     own = PassScope()
     scope = PassScope()
@@ -97,14 +80,14 @@ def read_only_pass(model: nn.Module, optimizer: object | None = None) -> Iterato
         with torch.inference_mode(False), torch.enable_grad():
             model.eval()  # no dropout, no activation checkpointing
             for parameter in model.parameters():
-                parameter.requires_grad_(False)  # activation gradients only: saves a third of the arithmetic
+                parameter.requires_grad_(False)  # only activation gradients: a third less arithmetic
             yield scope
     except BaseException as error:
         body_failed = error
         raise
     finally:
         problems = scope._run()
-        # Sharding first: the flags and gradients checked below belong to the parameters as the model held them before.
+        # Sharding first: flags and gradients below belong to the sharded parameters.
         resharding = PassScope()
         resharding.on_exit(lambda: _release_zero3(optimizer))
         resharding.on_exit(lambda: _reshard_fsdp2(model, failed=body_failed is not None))
@@ -118,12 +101,12 @@ def read_only_pass(model: nn.Module, optimizer: object | None = None) -> Iterato
 
 
 def left_trace(error: BaseException) -> bool:
-    """Whether an exception that came out of `read_only_pass` says that the model is not as it was before."""
+    """Whether an exception raised by `read_only_pass` reports that the model is not in its original state."""
     return isinstance(error, ReadOnlyError) or any(note.startswith(_TRACE) for note in getattr(error, "__notes__", ()))
 
 
 def _random_state() -> Undo:
-    """Save every random state that a forward pass can draw from. Only the current CUDA device has one in use."""
+    """Save every random state that a forward pass can use; on CUDA that of the current device."""
     python, legacy_numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
@@ -141,7 +124,7 @@ def _random_state() -> Undo:
 
 
 def _flags(model: nn.Module) -> Undo:
-    """Save .training of every module and .requires_grad of every parameter, one by one: neither need be uniform."""
+    """Save .training of every module and .requires_grad of every parameter; neither needs to be uniform."""
     training = [(module, module.training) for module in model.modules()]
     requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
 
@@ -155,10 +138,10 @@ def _flags(model: nn.Module) -> Undo:
 
 
 def _rotary_state(model: nn.Module) -> Undo:
-    """Save the frequencies of rotary embeddings that depend on the longest sequence seen so far.
+    """Save the frequencies of rotary embeddings, which may depend on the longest sequence so far.
 
     `rope_type="dynamic"` and `"longrope"` replace or overwrite their `inv_freq` buffer in forward
-    (transformers.modeling_rope_utils.dynamic_rope_update), so a pass with short prompts would change the next step.
+    (transformers.modeling_rope_utils.dynamic_rope_update), so short probe prompts would change the next training step.
     """
     saved = []
     for module in model.modules():
@@ -171,39 +154,32 @@ def _rotary_state(model: nn.Module) -> Undo:
         for module, plain, buffers in saved:
             vars(module).update(plain)
             for name, (buffer, content) in buffers.items():
-                buffer.copy_(content)  # in place: the buffer keeps its address, which CUDA graphs replay from
+                buffer.copy_(content)  # in place: CUDA graphs replay from this address
                 module._buffers[name] = buffer
 
     return restore
 
 
 def _four_bit_state(model: nn.Module) -> Undo:
-    """Keep bitsandbytes' 4-bit layers from rewriting themselves in forward, and save what forward sets for good.
+    """Prevent bitsandbytes' 4-bit layers from repacking themselves in forward, and save what forward sets.
 
     On CPUs with avx512_bf16 an evaluation forward of `Linear4bit` repacks its weight for inference, after which no
     gradient passes the layer; and the first forward of any mode fixes the dtype that the layer computes in, and casts
     its bias to it.
     """
-    names = ("support_avx512bf16_for_cpu", "compute_dtype", "compute_type_is_set")
-    layers = [module for module in model.modules() if hasattr(module, names[0])]
-    saved = [(layer, {name: getattr(layer, name) for name in names if hasattr(layer, name)}) for layer in layers]
-    for layer in layers:
-        setattr(layer, names[0], False)
-
-    biases = [(layer.bias, layer.bias.data) for layer in layers if isinstance(layer.bias, Tensor)]
-
-    def restore() -> None:
-        for layer, values in saved:
-            for name, value in values.items():
-                setattr(layer, name, value)
-        for bias, data in biases:
-            bias.data = data
-
-    return restore
+    repacks, set_by_forward = "support_avx512bf16_for_cpu", ("compute_dtype", "compute_type_is_set")
+    with ExitStack() as stack:
+        for module in model.modules():
+            if hasattr(module, repacks):
+                kept = {name: getattr(module, name) for name in set_by_forward if hasattr(module, name)}
+                stack.enter_context(overridden(module, **kept, **{repacks: False}))
+                if isinstance(module.bias, Tensor):
+                    stack.callback(setattr, module.bias, "data", module.bias.data)
+        return stack.pop_all().close
 
 
 def _parameter_check(model: nn.Module) -> Callable[[], list[str]]:
-    """Remember what a forward pass reads of every parameter, and its gradient; the check names what changed."""
+    """Remember every parameter and its gradient; the returned check lists what changed, one line each."""
     before = [
         (name, parameter, _content(parameter), parameter.grad, _content(parameter.grad))
         for name, parameter in model.named_parameters()
@@ -214,7 +190,7 @@ def _parameter_check(model: nn.Module) -> Callable[[], list[str]]:
         for name, parameter, content, grad, grad_content in before:
             if parameter.grad is not grad:
                 parameter.grad = grad
-                problems.append(f"{name}.grad was set inside (put back now; use torch.autograd.grad, not .backward())")
+                problems.append(f"{name}.grad was set inside (now restored; use torch.autograd.grad, not .backward())")
             elif not _same(_content(grad), grad_content):
                 problems.append(f"{name}.grad was changed in place inside")
             if not _same(_content(parameter), content):
@@ -225,10 +201,9 @@ def _parameter_check(model: nn.Module) -> Callable[[], list[str]]:
 
 
 def _content(tensor: Tensor | None) -> tuple[object, ...]:
-    """What decides a tensor's values, without reading them: where they lie, in which shape and type, how often they
-    were written in place, and how they are to be unpacked (bitsandbytes).
+    """Fingerprint of a tensor without reading its values: address, shape, dtype, in-place version, quantisation state.
 
-    Sharded parameters (DTensor, ZeRO-3) are rewritten by their gathering: nothing is compared.
+    Empty for sharded parameters (DTensor, ZeRO-3), which gathering rewrites.
     """
     if tensor is None or hasattr(tensor, "ds_id") or hasattr(tensor, "device_mesh"):
         return ()
@@ -241,15 +216,15 @@ def _content(tensor: Tensor | None) -> tuple[object, ...]:
 
 
 def _same(content: tuple[object, ...], before: tuple[object, ...]) -> bool:
-    """Whether nothing changed; a quant_state is compared by identity."""
+    """Whether two fingerprints are equal; quantisation states are compared by identity."""
     return not before or (content[:-1] == before[:-1] and content[-1] is before[-1])
 
 
 def _reshard_fsdp2(model: nn.Module, *, failed: bool) -> None:
-    """Give FSDP2's gathered parameters back; after an exception also its state machine, stuck in FORWARD or BACKWARD.
+    """Reshard FSDP2's parameters; after an exception also reset its state, which is still FORWARD or BACKWARD.
 
-    After a forward without a backward the root's parameters stay gathered, and an optimizer step would then leave
-    the next forward reading the old weights.
+    After a forward without a backward the root's parameters stay gathered, and the next forward after an optimizer step
+    would read the old weights.
     """
     try:
         from torch.distributed.fsdp import FSDPModule
@@ -259,8 +234,8 @@ def _reshard_fsdp2(model: nn.Module, *, failed: bool) -> None:
         if not isinstance(module, FSDPModule):
             continue
         state: Any = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None  # private: see the test
-        if failed and getattr(state, "_is_root", False):  # unset before the first forward: nothing is stuck then
-            if hasattr(module, "reset_iter_state"):  # torch 2.13: made for this
+        if failed and getattr(state, "_is_root", False):  # unset before the first forward: nothing to reset
+            if hasattr(module, "reset_iter_state"):  # torch 2.13
                 module.reset_iter_state()
             else:  # what FSDP2 runs at the end of every backward
                 state._root_post_backward_final_callback()
@@ -268,7 +243,7 @@ def _reshard_fsdp2(model: nn.Module, *, failed: bool) -> None:
 
 
 def _release_zero3(optimizer: object | None) -> None:
-    """Partition again what ZeRO-3 gathered; it does so by itself only after a backward of its own engine."""
+    """Partition the parameters that ZeRO-3 gathered; its engine does so only after its own backward."""
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps DeepSpeed's optimizer
     if hasattr(inner, "empty_partition_cache"):
         inner.empty_partition_cache()

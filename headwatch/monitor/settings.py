@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-from headwatch.attribution.metrics import path_points
+from headwatch.attribution.path import path_points
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.circuits.circuit import CircuitSettings
 from headwatch.errors import UserError

@@ -1,19 +1,20 @@
 """The pairs of a probe distributed over the ranks, and their scores gathered."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from headwatch.attribution import EdgeScores, HeadScores
+from headwatch.attribution import Checks, EdgeScores, HeadScores
+from headwatch.attribution.observer import renumbered
 from headwatch.attribution.per_family import Metrics, completeness
-from headwatch.attribution.scores import Checks, Readings
+from headwatch.attribution.scores import combine_pairs, heads_of, merge, place, replace_heads
 from headwatch.monitor.distributed import is_sharded, reduce_over_ranks, world
 from headwatch.probes import ProbeSet
 
-Scores = TypeVar("Scores", HeadScores, EdgeScores)
+Scores = TypeVar("Scores", bound=HeadScores | EdgeScores)
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,12 @@ class PairShard:
         """Call `score(model, probes, ...)` with these pairs; `observe` gets their indices in the whole set."""
         if not self.split:
             return score(model, probes, **options)
-        observe = options.pop("observe", None)
-        rows = torch.tensor(self.rows, dtype=torch.long)
-
-        def renumbered(pairs: Tensor, logits: Tensor, reads: Any) -> None:
-            if observe is not None:
-                observe(rows[pairs.cpu()], logits, reads)
-
-        return score(model, probes.select(rows), observe=renumbered, **options)
+        observe = renumbered(options.pop("observe", None), self.rows)
+        return score(model, probes.select(list(self.rows)), observe=observe, **options)
 
     def whole(self, values: Tensor) -> Tensor:
         """Gather the rows [len(rows), ...] of all ranks into [n, ...]; on the CPU, same dtype."""
-        if not self.split:
-            return values
-        filled = torch.zeros(
-            self.n, *values.shape[1:], dtype=torch.uint8 if values.dtype == torch.bool else values.dtype
-        )
-        filled[list(self.rows)] = values.to(filled)
-        return reduce_over_ranks(filled, "SUM").to(values.dtype)
+        return _summed(place([values], [self.rows], self.n)) if self.split else values
 
     def gather(self, part: Scores, probes: ProbeSet, metrics: Metrics) -> Scores:
         """Gather the scores of all pairs; every rank must call this.
@@ -68,26 +57,23 @@ class PairShard:
         """
         if not self.split:
             return part
-        heads = part.heads if isinstance(part, EdgeScores) else part
-        found, checks = heads.readings, heads.checks
-        readings = Readings(*(self.whole(x) for x in (found.metric_clean, found.metric_corrupted, found.correct)))
-        at_input = self.whole(heads.input)
+        own = merge([part], [self.rows], probes.families)
+        whole = combine_pairs([own], lambda tensors: _summed(tensors[0]))
+        heads, checks = heads_of(whole), heads_of(part).checks
         worst = [checks.row_sums or 0.0, checks.stream, heads.seconds, heads.peak_memory_mb or 0.0]
         row_sums, stream, seconds, memory = reduce_over_ranks(torch.tensor(worst), "MAX").tolist()
-        whole = replace(
-            heads,
-            per_pair=self.whole(heads.per_pair),
-            input=at_input,
-            readings=readings,
-            families=probes.families,
+        return replace_heads(
+            whole,
             checks=Checks(
-                completeness=completeness(at_input, readings, probes.families, metrics),
+                completeness=completeness(heads.input, heads.readings, probes.families, metrics),
                 row_sums=None if checks.row_sums is None else row_sums,
                 stream=stream,
             ),
             seconds=seconds,
             peak_memory_mb=None if heads.peak_memory_mb is None else memory,
         )
-        if isinstance(part, EdgeScores):
-            return replace(part, per_pair=self.whole(part.per_pair), heads=whole)
-        return whole
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sum over processes, in the dtype of `values`; bool, which has no sum, as integers."""
+    return reduce_over_ranks(values.to(torch.uint8) if values.dtype == torch.bool else values, "SUM").to(values.dtype)

@@ -1,10 +1,12 @@
-"""Metrics and path points by themselves: the naive reference shares them, so it cannot vouch for them."""
+"""Metrics and path points, which the naive reference shares, against torch and known values."""
 
 import pytest
 import torch
 from torch.nn import functional
 
-from headwatch.attribution.metrics import METRICS, Reads, accuracy, mean_relative_error, path_points
+from headwatch.attribution.metrics import METRICS, Reads
+from headwatch.attribution.path import path_points
+from headwatch.attribution.scores import mean_relative_error
 
 B, P, V = 3, 2, 7
 
@@ -26,14 +28,20 @@ def reads() -> Reads:
     )
 
 
-def test_path_points() -> None:
-    assert path_points("midpoint", 4, "kl") == [0.125, 0.375, 0.625, 0.875]
-    assert path_points("right", 4, "kl") == [0.25, 0.5, 0.75, 1.0]
-    assert path_points("left", 4, "kl") == [0.0, 0.25, 0.5, 0.75]
-    assert path_points("clean", 4, "nll") == [1.0]
+@pytest.mark.parametrize(
+    ("alphas", "metric", "points"),
+    [
+        ("midpoint", "kl", [0.125, 0.375, 0.625, 0.875]),
+        ("right", "kl", [0.25, 0.5, 0.75, 1.0]),
+        ("left", "kl", [0.0, 0.25, 0.5, 0.75]),
+        ("clean", "nll", [1.0]),
+    ],
+)
+def test_path_points(alphas: str, metric: str, points: list[float]) -> None:
+    assert path_points(alphas, 4, metric) == points
 
 
-def test_logit_diff_is_read_at_the_first_position(logits, reads: Reads) -> None:
+def test_logit_diff_reads_the_first_position(logits, reads: Reads) -> None:
     run, clean = logits
     expected = [run[0, 0, 1] - run[0, 0, 2], run[1, 0, 3] - run[1, 0, 0], run[2, 0, 6] - run[2, 0, 5]]
     assert torch.allclose(METRICS["logit_diff"](run, clean, reads), torch.stack(expected))
@@ -62,16 +70,16 @@ def test_kl_is_from_the_clean_distribution_to_the_run(logits, reads: Reads) -> N
     assert METRICS["kl"](clean, clean, reads).abs().max() < 1e-14
 
 
-def test_an_answer_is_right_when_every_token_of_it_is(logits, reads: Reads) -> None:
+def test_correct_requires_every_token_of_the_answer(logits, reads: Reads) -> None:
     run = torch.zeros(B, P, V)
     run.scatter_(-1, reads.targets.clamp(min=0)[..., None], 1.0)
-    assert accuracy(run, reads).tolist() == [True, True, True]
+    assert reads.correct(run).tolist() == [True, True, True]
     run[0, 1] = torch.eye(V)[0]  # the second token of the first pair is wrong
-    run[2, 1] = torch.eye(V)[3]  # a position that the last pair does not have
-    assert accuracy(run, reads).tolist() == [False, True, True]
+    run[2, 1] = torch.eye(V)[3]  # beyond the last pair's read positions
+    assert reads.correct(run).tolist() == [False, True, True]
 
 
-def test_runs_of_one_batch_keep_their_pairs(reads: Reads) -> None:
+def test_repeated_reads(reads: Reads) -> None:
     twice = reads.repeat(2)
     assert torch.equal(twice.answers[B:], reads.answers)
     assert torch.equal(twice.present[:B], reads.present)

@@ -1,6 +1,7 @@
 """bfloat16 and float16: rounding is not taken for a changed model, and a changed model not for rounding."""
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from helpers.tiny_models import random_pairs, tiny_model
 
 from headwatch import UnsupportedModelError, score_edges, score_heads
 from headwatch.errors import NonFiniteError
+from headwatch.model.layouts import LAYOUTS
 
 ARCHITECTURES = ["llama", "gemma3", "gpt2", "granite", "olmo2"]
 
@@ -61,3 +63,18 @@ def test_weights_that_are_no_numbers_are_named_as_such(value: float) -> None:
         model.model.layers[1].mlp.down_proj.weight[0, 0] = value
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
         score_heads(model, random_pairs(3), steps=2)
+
+
+KINDS = {"llama": "rms", "gemma": "rms+1", "starcoder2": "layer", "nemotron": "layer+1"}
+
+
+@pytest.mark.parametrize("kind", ["rms", "rms+1", "layer", "layer+1"])
+@pytest.mark.parametrize("architecture", list(KINDS))
+def test_a_wrong_kind_of_norm_is_refused(architecture: str, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LAYOUTS, architecture, replace(LAYOUTS[architecture], norm=kind))
+    model = tiny_model(architecture, torch.float32)
+    if kind == KINDS[architecture]:
+        assert score_edges(model, random_pairs(3), steps=2).checks.row_sums < 1e-5
+        return
+    with pytest.raises(UnsupportedModelError, match="do not add up to their head scores"):
+        score_edges(model, random_pairs(3), steps=2)

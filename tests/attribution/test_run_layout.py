@@ -1,4 +1,4 @@
-"""Runs beside one another behind one prefix: the same scores as runs of a copy of the prefix each."""
+"""Runs packed along the sequence after one prefix: the same scores as runs stacked along the batch."""
 
 from typing import Any
 
@@ -7,48 +7,51 @@ import torch
 from helpers.tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_openers, random_pairs, tiny_model
 
 from headwatch import Anatomy, score_edges, score_heads
-from headwatch.attribution import batch_pass
+from headwatch.attribution import ScoringSettings, batch_pass
 from headwatch.attribution.naive import naive_edges
-from headwatch.attribution.run_layout import Arrangement, MaskRecorder, lie_beside, widened
+from headwatch.attribution.run_layout import MaskRecorder, RunLayout, packed_mask, should_pack
+from headwatch.attribution.scoring import score_pairs
 from headwatch.model.hooks import hooked
 
 KERNELS = [(name, kind) for name in ARCHITECTURES for kind in ("eager", "sdpa") if kind == "eager" or has_sdpa(name)]
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[Arrangement]:
-    """How the points of every batch were arranged."""
-    found: list[Arrangement] = []
-    arrange = batch_pass.BatchPass._arrange
+def layouts(monkeypatch: pytest.MonkeyPatch) -> list[RunLayout]:
+    """The layout of every batch's points."""
+    found: list[RunLayout] = []
+    layout_of = batch_pass.BatchPass._layout_of
 
-    def watched(self: Any, runs: int) -> Arrangement:
-        found.append(arrange(self, runs))
+    def watched(self: Any, runs: int) -> RunLayout:
+        found.append(layout_of(self, runs))
         return found[-1]
 
-    monkeypatch.setattr(batch_pass.BatchPass, "_arrange", watched)
+    monkeypatch.setattr(batch_pass.BatchPass, "_layout_of", watched)
     return found
 
 
-def arrange_all(monkeypatch: pytest.MonkeyPatch, how: bool) -> None:
-    monkeypatch.setattr(batch_pass, "lie_beside", lambda prefix, length, runs: how)
+def pack_all(monkeypatch: pytest.MonkeyPatch, how: bool) -> None:
+    monkeypatch.setattr(batch_pass, "should_pack", lambda prefix, length, runs: how)
 
 
 @pytest.mark.parametrize(("architecture", "attention"), KERNELS)
-def test_beside_one_another_in_every_architecture(
-    architecture: str, attention: str, seen: list[Arrangement], monkeypatch: pytest.MonkeyPatch
+def test_packed_and_stacked_in_every_architecture(
+    architecture: str, attention: str, layouts: list[RunLayout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows (of 4 tokens here) reach into the prefix and over the differing tokens, and not into other runs.
+    """Windows of 4 tokens reach into the prefix and over the differing tokens, not into other runs.
 
-    Without prefix reuse nothing is arranged, and test_exactness.py holds that against the naive reference.
+    Without prefix reuse nothing is packed; test_exactness.py compares that with the naive reference.
     """
     model, probes = tiny_model(architecture, attention=attention), random_openers()
-    expected = score_edges(model, probes, steps=3, reuse_prefix=False)
+    expected = score_pairs(model, probes, ScoringSettings(steps=3), reuse_prefix=False)
     for how in (True, False):
-        arrange_all(monkeypatch, how)
-        seen.clear()
+        pack_all(monkeypatch, how)
+        layouts.clear()
         edges = score_edges(model, probes, steps=3)
-        assert sum(a.beside for a in seen) in ((3, 4) if how else (0,))  # of a single token sdpa may have no mask
-        assert len(seen) == 4  # pairs of four shapes
+        assert sum(a.packed for a in layouts) in (
+            (3, 4) if how else (0,)
+        )  # for a single token sdpa may receive no mask
+        assert len(layouts) == 4  # pairs of four shapes
         assert largest_error(edges.per_pair, expected.per_pair) < 1e-9
         assert edges.checks.row_sums < 1e-9
         assert largest_error(score_heads(model, probes, steps=3).per_pair, edges.heads.per_pair) < 1e-9
@@ -57,31 +60,31 @@ def test_beside_one_another_in_every_architecture(
 @pytest.mark.parametrize("architecture", ["llama", "mistral-sliding", "gemma3", "gpt2", "olmo2", "qwen3-moe"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_padded_pairs_of_several_lengths(
-    architecture: str, attention: str, seen: list[Arrangement], monkeypatch: pytest.MonkeyPatch
+    architecture: str, attention: str, layouts: list[RunLayout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of seed 0's pairs float32 itself makes an error of 1.1e-5 to 1.3e-5 in llama, however they are arranged."""
-    arrange_all(monkeypatch, True)
+    """Seed 1, because float32 itself has an error of 1.1e-5 to 1.3e-5 on seed 0's pairs in llama, packed or not."""
+    pack_all(monkeypatch, True)
     probes = random_openers(5, seed=1)
     expected = naive_edges(tiny_model(architecture, attention=attention), probes, steps=2)
     found = score_edges(tiny_model(architecture, torch.float32, attention), probes, steps=2, batch_size=5)
-    assert [(a.beside, a.pairs) for a in seen] == [(True, 5)]
+    assert [(a.packed, a.pairs) for a in layouts] == [(True, 5)]
     assert largest_error(found.per_pair, expected) < 1e-5
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_under_autocast_and_in_half_precision(
-    attention: str, seen: list[Arrangement], monkeypatch: pytest.MonkeyPatch
+    attention: str, layouts: list[RunLayout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside one another as exact as one after the other: masks are numbers of the model's own dtype under eager."""
+    """Packed runs are as exact as stacked ones; under eager attention masks have the model's own dtype."""
     probes, single = random_openers(8, seed=1), tiny_model("qwen2", torch.float32, attention)
     expected = score_edges(single, probes, steps=2).per_pair
     held = tiny_model("qwen2", torch.bfloat16, attention)
     for how in (True, False):
-        arrange_all(monkeypatch, how)
+        pack_all(monkeypatch, how)
         with torch.autocast("cpu", torch.bfloat16):
             assert largest_error(score_edges(single, probes, steps=2).per_pair, expected) < 0.1
         assert largest_error(score_edges(held, probes, steps=2).per_pair, expected) < 0.2
-    assert [a.beside for a in seen[1:]] == [True, True, False, False]
+    assert [a.packed for a in layouts[1:]] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -89,49 +92,53 @@ def test_under_autocast_and_in_half_precision(
     [("logit_diff", "right"), ("logit_diff", "clean"), ("kl", "midpoint"), ("kl", "right"), ("nll", "left")],
 )
 @pytest.mark.parametrize("points", [5, 2])
-def test_ends_among_them_and_several_read_positions(
-    metric: str, alphas: str, points: int, seen: list[Arrangement], monkeypatch: pytest.MonkeyPatch
+def test_endpoints_as_points_and_several_read_positions(
+    metric: str, alphas: str, points: int, layouts: list[RunLayout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headwatch.attribution.scoring.batch_sizes", lambda *arguments: (3, points))
     model, probes = tiny_model("qwen2"), random_openers(6, reads=2, prefix=22)
     edges = score_edges(model, probes, metric, 3, alphas)
-    assert any(a.beside for a in seen) == (alphas != "clean")  # a run alone lies beside nobody
+    assert any(a.packed for a in layouts) == (alphas != "clean")  # a single run is not packed
     assert largest_error(edges.per_pair, naive_edges(model, probes, metric, 3, alphas)) < 1e-9
 
 
-def test_long_prefixes_are_shared_and_short_ones_copied(seen: list[Arrangement]) -> None:
+def test_long_prefixes_are_shared_and_short_ones_copied(layouts: list[RunLayout]) -> None:
     model = tiny_model("llama")
     score_heads(model, random_openers(prefix=14, suffix=3).select([0]), steps=5)
     score_heads(model, random_openers(prefix=12, suffix=3).select([0]), steps=5)
-    score_heads(model, random_openers(prefix=14, suffix=3).select([0]), steps=5, reuse_prefix=False)
+    score_pairs(
+        model, random_openers(prefix=14, suffix=3).select([0]), ScoringSettings(edges=False), reuse_prefix=False
+    )
     score_heads(model, random_pairs(1), steps=5)
-    assert [a.beside for a in seen] == [True, False, False, False]
-    assert not lie_beside(100, 10, 1)
+    assert [a.packed for a in layouts] == [True, False, False, False]
+    assert not should_pack(100, 10, 1)
 
 
-def test_runs_that_no_mask_keeps_apart_are_rows(seen: list[Arrangement]) -> None:
-    """Of a single token, which sees everything, sdpa is given no mask; FlashAttention never is."""
+def test_runs_without_an_explicit_mask_are_stacked(layouts: list[RunLayout]) -> None:
+    """sdpa receives no mask for a single token, FlashAttention never."""
     probes = random_openers(prefix=14, suffix=1).select([0])
     for attention in ("sdpa", "eager"):
         model = tiny_model("llama", attention=attention)
         edges = score_edges(model, probes, steps=2)
         assert largest_error(edges.per_pair, naive_edges(model, probes, steps=2)) < 1e-9
-    assert [a.beside for a in seen] == [False, True]
+    assert [a.packed for a in layouts] == [False, True]
 
 
 @pytest.mark.parametrize(("architecture", "kinds"), [("llama", 1), ("gemma3", 2)])
-def test_layers_that_share_a_mask_share_the_widened_one(
-    architecture: str, kinds: int, seen: list[Arrangement], monkeypatch: pytest.MonkeyPatch
+def test_layers_that_share_a_mask_share_the_packed_one(
+    architecture: str, kinds: int, layouts: list[RunLayout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[torch.Tensor] = []
-    monkeypatch.setattr("headwatch.attribution.run_layout.widened", lambda *a: made.append(widened(*a)) or made[-1])
+    monkeypatch.setattr(
+        "headwatch.attribution.run_layout.packed_mask", lambda *a: made.append(packed_mask(*a)) or made[-1]
+    )
     score_heads(tiny_model(architecture), random_openers(prefix=30).select([0]), steps=5)
-    assert [a.beside for a in seen] == [True]
+    assert [a.packed for a in layouts] == [True]
     assert len(made) == kinds  # of three layers
 
 
-def test_a_mask_that_says_less_than_everything_keeps_nothing_apart() -> None:
-    """FlashAttention is given which tokens are padding, [B, C + T], and knows by itself that it looks back alone."""
+def test_only_explicit_4d_masks_are_recorded() -> None:
+    """FlashAttention receives only which tokens are padding, [B, C + T]."""
     model = tiny_model("llama")
     for mask, enough in ((torch.ones(2, 1, 3, 5), True), (torch.ones(2, 5), False), (None, False)):
         recorder = MaskRecorder(Anatomy.of(model), 1)
@@ -153,9 +160,9 @@ def test_the_pass_leaves_no_hook_behind() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 def test_a_mask_for_several_runs(dtype: torch.dtype) -> None:
-    seen = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 1]]).bool()  # two columns of prefix, two of each run
-    mask = seen if dtype == torch.bool else torch.where(seen, 0.0, torch.finfo(dtype).min)
-    (made,) = widened(mask[None, None], 3)[0]
+    visible = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 1]]).bool()  # two columns of prefix, two of each run
+    mask = visible if dtype == torch.bool else torch.where(visible, 0.0, torch.finfo(dtype).min)
+    (made,) = packed_mask(mask[None, None], 3)[0]
     expected = [
         [1, 0, 1, 0, 0, 0, 0, 0],
         [0, 1, 1, 1, 0, 0, 0, 0],
@@ -169,13 +176,13 @@ def test_a_mask_for_several_runs(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("side", [False, True])
-def test_arranging_and_back(side: bool) -> None:
-    arrangement = Arrangement(2, 3, {} if side else None)
+def test_join_and_back(side: bool) -> None:
+    layout = RunLayout(2, 3, {} if side else None)
     states = torch.arange(3 * 2 * 4 * 5).view(3, 2, 4, 5)  # [n, B, T, W]
-    joined = arrangement.join(states)
+    joined = layout.join(states)
     assert joined.shape == ((2, 12, 5) if side else (6, 4, 5))
-    assert torch.equal(arrangement.by_run(joined), states)
-    assert torch.equal(arrangement.by_token(joined), states.permute(1, 2, 0, 3).flatten(0, 1))
-    assert torch.equal(arrangement.repeat(states[1]), arrangement.join(states[1].repeat(3, 1, 1, 1)))
-    columns = arrangement.last_columns(2, 4, torch.device("cpu"))
-    assert torch.equal(arrangement.by_run(joined[:, columns]), states[:, :, -2:])
+    assert torch.equal(layout.by_run(joined), states)
+    assert torch.equal(layout.by_token(joined), states.permute(1, 2, 0, 3).flatten(0, 1))
+    assert torch.equal(layout.repeat(states[1]), layout.join(states[1].repeat(3, 1, 1, 1)))
+    columns = layout.last_columns(2, 4, torch.device("cpu"))
+    assert torch.equal(layout.by_run(joined[:, columns]), states[:, :, -2:])

@@ -1,4 +1,4 @@
-"""What the pass does not do: run anything twice, compute logits that nobody reads, take more memory than it may."""
+"""Work that the pass skips: repeated runs, unread logits and MLP columns; batches within the memory budget."""
 
 import itertools
 import math
@@ -10,16 +10,18 @@ from helpers.tiny_models import largest_error, random_openers, random_pairs, tin
 from peft import LoraConfig, get_peft_model
 
 from headwatch import Anatomy, ProbeSet, UserError, score_edges, score_heads
-from headwatch.attribution import buffers as buffers_module
+from headwatch.attribution import ScoringSettings
+from headwatch.attribution import tensor_pool as pool_module
 from headwatch.attribution.batch_size import batch_sizes, default_budget_gb
-from headwatch.attribution.batching import Span, batches, together
-from headwatch.attribution.buffers import Buffers, pieces
+from headwatch.attribution.batching import Span, batches, cheapest_groups
 from headwatch.attribution.naive import naive_edges
-from headwatch.attribution.run_layout import lie_beside
+from headwatch.attribution.run_layout import should_pack
+from headwatch.attribution.scoring import score_pairs
+from headwatch.attribution.tensor_pool import TensorPool, pieces
 
 M = 3
 CPU = torch.device("cpu")
-ROWS = {  # rows a pair: points with gradient, and ends that are none of them
+ROWS = {  # rows per pair: points with gradient, plus endpoints that are not points
     ("logit_diff", "midpoint"): M + 2,
     ("logit_diff", "right"): M + 1,
     ("logit_diff", "left"): M + 1,
@@ -31,12 +33,12 @@ ROWS = {  # rows a pair: points with gradient, and ends that are none of them
 
 @pytest.mark.parametrize(("metric", "alphas"), list(ROWS))
 @pytest.mark.parametrize("how", [{}, {"memory_budget_gb": 5e-5}])
-def test_no_run_is_done_twice(metric: str, alphas: str, how: dict[str, float]) -> None:
+def test_no_run_is_repeated(metric: str, alphas: str, how: dict[str, float]) -> None:
     model, probes = tiny_model("llama"), random_pairs(4, side="none")
     rows = []
     handle = model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
     # Every row has the columns after the first difference; the prefix runs once, and counts once.
-    edges = score_edges(model, probes, metric, M, alphas, reuse_prefix=False, **how)
+    edges = score_pairs(model, probes, ScoringSettings(metric, M, alphas, **how), reuse_prefix=False)
     handle.remove()
     assert sum(rows) == ROWS[metric, alphas] * len(probes)
     assert not how or max(rows) <= 2  # a small budget does them a few at a time
@@ -77,8 +79,8 @@ def test_the_last_mlp_runs_where_logits_are_read(name: str) -> None:
     assert not anatomy.layers[-1].mlp_reads._forward_pre_hooks
 
 
-def test_the_last_mlp_is_whole_where_its_router_is_collected() -> None:
-    """The model holds all layers' router logits against the padding of all columns."""
+def test_the_last_mlp_is_complete_if_its_router_logits_are_collected() -> None:
+    """The model matches all layers' router logits with the padding mask of all columns."""
     model, probes = tiny_model("mixtral", torch.float32), random_pairs(4, side="left")
     expected = score_edges(model, probes, steps=M).per_pair
     model.config.output_router_logits = True
@@ -86,7 +88,7 @@ def test_the_last_mlp_is_whole_where_its_router_is_collected() -> None:
 
 
 @pytest.mark.parametrize("how", ["own forward", "adapter"])
-def test_an_output_matrix_that_is_not_plain_is_left_alone(how: str) -> None:
+def test_only_a_plain_output_matrix_is_replaced(how: str) -> None:
     """GRPOTrainer's cast_lm_head_to_fp32 puts a forward of its own on it, PEFT puts an adapter around it."""
     model, probes = tiny_model("qwen2"), random_pairs(3)
     if how == "adapter":
@@ -105,7 +107,7 @@ def test_an_output_matrix_that_is_not_plain_is_left_alone(how: str) -> None:
     assert vars(model.get_output_embeddings()).get("forward") is own
 
 
-def test_the_default_budget_is_what_gradients_would_take() -> None:
+def test_the_default_budget_is_the_size_of_the_gradients() -> None:
     model = tiny_model("llama")
     assert default_budget_gb(model) == 2.0
     bytes_each = next(model.parameters()).element_size()
@@ -116,7 +118,7 @@ def test_the_default_budget_is_what_gradients_would_take() -> None:
     assert default_budget_gb(model) == pytest.approx(3.0 + rest / 2**30, rel=1e-12)
 
 
-def test_a_larger_budget_takes_more_pairs_at_once() -> None:
+def test_a_larger_budget_allows_more_pairs_per_batch() -> None:
     anatomy, probes = Anatomy.of(tiny_model("llama")), random_pairs(5)
     sizes = [batch_sizes(anatomy, probes, 5, None, budget) for budget in (1e-4, 5e-4, 1e-3, None)]
     assert sizes == sorted(sizes)
@@ -125,15 +127,15 @@ def test_a_larger_budget_takes_more_pairs_at_once() -> None:
 
 def test_a_shared_prefix_counts_once_in_the_budget() -> None:
     model, probes = tiny_model("llama", attention="sdpa"), random_openers(12, prefix=30, suffix=2)
-    assert lie_beside(26, 3, 5)
+    assert should_pack(26, 3, 5)
     shared, _ = batch_sizes(Anatomy.of(model), probes, 5, None, 1e-3)
     model.config._attn_implementation = "flash_attention_2"
     copied, _ = batch_sizes(Anatomy.of(model), probes, 5, None, 1e-3)
     assert copied < shared < 12
 
 
-def test_pairs_of_two_shapes_are_counted_as_a_batch_pads_them() -> None:
-    """To the longest suffix of the one and the longest length of the other."""
+def test_the_budget_counts_padding() -> None:
+    """A batch is padded to the longest suffix of one shape and the longest length of another."""
     clean = torch.ones(20, 30, dtype=torch.long)
     corrupted, mask = clean.clone(), torch.ones_like(clean)
     corrupted[:10, -1] = 2  # 29 shared, one differs
@@ -147,7 +149,7 @@ def test_pairs_of_two_shapes_are_counted_as_a_batch_pads_them() -> None:
     assert 1 < both < min(long, short)
 
 
-def test_batches_are_as_even_as_they_can_be() -> None:
+def test_batches_are_even() -> None:
     probes = random_openers(24, suffix=1).select(list(range(0, 24, 2)))  # twelve of the same shape
     assert [batch.size for batch in batches(probes, 11, CPU)] == [6, 6]
     assert [batch.size for batch in batches(probes, 5, CPU)] == [4, 4, 4]
@@ -155,8 +157,8 @@ def test_batches_are_as_even_as_they_can_be() -> None:
 
 
 @pytest.mark.parametrize(("many", "sizes"), [(4, [8]), (34, [68]), (36, [36, 36])])
-def test_pairs_are_padded_where_a_batch_more_would_cost_as_much(many: int, sizes: list[int]) -> None:
-    """Half of them differ in 2 of 4 tokens, half in all: padding costs 2 - 2/12 tokens each, a batch more 64."""
+def test_pairs_are_padded_if_another_batch_would_cost_as_much(many: int, sizes: list[int]) -> None:
+    """Half of the pairs differ in 2 of 4 tokens, half in all: padding costs 2 - 2/12 tokens each, another batch 64."""
     clean = torch.ones(2 * many, 4, dtype=torch.long)
     corrupted = clean.clone()
     corrupted[:, 2:] = 2
@@ -166,11 +168,11 @@ def test_pairs_are_padded_where_a_batch_more_would_cost_as_much(many: int, sizes
     assert [batch.size for batch in found] == sizes
     assert [batch.cut for batch in found] == [2, 0][-len(sizes) :]
     assert sorted(torch.cat([batch.pairs for batch in found]).tolist()) == list(range(2 * many))
-    assert len(list(batches(probes, 1000, torch.device("meta")))) == 1  # a batch more costs more there
+    assert len(list(batches(probes, 1000, torch.device("meta")))) == 1  # another batch costs more there
 
 
 def test_groups_are_the_cheapest() -> None:
-    """Against all ways to cut six shapes into groups."""
+    """Compared with all ways to divide six shapes into groups."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         sizes = [tuple(torch.randint(1, 60, (3,), generator=generator).tolist()) for _ in range(6)]
@@ -191,12 +193,12 @@ def test_groups_are_the_cheapest() -> None:
                     groups.append([])
                 groups[-1] += same
             ways.append(cost(groups))
-        assert cost(together(spans, 40, CPU)) == pytest.approx(min(ways))
+        assert cost(cheapest_groups(spans, 40, CPU)) == pytest.approx(min(ways))
         assert min(ways) < max(ways)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from Linux's /proc")
-def test_the_peak_is_what_the_pass_took() -> None:
+def test_peak_memory_grows_with_the_batch() -> None:
     small, large = (
         score_edges(tiny_model("llama", torch.float32), random_pairs(n, length=60, side="none"), batch_size=n)
         for n in (2, 300)
@@ -205,30 +207,30 @@ def test_the_peak_is_what_the_pass_took() -> None:
     assert large.heads.peak_memory_mb > small.heads.peak_memory_mb + 20
 
 
-def test_an_array_is_lent_to_one_at_a_time_and_used_again() -> None:
-    buffers, like = Buffers(), torch.zeros(1)
-    first, second = buffers.take(like, (3, 4)), buffers.take(like, (2, 2), most=20)
+def test_released_storage_is_reused() -> None:
+    pool, like = TensorPool(), torch.zeros(1)
+    first, second = pool.allocate(like, (3, 4)), pool.allocate(like, (2, 2), capacity=20)
     places = first.data_ptr(), second.data_ptr()
     assert first.shape == (3, 4)
     assert len(set(places)) == 2
-    buffers.give(first, second)
-    again, large = buffers.take(like, (2, 5)), buffers.take(like, (4, 5))  # the smallest that is large enough
+    pool.release(first, second)
+    again, large = pool.allocate(like, (2, 5)), pool.allocate(like, (4, 5))  # the smallest that is large enough
     assert (again.data_ptr(), large.data_ptr()) == places
-    assert buffers.take(like, (1,)).data_ptr() not in places  # all that came back is lent
+    assert pool.allocate(like, (1,)).data_ptr() not in places  # everything released is in use again
     assert (again.shape, large.shape) == ((2, 5), (4, 5))
     wide = torch.zeros(1, dtype=torch.float64)
-    buffers.give(again)
-    assert buffers.take(wide, (2, 5)).data_ptr() != places[0]  # twice as many bytes
-    assert buffers.take(wide, (2, 3)).dtype == torch.float64
+    pool.release(again)
+    assert pool.allocate(wide, (2, 5)).data_ptr() != places[0]  # twice as many bytes
+    assert pool.allocate(wide, (2, 3)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 8])
 @pytest.mark.parametrize("length", [1, 2, 7, 12, 64])
 @pytest.mark.parametrize("most", [1, 5, 12, 40, 1000])
-def test_pieces_are_all_tokens_in_order_and_small_enough(
+def test_pieces_cover_all_tokens_in_order_within_the_limit(
     pairs: int, length: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buffers_module, "MOST_BYTES", most * 100)
+    monkeypatch.setattr(pool_module, "MAX_BYTES", most * 100)
     cut = pieces(pairs, length, 100, torch.device("cpu"))
     pair_of = torch.arange(pairs).repeat_interleave(length)
     found = torch.cat([torch.arange(pairs * length)[piece.tokens] for piece in cut])
@@ -239,10 +241,10 @@ def test_pieces_are_all_tokens_in_order_and_small_enough(
         assert mine.unique().tolist() == list(range(pairs)[piece.pairs])
         assert piece.n_pairs == len(mine.unique())
         assert piece.n_pairs == 1 or len(mine) == piece.n_pairs * length
-    assert len(cut) <= pairs * length / max(1, most / 2) + pairs  # and no more of them than need be
+    assert len(cut) <= pairs * length / max(1, most / 2) + pairs  # no more than needed
     assert len(pieces(pairs, length, 100, torch.device("cuda"))) == 1
 
 
-def test_a_path_of_the_clean_run_alone_says_nothing_under_kl() -> None:
+def test_kl_at_the_clean_run_alone_is_refused() -> None:
     with pytest.raises(UserError, match="steps=1"):
         score_heads(tiny_model("llama"), random_pairs(1), "kl", 1, "right")

@@ -108,7 +108,7 @@ def _moments(kill_at: int | None, told: int) -> None:
 
     jsonl.open = opened  # type: ignore[attr-defined]
     set_aside.os = atomic.os = type("os", (), {**vars(os), "replace": around(os.replace), "fsync": around(os.fsync)})  # type: ignore[attr-defined]
-    callback.score_edges = around(callback.score_edges)  # type: ignore[assignment]
+    callback.score_by_metric = around(callback.score_by_metric)  # type: ignore[assignment]
 
 
 def train(

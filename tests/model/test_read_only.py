@@ -87,7 +87,8 @@ def attribution(model: nn.Module, scope: PassScope) -> Tensor:
     seen: list[Tensor] = []
     for name, module in model.named_modules():
         if name.endswith("o_proj"):
-            scope.keep(module.register_forward_hook(lambda _m, _a, output: seen.append(output)))
+            handle = module.register_forward_hook(lambda _m, _a, output: seen.append(output))
+            scope.on_exit(handle.remove)
     embeddings = model.get_input_embeddings()(TOKENS).detach().requires_grad_()
     logits = model(inputs_embeds=embeddings, use_cache=False).logits
     (gradient,) = torch.autograd.grad(logits[:, -1, 3].sum(), embeddings)
@@ -165,8 +166,11 @@ def test_passes_nest() -> None:
         first = attribution(model, outer)
         inside = torch.get_rng_state()
         with read_only_pass(model) as inner:
-            inner.override(model.config, "use_cache", False)
+            before_inner = model.config.use_cache
+            inner.on_exit(lambda: setattr(model.config, "use_cache", before_inner))
+            model.config.use_cache = False
             torch.rand(1)
+        assert model.config.use_cache == before_inner
         assert torch.equal(torch.get_rng_state(), inside)
         assert not model.training
         embeddings = model.get_input_embeddings()(TOKENS).detach().requires_grad_()
@@ -247,19 +251,11 @@ def test_gradients_in_the_making_are_kept() -> None:
 
 
 def test_what_the_body_registers_is_undone_in_reverse() -> None:
-    class Owner:
-        shared = "class"
-
-    owner = Owner()
     order: list[str] = []
     with read_only_pass(qwen2()) as scope:
-        scope.override(owner, "shared", "first")
-        scope.override(owner, "shared", "second")
-        scope.on_exit(lambda: order.append(owner.shared))
-        assert owner.shared == "second"
-    assert order == ["second"]
-    assert vars(owner) == {}
-    assert owner.shared == "class"
+        scope.on_exit(lambda: order.append("first"))
+        scope.on_exit(lambda: order.append("second"))
+    assert order == ["second", "first"]
 
 
 @pytest.mark.parametrize("body_fails", [False, True])
@@ -277,7 +273,7 @@ def test_one_failing_step_does_not_keep_the_others_from_running(
         caught = stack.enter_context(pytest.raises((ValueError, ReadOnlyError)))
         caplog.set_level(logging.ERROR)
         with read_only_pass(model) as scope:
-            scope.keep(model.register_forward_pre_hook(lambda *_: None))
+            scope.on_exit(model.register_forward_pre_hook(lambda *_: None).remove)
             scope.on_exit(step_that_fails)
             draw_from_everything()
             if body_fails:

@@ -40,7 +40,7 @@ def failing(model: nn.Module, step: int) -> None:
         if step == 0:
             fail()
         if step == 1:
-            scope.keep(model.model.layers[1].mlp.register_forward_pre_hook(fail))
+            scope.on_exit(model.model.layers[1].mlp.register_forward_pre_hook(fail).remove)
         embeddings = torch.zeros(2, 6, 32, requires_grad=True)
         logits = model(inputs_embeds=embeddings, use_cache=False).logits
         if step == 2:

@@ -1,4 +1,4 @@
-"""What the scores mean: completeness, exact patching of one head at a time, adapters as part of the model."""
+"""score_heads and score_edges: completeness, exact patching, adapters, input checks, observers."""
 
 import copy
 
@@ -8,11 +8,13 @@ from helpers.tiny_models import largest_error, random_pairs, tiny_model
 from peft import LoraConfig, get_peft_model
 
 from headwatch import Anatomy, ProbeSet, UnsupportedModelError, UserError, score_edges, score_heads
+from headwatch.attribution import ScoringSettings
 from headwatch.attribution.metrics import Reads
 from headwatch.attribution.naive import naive_edges
+from headwatch.attribution.scoring import score_pairs
 
 
-def test_completeness_improves_with_the_steps() -> None:
+def test_completeness_improves_with_steps() -> None:
     model, probes = tiny_model("qwen2"), random_pairs()
     errors = [score_heads(model, probes, steps=m).checks.completeness for m in (4, 16, 64)]
     assert errors[0] > errors[1] > errors[2]
@@ -22,7 +24,7 @@ def test_completeness_improves_with_the_steps() -> None:
     assert largest_error(scores.input, gap) < 1e-3
 
 
-def test_the_readings_are_the_models_own() -> None:
+def test_readings_are_the_models_logits() -> None:
     model, probes = tiny_model("llama"), random_pairs(side="none")
     scores = score_heads(model, probes)
     with torch.no_grad():
@@ -35,7 +37,7 @@ def test_the_readings_are_the_models_own() -> None:
 
 @pytest.mark.parametrize("size", [1e-3, 1e-5])
 def test_patching_one_head_agrees_to_first_order(size: float) -> None:
-    """With a small corruption, plain attribution patching predicts what exact activation patching does."""
+    """For a small corruption, plain attribution patching equals exact activation patching to first order."""
     model = tiny_model("qwen2")
     probes = random_pairs(n=1, side="none")
     where = (probes.clean != probes.corrupted)[0]
@@ -45,14 +47,14 @@ def test_patching_one_head_agrees_to_first_order(size: float) -> None:
         embedding[other] = embedding[one] + size * direction
     scores = score_heads(model, probes, alphas="clean").per_pair[0]
     exact = _patch_each_head(model, probes)
-    assert largest_error(scores, exact) < 20 * size  # what is left is of second order
+    assert largest_error(scores, exact) < 20 * size  # second order
     certain = exact.abs() > 20 * size * exact.abs().max()
     assert certain.any()
     assert torch.equal(scores.sign()[certain], exact.sign()[certain])
 
 
 def _patch_each_head(model, probes: ProbeSet) -> torch.Tensor:
-    """Change of the logit difference when one head's output is taken from the corrupted run, [L, H]."""
+    """Change of the logit difference with one head's output from the corrupted run, [L, H]."""
     anatomy = Anatomy.of(model)
 
     def value(ids: torch.Tensor) -> torch.Tensor:
@@ -102,30 +104,7 @@ def test_adapters_are_part_of_the_model() -> None:
     assert largest_error(score_edges(merged, probes, steps=2).per_pair, edges.per_pair) < 1e-9
 
 
-def test_the_anatomy() -> None:
-    anatomy = Anatomy.of(tiny_model("qwen2"))
-    assert (anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads) == (3, 6, 2)
-    assert (anatomy.head_dim, anatomy.d_model) == (4, 24)
-    assert len(anatomy.sources) == 1 + 3 * 7
-    assert len(anatomy.targets) == 3 * 19 + 1
-    assert anatomy.sources[anatomy.mlp_source(1)] == "m1"
-    assert anatomy.targets[anatomy.mlp_target(2)] == "m2"
-    assert anatomy.targets[anatomy.attention_targets(1)][4] == "a1.h1.k"
-
-
-def test_the_papers_count_of_edges() -> None:
-    """Qwen2.5-Math-1.5B has 28 layers of 12 heads: 183,555 edges (attribution.md)."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = Qwen2Config(
-        vocab_size=8, hidden_size=24, intermediate_size=8, num_hidden_layers=28, num_attention_heads=12, head_dim=2
-    )
-    anatomy = Anatomy.of(Qwen2ForCausalLM(config))
-    assert (len(anatomy.sources), len(anatomy.targets)) == (365, 1037)
-    assert int(anatomy.is_real().sum()) == 183_555
-
-
-def test_bad_input_is_one_clear_line() -> None:
+def test_invalid_input_is_refused_in_one_line() -> None:
     model, probes = tiny_model("llama"), random_pairs()
     no_answers = ProbeSet.from_token_ids(probes.clean, probes.corrupted, attention_mask=probes.attention_mask)
     for call, words in [
@@ -137,6 +116,10 @@ def test_bad_input_is_one_clear_line() -> None:
         (lambda: score_heads(model, no_answers), ["logit_diff", "answer", "kl"]),
         (lambda: score_heads(model, probes, batch_size=0), ["batch_size=0"]),
         (lambda: score_heads(model, probes, memory_budget_gb=0), ["memory_budget_gb=0"]),
+        (lambda: ScoringSettings(metric=["kl"]), ["metric=['kl']", "logit_diff"]),
+        (lambda: ScoringSettings(edges="no"), ["edges='no'"]),
+        (lambda: ScoringSettings(batch_size=2.0), ["batch_size=2.0"]),
+        (lambda: ScoringSettings(memory_budget_gb="2"), ["memory_budget_gb='2'"]),
     ]:
         with pytest.raises(UserError) as caught:
             call()
@@ -147,17 +130,22 @@ def test_bad_input_is_one_clear_line() -> None:
         Anatomy.of(torch.nn.Linear(2, 2))
 
 
-def test_an_observer_sees_every_clean_run_once() -> None:
+def test_an_observer_receives_every_clean_run_once() -> None:
     model, probes = tiny_model("llama"), random_pairs(side="none")
-    seen: dict[int, torch.Tensor] = {}
+    observed: dict[int, torch.Tensor] = {}
     calls = []
 
     def observe(pairs: torch.Tensor, logits: torch.Tensor, reads: Reads) -> None:
         calls.extend(pairs.tolist())
-        seen.update(zip(pairs.tolist(), logits[:, 0], strict=True))
+        observed.update(zip(pairs.tolist(), logits[:, 0], strict=True))
 
-    score_heads(model, probes, observe=observe, batch_size=2)
+    score_pairs(model, probes, ScoringSettings(edges=False, batch_size=2), observe=observe)
     assert sorted(calls) == list(range(len(probes)))
     with torch.no_grad():
         logits = model(probes.clean).logits[:, -1]
-    assert largest_error(torch.stack([seen[pair] for pair in range(len(probes))]), logits) < 1e-12
+    assert largest_error(torch.stack([observed[pair] for pair in range(len(probes))]), logits) < 1e-12
+
+
+def test_a_path_of_only_the_clean_run_is_refused_under_kl() -> None:
+    with pytest.raises(UserError, match="steps=1"):
+        score_heads(tiny_model("llama"), random_pairs(1), "kl", 1, "right")

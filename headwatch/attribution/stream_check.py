@@ -1,0 +1,134 @@
+"""Stream check: do the outputs of a model's sources add up to its residual stream, up to rounding?
+
+The scores assume that the residual stream is the sum of its sources, x_L = x_0 + sum_l (a_l + m_l). The check compares
+both sides, as differences between the corrupted and the clean run. In 16 bits they differ by rounding, which grows with
+the size of the stream and not of the differences, so a fixed tolerance would either refuse pretrained models or accept
+changed ones. The rounding is therefore estimated in the same pass:
+
+    A value v of a dtype with unit roundoff u = eps / 2 is stored with an error of at most u |v|; the standard deviation
+    is taken to be that bound. Per layer, two additions (attention's and the MLP's) round the stream, each by about u
+    times the layer's input; the outputs a_l and m_l, which are added to it, are rounded as well, each by u times its
+    own size (in its own dtype: under autocast a 16-bit output enters a float32 stream). Errors of different operations
+    and of the two runs are taken as independent, so variances add:
+
+        variance = sum over runs of  sum_l 2 (u x_l)^2 + (u a_l)^2 + (u m_l)^2  + 2 (u x_L)^2   for every entry.
+
+An entry may be off by four standard deviations; pretrained models stay below 2 in bfloat16 and float16. What exceeds
+this is compared with the largest source: a source that is missing, scaled or counted twice exceeds it by far.
+"""
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from headwatch.attribution.endpoints import EndpointDifferences, RunsOf, first_output, rows_of
+from headwatch.attribution.run_layout import RunLayout
+from headwatch.errors import NonFiniteError, UnsupportedModelError
+from headwatch.model.anatomy import Anatomy, compute_type
+from headwatch.model.precision import at_least_float32
+
+# Largest accepted error beyond rounding, over the largest entry of a source, by dtype of the weights. Norms of float64
+# models compute in float32; quantised layers (int8) may also round their input (LLM.int8).
+_LIMIT = defaultdict(lambda: 0.02, {torch.float64: 1e-4, torch.int8: 0.2})
+_STANDARD_DEVIATIONS = 4.0
+_COARSE = 1e-4  # rounding above this part of the stream's difference: 16-bit arithmetic
+
+
+class RoundingRecorder:
+    """Accumulates the variance of the residual stream's rounding error: see the top of this file."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self._anatomy = anatomy
+        self._variance: Tensor | None = None
+
+    def hooks(self, layout: RunLayout, runs: RunsOf) -> list[RemovableHandle]:
+        """Register hooks for one forward pass; `runs` maps each endpoint to the index of its run."""
+
+        def add(states: Tensor, times: float) -> None:
+            unit = torch.finfo(states.dtype).eps / 2
+            for own in rows_of(states, layout, runs).values():
+                variance = (at_least_float32(own) * unit).square() * times
+                self._variance = variance if self._variance is None else self._variance + variance
+
+        def of_stream(module: Any, args: tuple[Tensor, ...]) -> None:
+            add(args[0], 2.0)
+
+        def of_output(multiplier: float) -> Any:
+            return lambda module, args, output: add(first_output(output), multiplier**2)
+
+        handles = [self._anatomy.final_norm.register_forward_pre_hook(of_stream)]
+        for decoder_layer, layer in zip(self._anatomy.decoder_layers, self._anatomy.layers, strict=True):
+            attention_adds = layer.out if layer.attn_post_norm is None else layer.attn_post_norm.module
+            handles.append(decoder_layer.register_forward_pre_hook(of_stream))
+            handles.append(attention_adds.register_forward_hook(of_output(layer.multiplier)))
+            handles.append(layer.mlp_adds.register_forward_hook(of_output(layer.multiplier)))
+        return handles
+
+    def deviation(self) -> Tensor:
+        """Standard deviation of the rounding error of every entry of the stream's difference, [B, T - C, M]."""
+        assert self._variance is not None
+        return self._variance.sqrt()
+
+
+@torch.no_grad()
+def check_stream(anatomy: Anatomy, differences: EndpointDifferences, rounding: Tensor) -> float:
+    """Refuse a model whose sources do not add up to its residual stream.
+
+    Args:
+        anatomy: the model.
+        differences: both endpoints.
+        rounding: standard deviation of rounding (`RoundingRecorder.deviation`).
+
+    Returns:
+        The largest error over the largest entry of the stream's difference (`Checks.stream`); in 16 bits, what exceeds
+        rounding.
+
+    Raises:
+        NonFiniteError: NaN or infinity in the residual stream.
+        UnsupportedModelError: an error far beyond rounding.
+    """
+    error, beyond_rounding = _stream_error(anatomy, differences, rounding)
+    if math.isnan(beyond_rounding):
+        raise NonFiniteError(
+            "model: NaN or infinite values in the residual stream of a probe prompt, so no score is defined; the "
+            "weights have diverged, or the dtype overflows"
+        )
+    quantised = any(not p.is_floating_point() for p in anatomy.layers[0].out.parameters())
+    if beyond_rounding > _LIMIT[torch.int8 if quantised else next(anatomy.model.parameters()).dtype]:
+        raise UnsupportedModelError(
+            "model: the outputs of its attention heads and MLPs do not add up to its residual stream (off by "
+            f"{beyond_rounding:.0%} of the largest of them), so their scores would be meaningless; its type is "
+            "supported, but its layers have been changed, or another module writes to the stream"
+        )
+    return error
+
+
+def _stream_error(anatomy: Anatomy, differences: EndpointDifferences, rounding: Tensor) -> tuple[float, float]:
+    """Error of the sum of the sources' differences as the difference of the final residual vector.
+
+    Returns:
+        The largest error over the largest entry of that difference, beyond rounding if rounding is coarse; and the
+        largest error beyond rounding, over the largest entry of any source, NaN if a value is not finite.
+    """
+    total = differences.input.clone()
+    largest = total.abs().max()
+    for z, r, mlp, layer in zip(differences.z, differences.r, differences.mlp, anatomy.layers, strict=True):
+        bias = getattr(layer.out, "bias", None)  # not part of any head
+        out = at_least_float32(layer.out.forward(z.to(compute_type(layer.out)[0])))
+        if bias is not None:
+            out = out - bias if r is None else out + (r - 1) * at_least_float32(bias)
+        out = layer.scaled(out)
+        total += out + mlp
+        largest = torch.stack([largest, out.abs().max(), mlp.abs().max()]).max()
+    errors = (total - differences.stream).abs()
+    of_stream, error = float(differences.stream.abs().max()), float(errors.max())
+    if not math.isfinite(error) or not math.isfinite(of_stream):
+        return error, math.nan
+    excess = float((errors - _STANDARD_DEVIATIONS * rounding).max())
+    if float(rounding.max()) > _COARSE * of_stream:
+        error = max(0.0, excess)
+    return (error / of_stream if of_stream else error), excess / max(of_stream, float(largest), 1e-30)
