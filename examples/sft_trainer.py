@@ -1,6 +1,6 @@
-"""A plain SFTTrainer script with the callback added:
+"""An SFTTrainer script with TRL's default options, and the callback:
 
-python examples/sft_trainer.py HuggingFaceTB/SmolLM2-135M rows.jsonl out      # rows with a "text" or "messages"
+python examples/sft_trainer.py HuggingFaceTB/SmolLM2-135M rows.jsonl out      # rows with "text" or "messages"
 """
 
 import sys
@@ -13,10 +13,9 @@ from headwatch import HeadWatchCallback
 
 if __name__ == "__main__":
     model, rows, out = sys.argv[1:]
-    gpu = torch.cuda.is_available()
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(output_dir=out, max_steps=20, bf16=gpu, use_cpu=not gpu, report_to="none", logging_steps=1),
+        args=SFTConfig(output_dir=out, max_steps=20, use_cpu=not torch.cuda.is_available()),
         train_dataset=load_dataset("json", data_files=rows, split="train"),
         callbacks=[HeadWatchCallback(every=10)],  # the added line
     )

@@ -1,6 +1,6 @@
-"""A plain transformers Trainer, without TRL, with the callback added:
+"""A transformers Trainer script without TRL, and the callback:
 
-python examples/transformers_trainer.py HuggingFaceTB/SmolLM2-135M rows.jsonl out      # rows with a "text"
+python examples/transformers_trainer.py HuggingFaceTB/SmolLM2-135M rows.jsonl out      # rows with "text"
 """
 
 import json
@@ -28,7 +28,7 @@ if __name__ == "__main__":
         args=TrainingArguments(out, max_steps=20, use_cpu=not torch.cuda.is_available(), report_to="none"),
         train_dataset=[tokenizer(text, truncation=True, max_length=256) for text in texts],
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-        processing_class=tokenizer,  # the callback makes its probes with it
+        processing_class=tokenizer,  # the callback tokenizes its probes with it
         callbacks=[HeadWatchCallback(every=10)],  # the added line
     )
     trainer.train()

@@ -1,8 +1,7 @@
-"""TRL's own GRPO script, as installed, with the callback added. It takes the same options as `trl grpo`:
+r"""The installed GRPO script of TRL, with the callback. It takes the options of `trl grpo`:
 
-    python examples/trl_grpo.py --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/DeepMath-103K ...
-
-with a reward, such as --reward_funcs headwatch.training.rewards.tag_count
+python examples/trl_grpo.py --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/DeepMath-103K \
+    --reward_funcs headwatch.training.rewards.tag_count --output_dir out
 """
 
 import functools
@@ -12,7 +11,7 @@ from trl.scripts import grpo
 
 from headwatch import HeadWatchCallback
 
-# `trl grpo` has no option for callbacks, but it takes its trainer from here.
+# `trl grpo` has no option for callbacks, but its script looks up the trainer in the trl module.
 trl.GRPOTrainer = functools.partial(trl.GRPOTrainer, callbacks=[HeadWatchCallback(every=100)])
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""TRL's own SFT script, as installed, with the callback added. It takes the same options as `trl sft`:
+"""The installed SFT script of TRL, with the callback. It takes the options of `trl sft`:
 
 python examples/trl_sft.py --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/Capybara --output_dir out
 """
@@ -10,7 +10,7 @@ from trl.scripts import sft
 
 from headwatch import HeadWatchCallback
 
-# `trl sft` has no option for callbacks, but it takes its trainer from here.
+# `trl sft` has no option for callbacks, but its script looks up the trainer in the trl module.
 trl.SFTTrainer = functools.partial(trl.SFTTrainer, callbacks=[HeadWatchCallback(every=100)])
 
 if __name__ == "__main__":

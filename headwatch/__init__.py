@@ -1,9 +1,11 @@
 """headwatch: watch, live, which attention heads post-training creates, keeps and throws away, next to the reward.
 
 >>> import headwatch as hw
+>>> trainer = GRPOTrainer(..., callbacks=[hw.HeadWatchCallback()])      # doctest: +SKIP
 >>> probes = hw.ProbeSet.generate("addition", tokenizer)                # doctest: +SKIP
 >>> hw.score_heads(model, probes).mean()                                # doctest: +SKIP
->>> trainer = GRPOTrainer(..., callbacks=[hw.HeadWatchCallback()])      # doctest: +SKIP
+>>> hw.effect([0.5, 0.1], [0.25, 0.3]).round(3)
+array([ 0.333, -0.5  ])
 """
 
 from importlib import import_module
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from headwatch.stats import EvidenceSettings
     from headwatch.stats.importance import effect
 
-# Where each public name lives. It is imported on first use: reading a record needs neither torch nor transformers,
-# which take seconds to load.
+# The module of each public name. Modules are imported on first use, because torch and transformers take seconds to
+# import and reading a record needs neither.
 _HOMES = {
     "attribution": ("EdgeScores", "HeadScores", "score_edges", "score_heads"),
     "callback": ("HeadWatchCallback",),

@@ -50,20 +50,21 @@ class HeadWatchCallback(TrainerCallback):
     >>> trainer = GRPOTrainer(..., callbacks=[HeadWatchCallback(every=100)])        # doctest: +SKIP
 
     Args:
-        probes: a ProbeSet, a family name or several, a file, or None for the default families. The family "openers" is
-            made from questions when training begins.
+        probes: a ProbeSet, a family's name or a list of names, the path of a file of pairs, or None for the families
+            "addition" and "recall". The family "openers" is made from questions when training begins.
         every: optimizer steps between probes.
         n_pairs: pairs per family, when families are named.
-        seed: of the generated pairs and of the bootstrap.
-        tokenizer: for generated pairs; None takes the trainer's.
-        scoring: how heads and edges are scored (`ScoringSettings`): metric, path, memory.
-        circuit: the paper's circuit rule (`CircuitSettings`).
-        evidence: the evidence rule (`EvidenceSettings`).
-        openers: what the family "openers" is made of and read by (`Openers`).
-        alerts: the thresholds of the alerts (`AlertSettings`).
-        folder: where the record goes; None is {output_dir}/headwatch.
-        report_to: where probes are shown besides the record: "auto" is a live W&B run and what the trainer itself
-            reports to (trackio, tensorboard); or "none", or names out of wandb, trackio and tensorboard.
+        seed: seed of the generated pairs and of the bootstrap.
+        tokenizer: tokenizer of the generated pairs; None is the trainer's.
+        scoring: how heads and edges are scored (`ScoringSettings`): metric, steps, alphas, edges, batch_size,
+            memory_budget_gb.
+        circuit: the paper's circuit rule (`CircuitSettings`): top_n, tau.
+        evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
+        openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...
+        alerts: thresholds of the alerts (`AlertSettings`): min_drop, window, ...
+        folder: the run folder; None is {output_dir}/headwatch.
+        report_to: services that show the probes, in addition to the run folder. "auto": the live W&B run, and trackio
+            or tensorboard if the trainer reports to them; "none"; or names out of wandb, trackio and tensorboard.
         wandb: "auto" logs to the W&B run that is live, whoever started it; "start" starts one if there is none (a
             resumed training continues the run that it began); "off" logs nothing there.
         strict: raise when a probe fails instead of turning probing off.
@@ -72,7 +73,7 @@ class HeadWatchCallback(TrainerCallback):
     ``evidence={"q": 0.05}``.
 
     Raises:
-        UserError: an option makes no sense; raised here, before training begins.
+        UserError: an argument is not valid.
     """
 
     def __init__(

@@ -47,13 +47,13 @@ def callback(**options) -> HeadWatchCallback:
 
 
 def found_circuit(edges: EdgeScores, run: RunFolder) -> CircuitHeads:
-    """One family's circuit by the rule of the run."""
+    """One family's circuit by the run's rule."""
     settings = run.manifest["settings"]
     graph = Graph(edges.sources, edges.targets, edges.is_real.numpy())
     return circuit_heads(edges.per_pair.abs().numpy(), graph, settings["circuit"]["top_n"], settings["circuit"]["tau"])
 
 
-def test_the_record_holds_what_the_pass_says(model: Path, tmp_path: Path) -> None:
+def test_record_equals_the_scores(model: Path, tmp_path: Path) -> None:
     trainer = sft_trainer(model, tmp_path, [callback(circuit={"top_n": 0.3})])
     trainer.train()
     run = RunFolder.open(tmp_path)
@@ -77,10 +77,10 @@ def test_the_record_holds_what_the_pass_says(model: Path, tmp_path: Path) -> Non
         assert logged.keys() >= {"edges", "stability", "half_agreement", "membership_changes_by_chance"}
         at_end = run.scalars()[-1]
         assert {key: at_end[f"{family}/circuit/{key}"] for key in logged} == pytest.approx(logged)
-        said = " ".join(run_data(run)["families"][family]["summary"]["sentences"])
+        summary = " ".join(run_data(run)["families"][family]["summary"]["sentences"])
         newly, gone = at_end[f"{family}/circuit/newly_active"], at_end[f"{family}/circuit/dropped"]
         inside = newly + gone <= logged["membership_changes_by_chance_high"]
-        assert f"{'within' if inside else 'above'} its null band" in said
+        assert f"{'within' if inside else 'above'} its null band" in summary
     for row in run.scalars():
         assert row["row_sum_error"] < 1e-5
         assert row["stream_error"] < 1e-5
@@ -92,20 +92,20 @@ def test_the_record_holds_what_the_pass_says(model: Path, tmp_path: Path) -> Non
             assert logged[row["step"]]["loss"] == row["loss"]
 
 
-def test_histories_on_disk_are_the_callbacks_own(model: Path, tmp_path: Path) -> None:
+def test_histories_on_disk_equal_the_callbacks(model: Path, tmp_path: Path) -> None:
     watch = callback(every=1)
     sft_trainer(model, tmp_path, [watch], learning_rate=0.05).train()
     events = RunFolder.open(tmp_path).events()
-    assert events  # a learning rate that moves things
-    told = [e for rule in (watch.histories, watch.circuits) for history in rule.values() for e in history.events]
-    assert sorted(map(str, events)) == sorted(map(str, told))
+    assert events  # the learning rate is large enough for some
+    live = [e for rule in (watch.histories, watch.circuits) for history in rule.values() for e in history.events]
+    assert sorted(map(str, events)) == sorted(map(str, live))
     for rule, histories in zip(RULES, (watch.histories, watch.circuits), strict=True):
         for family, history in histories.items():
             read = HeadHistory.from_run(tmp_path, family, rule=rule)
             assert np.array_equal(read.state, history.state)
 
 
-def test_resuming_goes_on_with_the_same_pairs(model: Path, tmp_path: Path) -> None:
+def test_resuming_equals_an_uninterrupted_run(model: Path, tmp_path: Path) -> None:
     constant = {"lr_scheduler_type": "constant", "warmup_steps": 0}  # the same in a run of another length
     whole = sft_trainer(model, tmp_path / "whole", [callback()], max_steps=6, **constant)
     whole.train()
@@ -117,7 +117,7 @@ def test_resuming_goes_on_with_the_same_pairs(model: Path, tmp_path: Path) -> No
     run, expected = RunFolder.open(tmp_path / "cut"), RunFolder.open(tmp_path / "whole")
     assert run.steps == expected.steps == [0, 2, 4, 6]
     assert run.manifest["probes"] == expected.manifest["probes"]
-    assert (run.path / "resumed-1").is_dir()  # what was taken back is kept
+    assert (run.path / "resumed-1").is_dir()  # the truncated part of the record is kept
     for step in run.steps:
         assert np.array_equal(run.read_scores(step).head_scores, expected.read_scores(step).head_scores)
     assert [row["step"] for row in run.training()] == [row["step"] for row in expected.training()]
@@ -134,7 +134,7 @@ def test_resuming_refuses_other_pairs(model: Path, tmp_path: Path) -> None:
         )
 
 
-def test_heads_alone(model: Path, tmp_path: Path) -> None:
+def test_without_edges(model: Path, tmp_path: Path) -> None:
     sft_trainer(model, tmp_path, [callback(scoring={"edges": False})]).train()
     run = RunFolder.open(tmp_path)
     assert run.read_scores(5).circuit_active is None
@@ -164,9 +164,13 @@ def test_heads_alone(model: Path, tmp_path: Path) -> None:
         {"openers": {"source": "guessed"}},
         {"alerts": {"min_drop": "much"}},
         {"wandb": "yes"},
+        {"report_to": 5},
+        {"folder": 5},
+        {"openers": {"questions": 5}},
+        {"scoring": {"batch_size": "x"}},
     ],
 )
-def test_bad_options_are_refused_at_once(options: dict) -> None:
+def test_invalid_arguments_are_refused_by_the_constructor(options: dict) -> None:
     name, value = next(iter(options.items()))
     with pytest.raises(UserError) as caught:
         HeadWatchCallback(**options)
@@ -185,7 +189,7 @@ def test_a_missing_file_of_probes_is_refused_before_the_first_step(model: Path, 
     assert trainer.state.global_step == 0
 
 
-def test_pairs_that_the_metric_cannot_read_are_refused_before_the_first_step(model: Path, tmp_path: Path) -> None:
+def test_pairs_without_answers_are_refused_before_the_first_step(model: Path, tmp_path: Path) -> None:
     probes = ProbeSet.from_token_ids(torch.tensor([[1, 2]] * 8), torch.tensor([[1, 3]] * 8))
     trainer = sft_trainer(model, tmp_path, [HeadWatchCallback(probes)])
     with pytest.raises(UserError, match="logit_diff"):

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from headwatch import ProbeSet, cli
 from headwatch.attribution import METRICS
-from headwatch.attribution.metrics import ALPHA_RULES
+from headwatch.attribution.path import ALPHA_RULES
 from headwatch.cli import main
 from headwatch.probes import FAMILIES
 

@@ -1,4 +1,4 @@
-"""headwatch is importable where only its own dependencies are installed."""
+"""headwatch can be imported without its optional dependencies."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ OPTIONAL = (
 )
 
 
-def test_importing_headwatch_needs_none_of_the_optional_packages() -> None:
+def test_import_without_optional_packages() -> None:
     script = f"import sys\nfor name in {OPTIONAL}: sys.modules[name] = None\nimport headwatch.sinks, headwatch.callback"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

@@ -148,6 +148,10 @@ class Circuit:
 
         Raises:
             UserError: the file holds no circuit.
+
+        >>> Circuit((("input", "logits"),), (1.0,), np.zeros((1, 2)), top_n=1, tau=None).to_json("circuit.json")
+        >>> Circuit.from_json("circuit.json").edges
+        (('input', 'logits'),)
         """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))

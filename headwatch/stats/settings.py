@@ -38,6 +38,9 @@ class EvidenceSettings:
             weights.
         require_nonzero_share: an event requires a share that is significantly non-zero where the head is active
             (`stats.nonzero_share`): at this probe for a head that joins, when it was last active for one that leaves.
+
+    >>> EvidenceSettings(q=0.05).levels(probe=1)
+    (0.025, 0.05)
     """
 
     carry: float = 0.80

@@ -130,7 +130,7 @@ def expression(answer: str) -> str:
     r"""The answer without the text around its value; "" if the rest is not one expression.
 
     >>> expression(r"The answer is $\boxed{x = 1{,}234 \text{ cm}}$.")
-    '1234'
+    '1,234'
     >>> expression("72 or 73"), expression("1 2 72")
     ('', '')
     """

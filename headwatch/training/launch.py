@@ -17,16 +17,16 @@ from headwatch.demo.quiet import environment
 from headwatch.errors import UserError
 from headwatch.training.checkpoints import checkpoint_to_resume, skip_finished_epochs, wandb_variables
 from headwatch.training.data import load_rows, prepare
-from headwatch.training.meta_model import skeleton
+from headwatch.training.meta_model import load_meta_model
 from headwatch.training.options import Options, Recipe, parse
 from headwatch.training.plan import make_plan
 from headwatch.training.rewards import resolve
 from headwatch.training.smoke import Substitution, make_small, without_gpu, write_stand_ins
-from headwatch.training.trainer import let_go_of_ddp, load_tokenizer, make_trainer
+from headwatch.training.trainer import load_tokenizer, make_trainer, release_ddp
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a recipe; 0 when it worked, 2 with one line on standard error (of the first rank) for a user's mistake."""
+    """Run a recipe; the exit code is 0, or 2 with one line on standard error (of rank 0) for a user's mistake."""
     try:
         run(arguments)
     except UserError as error:
@@ -37,12 +37,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(arguments: Sequence[str], watch: type[HeadWatchCallback] = HeadWatchCallback) -> Any:
-    """Parse, print the plan, run it. Returns the trainer, or None after --dry-run.
+    """Run a recipe.
 
-    watch: the class of the callback, for a subclass that does more with the scores.
+    Args:
+        arguments: `RECIPE.yaml [--option value ...]`.
+        watch: the class of the callback.
+
+    Returns:
+        The trainer; None after --dry-run.
 
     Raises:
-        UserError: whatever is wrong before the first step; in one line.
+        UserError: a user's mistake, found before the first step.
     """
     options = parse(arguments)
     replaced: list[Substitution] = []
@@ -53,14 +58,14 @@ def run(arguments: Sequence[str], watch: type[HeadWatchCallback] = HeadWatchCall
         replaced = without_gpu(options) + make_small(options, stand_ins)
     elif options.values["dry_run"] and not torch.cuda.is_available():
         replaced = without_gpu(options)
-    _check(options)
+    _check_options(options)
     recipe = options.build()
     variables = {}
     if recipe.launch.wandb_project and "WANDB_PROJECT" not in os.environ:
         variables["WANDB_PROJECT"] = recipe.launch.wandb_project
     if stand_ins is not None and "WANDB_MODE" not in os.environ:
         variables["WANDB_MODE"] = "offline"
-        replaced.append(Substitution("WANDB_MODE", "online", "offline", "a smoke run is sent nowhere"))
+        replaced.append(Substitution("WANDB_MODE", "online", "offline", "smoke runs are not uploaded"))
     checkpoint = None if recipe.launch.dry_run else checkpoint_to_resume(recipe.training)
     if checkpoint is not None and "WANDB_RUN_ID" not in os.environ:
         variables |= wandb_variables(checkpoint, recipe.training.output_dir)
@@ -93,7 +98,9 @@ def _run(
         if first:
             print(make_plan(recipe, tokenizer).text())
         return None
-    skeleton(str(recipe.model.model_name_or_path), recipe.model.model_revision, recipe.training.trust_remote_code)
+    load_meta_model(
+        str(recipe.model.model_name_or_path), recipe.model.model_revision, recipe.training.trust_remote_code
+    )
     with recipe.training.main_process_first(local=False, desc="rows"):
         rows = load_rows(recipe.data)
         prepared = prepare(
@@ -102,24 +109,24 @@ def _run(
     if first:
         print(f"rows: {prepared.summary()}")
         if not prepared.complete:
-            print(f"rows: {recipe.data.n_problems:,} were asked for, and there are no more")
-        _record(recipe, options)
+            print(f"rows: fewer than the {recipe.data.n_problems:,} of --n_problems")
+        _write_recipe(recipe, options)
     trainer = make_trainer(recipe, tokenizer, prepared, watch)
     if checkpoint is not None:
         if first:
-            print(f"going on from {checkpoint}")
+            print(f"resuming from {checkpoint}")
         if recipe.launch.method == "grpo":
             skip_finished_epochs(trainer, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(recipe.training.output_dir)
-    let_go_of_ddp(trainer)
+    release_ddp(trainer)
     if hasattr(trainer, "end"):  # transformers 5.18: closes trackers and the process group
         trainer.end()
     return trainer
 
 
-def _check(options: Options) -> None:
-    """What can be known to fail before anything is loaded."""
+def _check_options(options: Options) -> None:
+    """UserError for options that would fail after the model or the data is loaded."""
     values = options.values
     report_to = values["report_to"]
     if "wandb" in ([report_to] if isinstance(report_to, str) else report_to or []) and find_spec("wandb") is None:
@@ -135,25 +142,25 @@ def _check(options: Options) -> None:
         if weights is not None and len(weights) != len(values["rewards"]):
             raise UserError(
                 f"--reward_weights {' '.join(map(str, weights))}: {len(weights)} for {len(values['rewards'])} of "
-                f"--rewards ({' '.join(values['rewards'])}); give one a reward"
+                f"--rewards ({' '.join(values['rewards'])}); give one per reward"
             )
         if values["use_vllm"] and find_spec("vllm") is None and not values["dry_run"]:
             raise UserError("--use_vllm true: vllm is not installed; pip install vllm, or --use_vllm false (slower)")
-    options.settings()  # raises for what makes no sense
+    options.settings()  # UserError for those that are not valid
 
 
 def _print_header(recipe: Recipe, replaced: Sequence[Substitution]) -> None:
     print(f"recipe: {recipe.path} ({recipe.launch.method}), output: {recipe.training.output_dir}")
     if replaced:
-        print(f"{len(replaced)} options are not the recipe's here, and no others:")
+        print(f"{len(replaced)} options differ from the recipe's:")
         for substitution in replaced:
             print(f"  {substitution}")
 
 
-def _record(recipe: Recipe, options: Options) -> None:
-    """Write {output_dir}/recipe.yaml: what was given, as it was resolved and without secrets."""
+def _write_recipe(recipe: Recipe, options: Options) -> None:
+    """Write {output_dir}/recipe.yaml: the given options with their resolved values, without secrets."""
     folder = Path(recipe.training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)  # a smoke run's
+    folder.mkdir(parents=True, exist_ok=True)  # in a smoke run only the folder of the stand-ins exists
     (folder / "recipe.yaml").write_text(
         yaml.safe_dump(options.recorded(), sort_keys=True, allow_unicode=True), encoding="utf-8"
     )

@@ -12,7 +12,7 @@ from headwatch.errors import UserError
 from headwatch.model.anatomy import Anatomy
 
 
-def skeleton(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_meta_model(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The model that TRL would train, on the meta device: with shapes, without values.
 
     Raises:

@@ -14,6 +14,7 @@ import yaml
 from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from headwatch.errors import UserError
+from headwatch.monitor.nested_options import option_names
 from headwatch.monitor.settings import WatchSettings
 from headwatch.probes.system_prompts import SYSTEM_PROMPTS
 from headwatch.stats import EvidenceSettings
@@ -34,8 +35,9 @@ OLD_NAMES = {
     **{f"evidence_{each.name}": f"evidence.{each.name}" for each in dataclasses.fields(EvidenceSettings)},
     **{"evidence_material": "evidence.min_change", "evidence_at_work": "evidence.require_nonzero_share"},
 }
-# What a record of a run must not hold: the run can be read, and uploaded, by others.
+# Endings of the names of secrets, which recipe.yaml leaves out: others may read it, and it may be uploaded.
 SECRETS = ("token", "key", "password", "secret")
+NO_SECRETS = ("eos_token", "pad_token")  # the tokenizer's
 
 
 @dataclass
@@ -45,10 +47,10 @@ class LaunchArguments:
     method: str = field(default="sft", metadata={"help": "sft or grpo", "choices": list(CONFIGS)})
     dry_run: bool = field(default=False, metadata={"help": "print the plan (steps, tokens, memory, probes) and exit"})
     smoke: bool = field(
-        default=False, metadata={"help": "run the whole recipe for a few steps on a small stand-in model and few rows"}
+        default=False, metadata={"help": "run the whole recipe for a few steps with a small random model and few rows"}
     )
     chat_template: str | None = field(
-        default=None, metadata={"help": "chatml, or the path of a .jinja file; left out, the tokenizer's own"}
+        default=None, metadata={"help": "chatml, or the path of a .jinja file; default: the tokenizer's own"}
     )
     stop_tokens: list[str] | None = field(
         default=None, metadata={"help": "tokens that end a completion; the first becomes the tokenizer's eos"}
@@ -60,20 +62,32 @@ class LaunchArguments:
         default_factory=lambda: ["accuracy", "format", "tag_count"],
         metadata={"help": "GRPO's rewards, by name (accuracy, strict_accuracy, format, tag_count) or dotted path"},
     )
-    wandb_project: str | None = field(default=None, metadata={"help": "W&B project (WANDB_PROJECT wins)"})
+    wandb_project: str | None = field(
+        default=None, metadata={"help": "W&B project; the variable WANDB_PROJECT takes precedence"}
+    )
     keep_optimizers: int | None = field(
         default=None,
-        metadata={"help": "so many of the last checkpoints keep their optimizer, which resuming needs; left out, all"},
+        metadata={"help": "number of last checkpoints that keep their optimizer, which resuming needs; default: all"},
     )
 
 
 @dataclass
 class Recipe:
-    """Everything that decides a run. `values` holds every option as it was resolved, for the record."""
+    """Everything that decides a run.
+
+    Attributes:
+        path: the recipe file.
+        launch: options of the launcher.
+        training: SFTConfig or GRPOConfig.
+        model: TRL's model options.
+        data: which rows to train on.
+        watch: the callback's settings.
+        values: every option of TRL's classes and of the launcher, as it was resolved.
+    """
 
     path: Path
     launch: LaunchArguments
-    training: Any  # SFTConfig or GRPOConfig
+    training: Any
     model: ModelConfig
     data: DataArguments
     watch: WatchSettings
@@ -93,33 +107,34 @@ class Options:
     def __init__(
         self, path: Path, method: str, values: dict[str, Any], watch: dict[str, Any], given: set[str], typed: set[str]
     ) -> None:
-        self.path, self.method, self.values, self.watch, self.given, self.typed = (
-            *(path, method, values, watch),
-            *(given, typed),
-        )
+        self.path, self.method, self.values, self.watch = path, method, values, watch
+        self.given, self.typed = given, typed
 
     def settings(self) -> WatchSettings:
-        """The monitor's settings; openers are asked under the data's system prompt unless they name another.
+        """The callback's settings; openers have the data's system prompt unless they are given their own.
 
         Raises:
-            UserError: an option of the `headwatch:` block is unknown or makes no sense.
+            UserError: an option of the `headwatch:` block is unknown or not valid.
         """
-        prompt = str(self.values["system_prompt"])
-        openers = {"system_prompt": SYSTEM_PROMPTS.get(prompt, prompt), **(self.watch.get("openers") or {})}
+        openers = self.watch.get("openers")
+        if openers is None or isinstance(openers, dict):
+            openers = {"system_prompt": str(self.values["system_prompt"]), **(openers or {})}
+            prompt = openers["system_prompt"]
+            openers["system_prompt"] = SYSTEM_PROMPTS.get(prompt, prompt) if isinstance(prompt, str) else prompt
         return WatchSettings.from_options({**self.watch, "openers": openers}, PREFIX)
 
     def recorded(self) -> dict[str, Any]:
-        """What was given, as it was resolved and without secrets: `headwatch train` takes it again."""
+        """The given options with their resolved values, without secrets; `headwatch train` runs them again."""
         left_out = {"smoke", "dry_run", "resume_from_checkpoint"}
         names = {name for name in self.given | {"method"} if not name.startswith(f"{PREFIX}.")} - left_out
-        found = {name: self.values[name] for name in sorted(names) if not _is_secret(name)}
-        return {**found, PREFIX: self.watch} if self.watch else found
+        found = {name: self.values[name] for name in sorted(names)}
+        return without_secrets({**found, PREFIX: self.watch} if self.watch else found)
 
     def build(self) -> Recipe:
         """The config objects.
 
         Raises:
-            UserError: what they refuse, in one line.
+            UserError: a value is refused by its class.
         """
         parts = []
         for kind in _classes(self.method):
@@ -136,10 +151,10 @@ def parse(arguments: Sequence[str]) -> Options:
     """Read `RECIPE.yaml [--option value ...]`; the command line wins over the recipe, and the recipe over defaults.
 
     Raises:
-        UserError: no recipe, not YAML, an unknown option (with the nearest one), or a value of the wrong kind.
+        UserError: no recipe, not YAML, an unknown option (with the nearest one), or a value of the wrong type.
     """
     arguments = list(arguments)
-    if "--config" in arguments:  # as TRL's own scripts are called
+    if "--config" in arguments:  # as in TRL's own scripts
         position = arguments.index("--config")
         recipe = arguments.pop(position + 1) if position + 1 < len(arguments) else ""
         arguments.pop(position)
@@ -232,6 +247,7 @@ def watch_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
             rest.append(argument)
             continue
         name, is_assigned, value = argument.removeprefix(f"--{PREFIX}.").partition("=")
+        name = name.replace("-", "_")
         values = [value] if is_assigned else []
         while not is_assigned and index < len(arguments) and not arguments[index].startswith("--"):
             values.append(arguments[index])
@@ -277,8 +293,15 @@ def _are_dicts(*values: Any) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def _is_secret(name: str) -> bool:
-    return name.rpartition("_")[2] in SECRETS
+def without_secrets(options: Any) -> Any:
+    """The options, and those nested in them, without secrets that have a value."""
+    if not isinstance(options, dict):
+        return options
+    return {
+        name: without_secrets(value)
+        for name, value in options.items()
+        if value is None or name in NO_SECRETS or not str(name).lower().endswith(SECRETS)
+    }
 
 
 def _classes(method: str) -> tuple[Any, ...]:
@@ -304,12 +327,12 @@ def _unknown(name: str, actions: Mapping[str, Any], method: str) -> str:
     other = "grpo" if method == "sft" else "sft"
     if name in {f.name for f in dataclasses.fields(CONFIGS[other])}:
         return f"{name}: an option of {other}, and this recipe's method is {method}"
-    near = difflib.get_close_matches(name, actions, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, (*actions, *option_names(WatchSettings, PREFIX)), n=1, cutoff=0.5)
     return f"{name}: no such option; " + (f"the nearest is {near[0]}" if near else "see the TRL config's fields")
 
 
 def _plain(name: str, value: Any, action: argparse.Action, path: Path) -> Any:
-    """A YAML value as argparse's default: scalars as text, so that the option's own type reads them."""
+    """A YAML value as argparse's default: a scalar as text, which the option's own type parses."""
     if value is None or isinstance(value, dict):
         return value
     if isinstance(value, list):
@@ -324,5 +347,5 @@ def _plain(name: str, value: Any, action: argparse.Action, path: Path) -> Any:
 
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
-        """argparse would print the usage of four hundred options."""
+        """Without argparse's usage, which lists four hundred options."""
         raise UserError(" ".join(message.split()))

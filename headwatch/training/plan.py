@@ -18,7 +18,7 @@ from headwatch.probes.families import OPENERS
 from headwatch.probes.questions import load_questions
 from headwatch.probes.resolve import names_openers, resolve
 from headwatch.training.data import DataArguments, load_rows, prepare
-from headwatch.training.meta_model import skeleton
+from headwatch.training.meta_model import load_meta_model
 from headwatch.training.options import Recipe
 
 LOOKED_AT = 64  # rows
@@ -161,7 +161,9 @@ def make_plan(recipe: Recipe, tokenizer: Any) -> Plan:
     ]
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     step_rows, steps = steps_of(recipe, rows)
-    model = skeleton(str(recipe.model.model_name_or_path), recipe.model.model_revision, training.trust_remote_code)
+    model = load_meta_model(
+        str(recipe.model.model_name_or_path), recipe.model.model_revision, training.trust_remote_code
+    )
     parameters = sum(p.numel() for p in model.parameters())
     trainable = _lora_parameters(model, recipe) if recipe.model.use_peft else parameters
     pairs, fingerprint, openers = _probes(recipe, tokenizer)

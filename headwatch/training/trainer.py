@@ -18,7 +18,7 @@ from headwatch.training.options import Recipe
 from headwatch.training.rewards import resolve
 
 
-def let_go_of_ddp(trainer: Any) -> None:
+def release_ddp(trainer: Any) -> None:
     """Drop the DDP wrapper while the process group still lives.
 
     DDP's reducer is destroyed with the interpreter's lock held. Were it the last to hold the group, it would join the

@@ -1,4 +1,4 @@
-"""The demo's task and rewards, checked by arithmetic; its tokenizer; and that the same seed gives the same result."""
+"""The demo: its task and rewards, its tokenizer, pretraining and post-training, and repeatability."""
 
 import os
 import re
@@ -40,17 +40,17 @@ def base(tokenizer, tmp_path_factory):
 # --- the task ---------------------------------------------------------------------------------------------------------
 
 
-def test_worked_solutions_add_up_line_by_line():
+def test_every_line_of_a_worked_solution_is_right():
     for problem in ALL_SUMS:
         steps, box = problem.worked.split(".", 1)
         *_, last = lines = [line.strip().split("=") for line in steps.split(",")]
         assert all(sum(map(int, left.split("+"))) == int(total) for left, total in lines)
         ones = int(lines[0][1])
-        assert len(last[0].split("+")) == (3 if ones >= 10 else 2), "the carry is written where there is one"
+        assert len(last[0].split("+")) == (3 if ones >= 10 else 2), "the carry is written"
         assert 10 * int(last[1]) + ones % 10 == problem.a + problem.b == boxed_number(box)
 
 
-def test_careless_means_that_the_carry_is_forgotten_and_nothing_else():
+def test_careless_texts_omit_the_carry_only():
     for problem in ALL_SUMS:
         careless = Sum(problem.a, problem.b, careless=True)
         assert int(problem.answer) - int(careless.answer) == (10 if problem.a % 10 + problem.b % 10 >= 10 else 0)
@@ -59,7 +59,7 @@ def test_careless_means_that_the_carry_is_forgotten_and_nothing_else():
         assert careless.prompt == problem.prompt
 
 
-def test_the_prompt_is_the_probes_prompt(tokenizer):
+def test_prompts_equal_those_of_the_probes(tokenizer):
     for family in ("addition", "carry"):
         for clean, corrupted in ProbeSet.generate(family, tokenizer, n_pairs=16, seed=3).texts:
             for text in (clean, corrupted):
@@ -78,21 +78,21 @@ def test_the_prompt_is_the_probes_prompt(tokenizer):
         ("", None),
     ],
 )
-def test_reading_the_box(completion, expected):
+def test_boxed_number(completion, expected):
     assert boxed_number(completion) == expected
 
 
-def test_reward_is_one_for_the_right_sum_alone():
+def test_exact_answer_rewards_the_right_sum_only():
     problems = [Sum(47, 85)] * 4
     completions = ["132}", "122}", "132", "Answer: \\boxed{132}"]
     assert exact_answer(completions, answer=[p.answer for p in problems], prompts=["unused"]) == [1.0, 0.0, 0.0, 1.0]
 
 
-def test_closing_the_box_is_told_apart_from_being_right():
+def test_closed_box_rewards_any_number():
     assert closed_box(["132}", "1}", "132", "132}}", "x 132}", ""]) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_drawing_keeps_to_the_shares_and_to_the_seed():
+def test_sample_sums_follows_the_shares_and_the_seed():
     drawn = sample_sums(np.random.default_rng(0), 2000, carry_share=0.3, careless_share=0.8)
     assert drawn == sample_sums(np.random.default_rng(0), 2000, carry_share=0.3, careless_share=0.8)
     assert drawn != sample_sums(np.random.default_rng(1), 2000, carry_share=0.3, careless_share=0.8)
@@ -108,16 +108,16 @@ def test_drawing_keeps_to_the_shares_and_to_the_seed():
 @pytest.mark.parametrize(
     "text", [ALL_SUMS[0].worked, "Table: K = 7; T = 30. \\boxed{", "Café Ω\n\n\ttwo  spaces", "日本"]
 )
-def test_text_survives_the_tokenizer(tokenizer, text):
+def test_text_round_trips(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_every_digit_and_every_listed_word_is_one_token(tokenizer):
+def test_digits_and_listed_words_are_single_tokens(tokenizer):
     assert tokenizer.tokenize("1234567890") == list("1234567890")
     assert [len(tokenizer.tokenize(word)) for word in WORDS] == [1] * len(WORDS)
 
 
-def test_the_saved_tokenizer_is_the_same_tokenizer(tokenizer, base):
+def test_the_saved_tokenizer_is_equal(tokenizer, base):
     again = AutoTokenizer.from_pretrained(base)
     for text in (Sum(47, 85).question + Sum(47, 85).worked, "The value of K is \\boxed{", "Café"):
         assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -143,10 +143,10 @@ def test_prompt_and_completion_join_on_a_token_boundary(tokenizer):
             assert tokenizer(prompt + completion)["input_ids"] == apart
 
 
-# --- teaching ---------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
-def test_text_batch_reads_back(tokenizer):
+def test_text_batch(tokenizer):
     problems = [Sum(11, 12), Sum(90, 85)]
     ids, targets = text_batch(tokenizer, [p.prompt for p in problems], [f"{p.answer}}}" for p in problems])
     assert ids.shape[0] == targets.shape[0] == 2
@@ -158,19 +158,19 @@ def test_text_batch_reads_back(tokenizer):
 
 
 def test_accuracy_agrees_with_generation(tokenizer, base):
-    """Teacher forcing and greedy generation must call the same answers right."""
+    """Teacher forcing and greedy generation agree on which answers are right."""
     model = AutoModelForCausalLM.from_pretrained(base)
     pretrain(model, tokenizer, BaseStage(steps=40, learning_rate=1e-2, warmup_steps=10, careless_share=0.0))
     problems = ALL_SUMS[5::203]
     inputs = tokenizer([p.prompt for p in problems], return_tensors="pt")
     with torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-    said = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    right = [text == f"{p.answer}}}" for text, p in zip(said, problems, strict=True)]
+    generated = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    right = [text == f"{p.answer}}}" for text, p in zip(generated, problems, strict=True)]
     assert accuracy(model, tokenizer, problems)[0] == pytest.approx(np.mean(right))
 
 
-def test_the_base_stage_learns_and_repeats(tokenizer):
+def test_pretraining_learns_and_is_repeatable(tokenizer):
     losses, weights = [], []
     for _ in range(2):
         model = build_model(tokenizer, SMALL, seed=4)
@@ -184,11 +184,11 @@ def test_the_base_stage_learns_and_repeats(tokenizer):
 
 
 @pytest.mark.parametrize("method", ["sft", "grpo"])
-def test_post_training_repeats(base, tmp_path, method):
+def test_post_training_is_repeatable(base, tmp_path, method):
     before = AutoModelForCausalLM.from_pretrained(base).state_dict()
     runs = []
     for attempt in range(2):
-        torch.manual_seed(attempt)  # what happened before must not matter
+        torch.manual_seed(attempt)  # the global seed must not matter
         if method == "sft":
             trainer = train_sft(base, tmp_path / str(attempt), SftStage(steps=4, batch_size=4), seed=3)
         else:
@@ -202,14 +202,14 @@ def test_post_training_repeats(base, tmp_path, method):
 
 
 def shortness(completions, **_):
-    """A reward that varies even when every sum is wrong, so that GRPO has a gradient."""
+    """A reward that differs between completions even if every sum is wrong, so that GRPO has a gradient."""
     return [-float(len(text)) for text in completions]
 
 
 # --- the demo ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_runs_and_repeats(tmp_path):
+def test_the_demo_is_repeatable(tmp_path):
     reports = [run_demo(tmp_path / name, seed=2, quick=True, wandb=name == "one") for name in ("one", "two")]
     assert reports == [tmp_path / "one" / "report.html", tmp_path / "two" / "report.html"]
     for method, key in (("sft", "loss"), ("grpo", "reward")):
@@ -225,20 +225,20 @@ def test_the_demo_runs_and_repeats(tmp_path):
             assert np.array_equal(one.read_scores(step).head_scores, two.read_scores(step).head_scores)
         assert not np.array_equal(one.read_scores(0).head_scores, one.read_scores(6).head_scores)
     both = [RunFolder.open(tmp_path / "one" / method).read_scores(0).head_scores for method in ("sft", "grpo")]
-    assert np.array_equal(*both), "both runs begin with the same base model and probes"
+    assert np.array_equal(*both), "both runs start from the same base model and probes"
     offline = [path.name for path in (tmp_path / "one" / "wandb").glob("offline-run-*")]
     assert len(offline) == 2
     assert not (tmp_path / "two" / "wandb").exists()
     assert "WANDB_MODE" not in os.environ or os.environ["WANDB_MODE"] != "offline"
 
 
-def test_the_demo_refuses_a_folder_that_is_a_file(tmp_path):
+def test_the_folder_is_a_file(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="taken"):
         run_demo(tmp_path / "taken", quick=True)
 
 
-def test_environment_is_given_back(monkeypatch):
+def test_environment_is_restored(monkeypatch):
     monkeypatch.setenv("HEADWATCH_TEST_A", "before")
     monkeypatch.delenv("HEADWATCH_TEST_B", raising=False)
     with environment(HEADWATCH_TEST_A="1", HEADWATCH_TEST_B="2"):

@@ -1,4 +1,4 @@
-"""The examples run as they are printed: TRL's own scripts as installed, an SFTTrainer and a transformers Trainer."""
+"""The scripts in examples/ run as written."""
 
 import json
 import runpy
@@ -33,7 +33,7 @@ def stand_ins(tmp_path_factory):
 
 
 def run(monkeypatch, name, *arguments):
-    for trainer in ("SFTTrainer", "GRPOTrainer"):  # two examples replace them: put back after the test
+    for trainer in ("SFTTrainer", "GRPOTrainer"):  # two examples replace them; restored after the test
         monkeypatch.setattr(trl, trainer, getattr(trl, trainer))
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     runpy.run_path(str(FOLDER / name), run_name="__main__")

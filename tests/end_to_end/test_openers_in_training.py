@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import headwatch.monitor.probe_setup
 from headwatch import HeadWatchCallback, Openers, ProbeSet, RunFolder, UserError, score_edges, score_heads
 from headwatch.attribution.per_family import score_by_metric
+from headwatch.attribution.settings import ScoringSettings
 from headwatch.probes.opener_sampling import sample_continuations
 
 CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 0}
@@ -170,10 +171,11 @@ def test_one_metric_for_all_is_one_pass(model: Path, questions: str) -> None:
     given = Openers(questions, source="fixed", tokens=8).make(tokenizer, 4)
     probes = ProbeSet.resolve(["addition", "openers", "recall"], tokenizer, 4, openers=given)
     seen: list[int] = []
+    metrics = {"addition": "nll", "openers": "kl", "recall": "nll"}
+    heads_only = ScoringSettings(edges=False)
     told = score_by_metric(
-        score_heads, loaded, probes, {"addition": "nll", "openers": "kl", "recall": "nll"},
-        observe=lambda pairs, logits, reads: seen.extend(pairs.tolist()),
-    )  # fmt: skip
+        loaded, probes, metrics, heads_only, observe=lambda pairs, logits, reads: seen.extend(pairs.tolist())
+    )
     assert sorted(seen) == list(range(12))
     assert told.families == probes.families
     assert told.metric == "nll, kl"
@@ -183,7 +185,7 @@ def test_one_metric_for_all_is_one_pass(model: Path, questions: str) -> None:
         assert torch.allclose(told.select(family).input, part.input, atol=1e-6)
     assert told.checks.completeness >= parts["openers"].checks.completeness - 1e-6
     plain = score_heads(loaded, probes, "kl")
-    same = score_by_metric(score_heads, loaded, probes, dict.fromkeys(probes.family_names, "kl"))
+    same = score_by_metric(loaded, probes, dict.fromkeys(probes.family_names, "kl"), heads_only)
     assert torch.equal(plain.per_pair, same.per_pair)
     assert same.metric == "kl"
 
@@ -275,7 +277,7 @@ def test_two_processes_have_one_frozen_set(model: Path, questions: str, tmp_path
     assert run.steps == resumed.steps == [0, 2, 4, 5]
     probes = ProbeSet.load(run.path / "probes.safetensors")
     base = AutoModelForCausalLM.from_pretrained(model)
-    told = score_by_metric(score_edges, base, probes, {"addition": "logit_diff", "openers": "kl"})
+    told = score_by_metric(base, probes, {"addition": "logit_diff", "openers": "kl"}, ScoringSettings())
     scale = float(told.heads.per_pair.abs().max())
     assert np.allclose(run.read_scores(0).head_scores, told.heads.per_pair.numpy(), atol=1e-5 * scale)
     assert run.scalars()[0]["completeness_error"] == pytest.approx(told.checks.completeness, rel=1e-2)

@@ -14,7 +14,7 @@ from helpers.tiny_trainers import same_weights, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from headwatch import ProbeSet, RunFolder, score_edges
-from headwatch.monitor.distributed import FAILED, FINE, REFUSED, agree, from_main, is_sharded, world
+from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, is_sharded, world
 from headwatch.monitor.sharded_scoring import PairShard
 
 pytestmark = pytest.mark.slow
@@ -27,9 +27,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "grpo-watched": {
         "kind": "grpo",
         "changes": {"generation_batch_size": 8},
-        "watch": {"every": 2, "strict": True, "edges": False},
+        "watch": {"every": 2, "strict": True, "scoring": {"edges": False}},
     },
-    "one-rank-fails": {"kind": "sft", "watch": {"every": 1, "edges": False, "fails_on": [1, 8]}},
+    "one-rank-fails": {"kind": "sft", "watch": {"every": 1, "scoring": {"edges": False}, "fails_on": [1, 8]}},
     "record-fails": {"kind": "sft", "watch": {"every": 1}, "record_fails": 2},
     "begun": {"kind": "sft", "watch": {"every": 2, "strict": True}, "changes": {"max_steps": 4, **SAVING}},
     "whole": {"kind": "sft", "watch": {"every": 2, "strict": True}, "changes": {"max_steps": 6, **SAVING}},
@@ -108,7 +108,7 @@ def test_a_probe_that_fails_on_one_rank_ends_probing_on_both(out: tuple[Path, st
     assert run.steps[0] == 0
     assert len(run.steps) < 6
     assert "fails on one rank only" in said
-    assert "another process could not go on" in said
+    assert "another process failed" in said
 
 
 def test_a_record_that_fails_on_the_main_process_ends_probing_on_both(out: tuple[Path, str]) -> None:
@@ -130,7 +130,7 @@ def test_resuming_goes_on_with_the_same_history(out: tuple[Path, str]) -> None:
 
 def test_one_process_needs_nothing_of_this() -> None:
     assert world() == (0, 1)
-    assert [agree(outcome) for outcome in (FINE, FAILED, REFUSED)] == [FINE, FAILED, REFUSED]
+    assert [agree(outcome) for outcome in (OK, ERROR, USER_ERROR)] == [OK, ERROR, USER_ERROR]
     assert from_main("value") == "value"
     linear = torch.nn.Linear(2, 2)
     assert not is_sharded(linear)

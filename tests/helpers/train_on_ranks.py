@@ -49,7 +49,7 @@ def main(order: dict[str, Any], out: Path) -> None:
         if run.get("watch") is not None:
             options = dict(run["watch"])
             if fails := options.pop("fails_on", None):
-                options["scoring"] = {"metric": FailsOn(*fails)}
+                options["scoring"] = {**options.get("scoring", {}), "metric": FailsOn(*fails)}
             watch = HeadWatchCallback(["addition", "recall"], n_pairs=8, **options)
             callbacks.append(watch)
             if "record_fails" in run:

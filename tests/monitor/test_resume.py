@@ -145,7 +145,7 @@ def test_a_record_of_another_run_is_left_and_said(
     shutil.copytree(begun, output)
     RunFolder.open(output).update_manifest(created="2001-01-01T00:00:00+00:00")
     resume(model, begun, output, callback())
-    assert "lives are told from here on" in caplog.text
+    assert "events are recorded from here on" in caplog.text
     run = RunFolder.open(output)
     assert run.steps == [3, 4, 6]
     assert RunFolder.open(run.path / "previous-1").steps == [0, 2, 4]

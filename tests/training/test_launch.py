@@ -1,4 +1,4 @@
-"""The launcher: recipes and command lines that are right, and one line for each that is not; plans that come true."""
+"""The launcher: recipes and command lines, messages for mistakes, plans compared with trainers, short runs."""
 
 import dataclasses
 import inspect
@@ -19,11 +19,14 @@ from transformers import AutoModelForCausalLM, BertConfig, MambaConfig
 from trl import ModelConfig
 
 from headwatch import HeadWatchCallback, RunFolder
+from headwatch.attribution.settings import ScoringSettings
+from headwatch.circuits.circuit import CircuitSettings
 from headwatch.cli import main as command_line
 from headwatch.demo.tiny_model import build_tokenizer
 from headwatch.errors import UserError
 from headwatch.monitor.alerts import AlertSettings
-from headwatch.monitor.settings import WatchSettings
+from headwatch.monitor.settings import WatchSettings, recorded
+from headwatch.probes import Openers
 from headwatch.stats import EvidenceSettings
 from headwatch.training.data import DataArguments
 from headwatch.training.launch import load_rows, main, make_plan, prepare, run
@@ -77,7 +80,7 @@ def stand_ins(tmp_path_factory):
 
 @pytest.fixture
 def recipe(stand_ins, tmp_path):
-    """Writes a recipe for the stand-in model and rows, into a folder of the test's own; gives its path."""
+    """A function that writes a recipe for the stand-in model and rows, and returns its path."""
 
     def write(base, **options):
         where = {
@@ -95,7 +98,7 @@ def recipe(stand_ins, tmp_path):
 # --- parsing ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_line_wins_over_the_recipe_and_that_over_the_default(recipe):
+def test_command_line_over_recipe_over_default(recipe):
     path = recipe(SFT, learning_rate="4e-5", weight_decay=0.1)
     made = parse(
         [path, "--learning_rate", "3e-6", "--headwatch.every=7", "--headwatch.probes", "carry", "recall"]
@@ -106,13 +109,13 @@ def test_the_command_line_wins_over_the_recipe_and_that_over_the_default(recipe)
     assert parse(["--config", path]).values["learning_rate"] == 4e-5  # as text in the file, a number here
 
 
-def test_a_bare_no_in_yaml_is_the_word(recipe, tmp_path):
+def test_bare_no_in_yaml_is_text(recipe, tmp_path):
     path = Path(recipe(SFT))
     path.write_text(path.read_text().replace("save_strategy: steps", "save_strategy: no"))
     assert parse([str(path)]).build().training.save_strategy == "no"
 
 
-def test_a_recipe_extends_another(tmp_path):
+def test_extends(tmp_path):
     (tmp_path / "a.yaml").write_text("method: sft\nseed: 1\nmax_steps: 5\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\nseed: 2\n")
     assert read_recipe(tmp_path / "b.yaml") == {"method": "sft", "seed": 2, "max_steps": 5}
@@ -127,6 +130,15 @@ def test_a_recipe_extends_another(tmp_path):
         (["--headwatch_every", "3"], ["--headwatch_every", "written --headwatch.every"]),
         (["--headwatch.every"], ["--headwatch.every", "value is missing"]),
         (["--headwatch.every", "often"], ["headwatch.every='often'", "whole number"]),
+        (["--headwatch.q", "0.05"], ["headwatch.q: no such option", "nearest is headwatch.evidence.q"]),
+        (["--headwatch", "50"], ["--headwatch:", "nearest is headwatch."]),
+        (["--headwatch.evidence", "50"], ["headwatch.evidence=50: write options"]),
+        (["--headwatch.every", "2", "3"], ["headwatch.every=[2, 3] must be a whole number, such as 100"]),
+        (["--headwatch.report_to", "5"], ["headwatch.report_to=5 must be text or a list of names"]),
+        (["--headwatch.folder", "2024"], ["headwatch.folder=2024 must be text"]),
+        (["--headwatch.scoring.batch_size", "x"], ["headwatch.scoring.batch_size='x' must be a whole number"]),
+        (["--headwatch.openers.questions", "5"], ["headwatch.openers.questions=5 must be text or a list of names"]),
+        (["--headwatch.probes", "recall", "additon"], ["headwatch.probes=", "'additon' is not a family"]),
         (["--headwatch.strict", "2"], ["headwatch.strict=2", "true or false"]),
         (["--num_generations", "4"], ["num_generations", "option of grpo"]),
         (["--max_steps", "many"], ["max_steps", "many"]),
@@ -134,7 +146,7 @@ def test_a_recipe_extends_another(tmp_path):
         (["stray"], ["stray", "which option"]),
         (["--headwatch.every", "0"], ["headwatch.every=0", "at least 1"]),
         (["--headwatch.probes", "additon"], ["additon"]),
-        (["--headwatch.scoring.alphas", "sideways"], ["sideways"]),
+        (["--headwatch.scoring.alphas", "sideways"], ["headwatch.scoring.alphas='sideways'"]),
         (["--method", "ppo"], ["ppo", "method: sft"]),
         (["--stop_tokens", "<|eot|>"], ["stop_tokens", "<|eot|>"]),
         (["--chat_template", "nowhere.jinja"], ["nowhere.jinja", "chatml"]),
@@ -200,9 +212,7 @@ def test_mistakes_in_a_recipe_are_one_line(tmp_path, capsys, text, said):
     ],
 )
 @pytest.mark.parametrize("option", ["--dry-run", "--headwatch.strict=true"])
-def test_a_model_without_heads_to_score_is_refused_before_anything_is_loaded(
-    recipe, tmp_path, capsys, config, said, option
-):
+def test_unsupported_model_is_refused_before_weights_are_loaded(recipe, tmp_path, capsys, config, said, option):
     config.save_pretrained(tmp_path / "model")
     build_tokenizer().save_pretrained(tmp_path / "model")
     assert command_line(["train", recipe(SFT, model_name_or_path=str(tmp_path / "model")), option]) == 2
@@ -211,7 +221,7 @@ def test_a_model_without_heads_to_score_is_refused_before_anything_is_loaded(
     assert "supported: " in told
 
 
-def test_files_that_are_no_chat_templates(recipe, tmp_path, capsys):
+def test_invalid_chat_templates(recipe, tmp_path, capsys):
     for text, said in (("{% for", "not a chat template"), ("Hello", "leaves out the message text")):
         (tmp_path / "a.jinja").write_text(text)
         assert main([recipe(SFT), "--chat_template", str(tmp_path / "a.jinja")]) == 2
@@ -221,7 +231,7 @@ def test_files_that_are_no_chat_templates(recipe, tmp_path, capsys):
 # --- the callback's options -------------------------------------------------------------------------------------------
 
 
-def test_the_callback_the_recipe_and_the_manifest_have_the_same_options(recipe):
+def test_callback_recipe_and_manifest_have_the_same_options(recipe):
     keywords = set(inspect.signature(HeadWatchCallback).parameters) - {"tokenizer"}
     assert {field.name for field in dataclasses.fields(WatchSettings)} == keywords
     assert set(WatchSettings().to_options()) == keywords
@@ -245,7 +255,7 @@ def test_every_new_name_of_an_old_one_exists():
             found = getattr(found, part)
 
 
-def test_what_is_set_reaches_the_callback(recipe):
+def test_recipe_options_reach_the_callback(recipe):
     evidence = {"q": 0.05, "min_change": 0.01, "carry": 0.7, "keep": 0.8, "weights": "equal", "test": "t"}
     evidence |= {"require_nonzero_share": False, "confirm": "next", "min_pairs": 4, "min_gap_t": 2.0}
     options = {f"headwatch.evidence.{name}": value for name, value in evidence.items()}
@@ -260,34 +270,73 @@ def test_what_is_set_reaches_the_callback(recipe):
     assert typed.build().watch.report_to == ["trackio", "tensorboard"]
     assert parse([recipe(SFT)]).build().watch.evidence == EvidenceSettings()
     assert HeadWatchCallback.from_settings(made).settings == made
-    assert WatchSettings.from_options(made.to_options() | {"openers": {}}) == made
 
 
-def test_a_recipe_extends_the_block_option_by_option(tmp_path):
+def test_settings_survive_a_recipe():
+    """`to_options` gives plain YAML, and `from_options` makes equal settings of it."""
+    options = {"probes": ["sums", "openers"], "scoring": {"metric": "nll", "batch_size": 3}, "circuit": {"tau": -0.1}}
+    options |= {"evidence": {"q": 0.05}, "openers": {"questions": ("a.jsonl", "b/c.jsonl")}, "folder": "runs/1"}
+    settings = WatchSettings.from_options(options)
+    assert WatchSettings.from_options(yaml.safe_load(yaml.safe_dump(settings.to_options()))) == settings
+
+
+def test_recorded_settings_hold_no_path():
+    settings = WatchSettings(probes=__file__, folder="/home/me/runs", openers=Openers(questions="/home/me/q.jsonl"))
+    options = recorded(settings, "logit_diff", has_openers=True)
+    assert "folder" not in options
+    assert (options["probes"], options["openers"]["questions"]) == (Path(__file__).name, ["q.jsonl"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "settings"),
+    [
+        (["--headwatch.evidence.q=1e-3"], {"evidence": EvidenceSettings(q=0.001)}),  # text in YAML
+        (["--headwatch.evidence.confirm", "none"], {"evidence": EvidenceSettings(confirm="none")}),
+        (["--headwatch.wandb", "off"], {"wandb": "off"}),  # false in YAML
+        (["--headwatch.strict", "no"], {"strict": False}),
+        (
+            ["--headwatch.circuit.top_n", "20", "--headwatch.circuit.tau", "-0.5"],
+            {"circuit": CircuitSettings(20, -0.5)},
+        ),
+        (["--headwatch.scoring.memory_budget_gb", "1e1"], {"scoring": ScoringSettings(steps=1, memory_budget_gb=10.0)}),
+        (["--headwatch.n-pairs", "9", "--max_steps", "3"], {"n_pairs": 9}),
+        (["--headwatch.probes", "recall", "--headwatch.probes", "carry"], {"probes": "carry"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_command_line_options_reach_the_callback(recipe, typed, settings):
+    watch = parse([recipe(SFT), *typed]).build().watch
+    assert {name: getattr(watch, name) for name in settings} == settings
+
+
+def test_extends_merges_the_block_option_by_option(tmp_path):
     (tmp_path / "a.yaml").write_text("method: sft\nheadwatch:\n  every: 5\n  evidence: {q: 0.05, carry: 0.7}\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\nheadwatch:\n  n_pairs: 8\n  evidence: {q: 0.1}\n")
     block = read_recipe(tmp_path / "b.yaml")["headwatch"]
     assert block == {"every": 5, "n_pairs": 8, "evidence": {"q": 0.1, "carry": 0.7}}
 
 
-def test_a_recipe_that_extends_itself_is_refused(tmp_path):
+def test_recipe_that_extends_itself_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
     with pytest.raises(UserError, match="extends itself"):
         read_recipe(tmp_path / "a.yaml")
 
 
-def test_the_record_of_the_options_can_be_run_again_and_holds_no_secret(recipe, tmp_path):
-    options = parse([recipe(SFT), "--hub_token", "hf_secret", "--headwatch.every", "3"])
+def test_written_recipe_can_be_run_again_and_holds_no_secret(recipe, tmp_path):
+    path = recipe(SFT, model_init_kwargs={"token": "hf_secret", "low_cpu_mem_usage": True}, eos_token="<|im_end|>")
+    options = parse([path, "--hub_token", "hf_secret", "--headwatch.every", "3"])
     written = yaml.safe_dump(options.recorded())
     assert "hf_secret" not in written
     (tmp_path / "again.yaml").write_text(written)
     again = parse([str(tmp_path / "again.yaml")])
     assert again.settings() == options.settings()
+    assert again.values["eos_token"] == "<|im_end|>"  # a token of the tokenizer, not a secret
+    assert again.values["model_init_kwargs"] == {"low_cpu_mem_usage": True}
     assert again.values["max_steps"] == options.values["max_steps"]
 
 
-def test_other_commands_still_refuse_what_they_do_not_know(capsys):
+def test_other_commands_refuse_unknown_options(capsys):
     assert command_line(["demo", "--quikc"]) == 2
     assert "--quikc" in capsys.readouterr().err
 
@@ -303,7 +352,7 @@ def test_other_commands_still_refuse_what_they_do_not_know(capsys):
     ],
     ids=["sft", "grpo"],
 )
-def test_the_planned_number_of_steps_is_the_trainers(recipe, base, options):
+def test_planned_steps_equal_the_trainers(recipe, base, options):
     made = parse([recipe(base, **options)]).build()
     tokenizer = load_tokenizer(made)
     plan = make_plan(made, tokenizer)
@@ -317,7 +366,7 @@ def test_the_planned_number_of_steps_is_the_trainers(recipe, base, options):
     assert plan.parameters == sum(p.numel() for p in trainer.model.parameters())
 
 
-def test_dry_run_says_what_would_be_done_and_does_nothing(recipe, capsys, tmp_path):
+def test_dry_run_prints_the_plan_only(recipe, capsys, tmp_path):
     path = recipe(GRPO, use_peft=True, lora_target_modules="all-linear", wandb_project="my-project", report_to="wandb")
     assert command_line(["train", path, "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -342,7 +391,7 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(recipe, capsys, tmp_pa
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_the_plan_says_what_is_kept_on_disk(recipe, options, said):
+def test_planned_disk_space(recipe, options, said):
     made = parse([recipe(SFT, max_steps=5, **options)]).build()
     plan = make_plan(made, load_tokenizer(made))
     plan = dataclasses.replace(plan, trainable=10**9)
@@ -351,7 +400,7 @@ def test_the_plan_says_what_is_kept_on_disk(recipe, options, said):
         assert plan.checkpoints().endswith("about 40 GB with the final model")  # 4 x 4 + 3 x 8
 
 
-def test_lora_trains_as_many_parameters_as_planned(recipe):
+def test_planned_lora_parameters(recipe):
     made = parse([recipe(SFT, use_peft=True, lora_r=4, lora_target_modules="all-linear")]).build()
     tokenizer = load_tokenizer(made)
     plan = make_plan(made, tokenizer)
@@ -363,7 +412,7 @@ def test_lora_trains_as_many_parameters_as_planned(recipe):
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_sft_runs_and_its_record_can_be_launched_again(recipe, tmp_path):
+def test_sft_and_its_recipe_launched_again(recipe, tmp_path):
     run([recipe(SFT)])
     record = RunFolder.open(tmp_path / "out" / "headwatch")
     assert record.steps == [0, 2, 4]
@@ -373,7 +422,7 @@ def test_sft_runs_and_its_record_can_be_launched_again(recipe, tmp_path):
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
-def test_grpo_logs_every_reward_and_stops_at_every_stop_token(recipe, tmp_path):
+def test_grpo_rewards_and_stop_tokens(recipe, tmp_path):
     path = recipe(GRPO, stop_tokens=["<|im_end|>", "<|endoftext|>"], rewards=["accuracy", "format", "tag_count"])
     trainer = run([path])
     logs = RunFolder.open(tmp_path / "out" / "headwatch").training()
@@ -383,14 +432,14 @@ def test_grpo_logs_every_reward_and_stops_at_every_stop_token(recipe, tmp_path):
     assert trainer.eos_token_ids == trainer.generation_config.eos_token_id == ids
 
 
-def test_context_length_changes_the_limit_alone(recipe):
+def test_context_length_changes_only_the_limit(recipe):
     trainer = run([recipe(SFT, max_steps=1, context_length=16384, save_strategy="no")])
     saved = json.loads(Path(trainer.args.output_dir, "config.json").read_text())
     assert saved["max_position_embeddings"] == 16384
     assert saved["rope_parameters"]["rope_theta"] == 10000.0
 
 
-def test_a_checkpoint_without_its_optimizer_is_refused(recipe, tmp_path):
+def test_checkpoint_without_optimizer_is_refused(recipe, tmp_path):
     path = recipe(SFT, save_only_model=True)
     run([path])
     with pytest.raises(UserError, match="--save_only_model false"):

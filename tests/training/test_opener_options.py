@@ -1,4 +1,4 @@
-"""The launcher's options for openers: planned by --dry-run, refused in one line, handed to the callback."""
+"""The launcher's options for openers: the plan of --dry-run, messages for mistakes, what reaches the callback."""
 
 import re
 from pathlib import Path
@@ -49,10 +49,10 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, st
     return dict(re.findall(r"^  (\w+) +(.*)$", capsys.readouterr().out, re.MULTILINE))
 
 
-def test_the_plan_says_what_the_openers_will_be(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_of_the_openers(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     sampled = planned(capsys, recipe)
     assert "10 pairs of addition, openers" in sampled["probes"]
-    assert ", set " not in sampled["probes"]  # which it will be is not known before the model has spoken
+    assert ", set " not in sampled["probes"]  # known only after the model has sampled them
     said = sampled["openers"]
     assert said.startswith("sampled at step 0, up to 16 tokens, after 16 questions (")
     assert said.endswith("questions.jsonl), read by kl")
@@ -71,7 +71,7 @@ def test_the_plan_says_what_the_openers_will_be(recipe: str, capsys: pytest.Capt
     assert "openers" not in planned(capsys, recipe, "--headwatch.probes", "addition")
 
 
-def test_the_options_reach_the_callback_with_the_datas_system_prompt(recipe: str) -> None:
+def test_openers_reach_the_callback_with_the_datas_system_prompt(recipe: str) -> None:
     openers = parse([recipe, *(f"--headwatch.openers.{pair}" for pair in ("source=fixed", "tokens=9", "metric=nll"))])
     found = openers.build().watch.openers
     assert (found.source, found.tokens, found.metric) == ("fixed", 9, "nll")
@@ -102,7 +102,7 @@ def test_mistakes_are_one_line(
     assert all(word in line for word in said), line
 
 
-def test_a_smoke_run_says_that_it_asks_other_questions(tmp_path: Path) -> None:
+def test_smoke_replaces_the_questions_of_openers(tmp_path: Path) -> None:
     options = parse([str(RECIPES / "qwen2.5-math-1.5b" / "sft_openr1.yaml")])
     assert {s.name: s.here for s in make_small(options, tmp_path)}["headwatch.openers.questions"] == [
         str(tmp_path / "questions.jsonl")

@@ -1,4 +1,4 @@
-"""Every recipe: each option explained, planned by --dry-run and run by --smoke, on a stand-in model and local rows."""
+"""Every recipe: a comment per option, --dry-run and --smoke, with a small random model and local rows."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def stand_ins(tmp_path_factory):
     return folder
 
 
-def test_the_recipes_are_there():
+def test_all_recipes_exist():
     names = {f"{QWEN}{run}{on}.yaml" for run in ("sft_openr1", "grpo_openr1", "grpo_openr1_lr2e-5", "grpo_gsm8k")
              for on in ("", "_2gpu", "_lora24gb")}  # fmt: skip
     llama = {f"llama-3.2-1b-instruct/{run}_openr1.yaml" for run in ("sft", "grpo")}
@@ -39,7 +39,7 @@ def test_the_recipes_are_there():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_option_is_explained_and_the_header_names_the_file(name):
+def test_every_option_has_a_comment_and_the_header_names_the_file(name):
     text = (FOLDER / name).read_text()
     assert f"recipes/{name}" in text
     written = yaml.safe_load(text)
@@ -54,7 +54,7 @@ def test_every_option_is_explained_and_the_header_names_the_file(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_dry_run(name, stand_ins, capsys):
-    """With the recipe's own options, but a model, rows and tokens that need no network."""
+    """With the recipe's options, except a model, rows and tokens that need no network."""
     like = "gsm8k" if "gsm8k" in name else "openr1"
     local = ["--model_name_or_path", str(stand_ins / "model"), "--dataset_name", str(stand_ins / f"{like}.jsonl")]
     method = read_recipe(FOLDER / name)["method"]
@@ -79,7 +79,7 @@ def test_dry_run(name, stand_ins, capsys):
         ("grpo_gsm8k_lora24gb", 1, 7473, 8, 934),
     ],
 )
-def test_steps_as_published(name, world, rows, step_rows, steps, monkeypatch):
+def test_published_steps(name, world, rows, step_rows, steps, monkeypatch):
     from headwatch.training.plan import steps_of
     from headwatch.training.smoke import without_gpu
 
@@ -92,8 +92,8 @@ def test_steps_as_published(name, world, rows, step_rows, steps, monkeypatch):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_smoke(name, tmp_path, capsys, monkeypatch):
-    """The recipe's templates, filters, rewards, callback and sinks, for four steps."""
-    wandb = name == "smollm2-135m/sft_gsm8k.yaml"  # one is enough: starting a W&B run takes seconds
+    """Templates, filters, rewards, callback and sinks of the recipe, for four steps."""
+    wandb = name == "smollm2-135m/sft_gsm8k.yaml"  # starting a W&B run takes seconds, so only one does
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     options = ["--report_to", "wandb" if wandb else "none", "--headwatch.strict", "true"]
@@ -130,5 +130,5 @@ def test_smoke_of_the_two_gpu_recipes_by_two_processes(name, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("recipe: ") == 1  # one process speaks
+    assert done.stdout.count("recipe: ") == 1  # only one process prints
     assert RunFolder.open(tmp_path / "out" / "headwatch").steps == [0, 2, 4]

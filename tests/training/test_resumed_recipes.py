@@ -1,4 +1,4 @@
-"""Runs that are killed (SIGKILL, in processes of their own) and resumed: the same history as without, bit for bit."""
+"""Runs that are killed (SIGKILL) and resumed in new processes have the history of uninterrupted ones, bit for bit."""
 
 import json
 import multiprocessing
@@ -27,14 +27,14 @@ from headwatch.training.launch import main, run
 from headwatch.training.smoke import write_stand_ins
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-# What a clock or the machine decides, in the record of the probes and in the trainer's log ...
+# Values of the record and of the trainer's log that a clock or the machine decides ...
 MEASURED = {"seconds", "pass_seconds", "peak_memory_mb", "step_time"}
-# ... and what transformers (train_*) and TRL's SFTTrainer (num_tokens) count from the start of the process.
+# ... and that transformers (train_*) and TRL's SFTTrainer (num_tokens) count from the start of the process.
 OF_THE_PROCESS = {"num_tokens", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 
 
 def letters(completions, **columns):
-    """A reward that differs from one completion to the next, as that of an untrained model otherwise does not."""
+    """A reward that differs between the completions of an untrained model, which the recipes' rewards do not."""
     return [len(set(completion[0]["content"])) / 10 for completion in completions]
 
 
@@ -45,7 +45,7 @@ COMMON = {
     "dataloader_pin_memory": False,
     "report_to": "none",
     "logging_steps": 1,
-    "learning_rate": 0.03,  # with these circuits of 20 edges enough to change, for events to compare
+    "learning_rate": 0.03,  # large enough to change circuits of 20 edges, so that there are events to compare
     "headwatch.circuit.top_n": 20,
     "save_strategy": "steps",
     "save_steps": 2,
@@ -72,7 +72,7 @@ GRPO = {
 
 @pytest.fixture
 def recipe(tmp_path):
-    """Writes a recipe for the stand-in model and rows; gives its path."""
+    """A function that writes a recipe for the stand-in model and rows, and returns its path."""
 
     def write(base, **options):
         write_stand_ins(tmp_path)
@@ -89,7 +89,7 @@ def launch(arguments):
 
 
 def start(arguments):
-    """`headwatch train` in a process of its own. All of them are forked from one that has loaded the libraries."""
+    """`headwatch train` in a new process, forked from one that has loaded the libraries."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["headwatch.training.launch"])
     process = context.Process(target=launch, args=([str(argument) for argument in arguments],))
@@ -98,14 +98,14 @@ def start(arguments):
 
 
 def wait_for(process, condition, what):
-    """Until the condition holds; it must before the process ends."""
+    """Wait until the condition holds, which must be before the process ends."""
     while not condition():
         time.sleep(0.002)
         assert process.is_alive() or condition(), f"ended with {process.exitcode} before {what}"
 
 
 def assert_same_history(one, two):
-    """The records and the weights of two output folders, bit for bit; of the trainer's logs all that is the run's."""
+    """Compare records, weights and the run's part of the trainer's logs of two output folders, bit for bit."""
     records = [RunFolder.open(path / "headwatch") for path in (one, two)]
     assert records[0].steps == records[1].steps
     for step in records[0].steps:
@@ -116,9 +116,9 @@ def assert_same_history(one, two):
     for name in ("events.jsonl", "alerts.jsonl", "base_answers.safetensors"):
         first, second = ((record.path / name).read_bytes() for record in records)
         assert first == second, name
-    assert records[0].events(), "nothing happened: the comparison shows little"
+    assert records[0].events(), "no event to compare"
     for rows in ("scalars", "training"):
-        first, second = ([_told(row) for row in getattr(record, rows)()] for record in records)
+        first, second = ([_without_measured(row) for row in getattr(record, rows)()] for record in records)
         assert first == second, rows
     assert records[0].manifest["status"] == records[1].manifest["status"] == "finished"
     (weights,) = {path.name for path in one.glob("*model.safetensors")}
@@ -126,12 +126,12 @@ def assert_same_history(one, two):
     assert all(torch.equal(values, second[name]) for name, values in first.items())
 
 
-def _told(row):
-    told = {name: value for name, value in row.items() if name not in MEASURED | OF_THE_PROCESS}
-    return json.dumps(told, sort_keys=True)  # NaN equals NaN
+def _without_measured(row):
+    kept = {name: value for name, value in row.items() if name not in MEASURED | OF_THE_PROCESS}
+    return json.dumps(kept, sort_keys=True)  # NaN equals NaN
 
 
-def test_sft_killed_at_some_moment_and_resumed(recipe, tmp_path):
+def test_sft_killed_and_resumed(recipe, tmp_path):
     path = recipe(SFT)
     through = start([path, "--output_dir", tmp_path / "through"])
     killed = start([path, "--output_dir", tmp_path / "killed"])
@@ -150,8 +150,8 @@ def test_sft_killed_at_some_moment_and_resumed(recipe, tmp_path):
     assert_same_history(tmp_path / "through", tmp_path / "killed")
 
 
-def test_grpo_goes_on_in_any_epoch(recipe, tmp_path):
-    """Rows in the order of an uninterrupted run, the same completions, and the record taken along."""
+def test_grpo_resumed_in_any_epoch(recipe, tmp_path):
+    """The rows' order and the completions of an uninterrupted run; the record is copied along."""
     path, through = recipe(GRPO), tmp_path / "through"
     run([path, "--output_dir", str(through)])
     for step in (2, 4):  # within the first epoch, and within the second
@@ -176,7 +176,7 @@ def test_grpo_goes_on_in_any_epoch(recipe, tmp_path):
     ],
 )
 def test_recipes_killed_twice(name, options, tmp_path):
-    """Over several epochs, at moments that fall into steps, probes and checkpoints as they may."""
+    """Over several epochs, at random moments within steps, probes and checkpoints."""
     base = [RECIPES / f"{name}.yaml", "--smoke", "--max_steps", "14", "--learning_rate", "0.03", "--n_problems", "10"]
     base += [
         "--save_steps",
@@ -226,7 +226,7 @@ def checkpoint(folder, step, state='{"epoch": 1.0}', optimizer=True):
     return path
 
 
-def test_the_last_whole_checkpoint_is_taken(tmp_path):
+def test_last_complete_checkpoint_is_used(tmp_path):
     for step in (20, 100, 3):
         checkpoint(tmp_path, step)
     assert checkpoint_to_resume(Asked(tmp_path, "true")) == str(tmp_path / "checkpoint-100")
@@ -239,7 +239,7 @@ def test_the_last_whole_checkpoint_is_taken(tmp_path):
     assert checkpoint_to_resume(Asked(tmp_path, "false")) is None
 
 
-def test_checkpoints_that_cannot_be_gone_on_from(tmp_path):
+def test_checkpoints_that_cannot_be_resumed(tmp_path):
     with pytest.raises(UserError, match="no checkpoint in"):
         checkpoint_to_resume(Asked(tmp_path, "true"))
     checkpoint(tmp_path, 20, state=None)
@@ -252,7 +252,7 @@ def test_checkpoints_that_cannot_be_gone_on_from(tmp_path):
         checkpoint_to_resume(Asked(tmp_path, "true"))
 
 
-def test_the_wandb_run_goes_on_with_the_output_folder(tmp_path):
+def test_wandb_run_continues_in_the_same_output_folder(tmp_path):
     path = checkpoint(tmp_path, 20)
     assert wandb_variables(str(path), str(tmp_path)) == {}
     (path / "headwatch_state.json").write_text('{"wandb": {"id": "abc123", "project": "p"}}')
@@ -262,7 +262,7 @@ def test_the_wandb_run_goes_on_with_the_output_folder(tmp_path):
     assert wandb_variables(str(path), str(tmp_path)) == {}
 
 
-def test_the_last_checkpoints_keep_their_optimizer_and_all_their_weights(recipe, tmp_path):
+def test_all_checkpoints_keep_weights_and_the_last_their_optimizer(recipe, tmp_path):
     path = recipe(SFT, max_steps=7, keep_optimizers=2, **{"headwatch.every": 100})
     run([path, "--output_dir", str(tmp_path / "out")])
     found = checkpoints(tmp_path / "out")
