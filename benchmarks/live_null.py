@@ -9,7 +9,7 @@ import argparse
 
 import numpy as np
 
-from headwatch.monitor.alerts import reward_up_probes_down
+from headwatch.monitor.alert_rules import reward_up_probes_down
 from headwatch.stats.lagged_correlation import lagged_correlation
 
 LEVELS = (0.01, 0.05, 0.1, 0.5)

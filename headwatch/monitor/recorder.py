@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from headwatch.circuits.stability import CircuitHeads, circuit_heads
 from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
-from headwatch.monitor.alerts import DEFAULTS, Alert, AlertSettings, alert_scalars, alerts
+from headwatch.monitor.alert_rules import find_alerts
+from headwatch.monitor.alerts import DEFAULTS, Alert, AlertSettings, alert_scalars
 from headwatch.probes import ProbeSet
 from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.replay import history_from_run
@@ -30,6 +32,52 @@ logger = logging.getLogger(__name__)
 COUPLED = "reward"  # the logged value whose correlation with the heads is tested
 
 
+@dataclass
+class ProbeResult:
+    """One probe, from the histories to the record and the sinks.
+
+    Attributes:
+        step: the trainer's global step.
+        heads: head scores of all pairs.
+        kl: KL from the base model, [N]; None without a base.
+        scalars: logged numbers, by name.
+        events: new events and earlier ones that this probe settles.
+        alerts: alerts of this probe.
+        circuits: circuit heads of each family; empty if edges are not scored.
+        edges_mean_abs: mean |edge score| of each family, [S, R]; empty if edges are not scored.
+    """
+
+    step: int
+    heads: HeadScores
+    kl: Tensor | None
+    scalars: dict[str, Any]
+    events: list[Event] = field(default_factory=list)
+    alerts: list[Alert] = field(default_factory=list)
+    circuits: list[CircuitHeads] = field(default_factory=list)
+    edges_mean_abs: list[np.ndarray[Any, Any]] = field(default_factory=list)
+
+    @property
+    def alerts_text(self) -> str:
+        """All alerts in one line."""
+        return " | ".join(alert.text for alert in self.alerts)
+
+    def arrays(self) -> ProbeScores:
+        """The arrays that the run folder keeps."""
+        readings, circuits = self.heads.readings, self.circuits
+        return ProbeScores(
+            head_scores=self.heads.per_pair.float().numpy(),
+            metric_clean=readings.metric_clean.float().numpy(),
+            metric_corrupted=readings.metric_corrupted.float().numpy(),
+            correct=readings.correct.to(torch.uint8).numpy(),
+            kl_from_base=None if self.kl is None else self.kl.numpy(),
+            circuit_active=np.stack([c.active for c in circuits]) if circuits else None,
+            circuit_stability=np.stack([c.stability for c in circuits]).astype(np.float32) if circuits else None,
+            importance=np.stack([c.importance for c in circuits]).astype(np.float32) if circuits else None,
+            importance_draws=np.stack([c.importance_draws for c in circuits]) if circuits else None,
+            edges_mean_abs=np.stack(self.edges_mean_abs).astype(np.float32) if self.edges_mean_abs else None,
+        )
+
+
 class Recorder:
     """One run's histories and its record, on the main process.
 
@@ -38,10 +86,13 @@ class Recorder:
         probes: the probe set.
         shape: layers and heads.
         evidence: settings of the evidence rule.
-        circuit_rule: top_n, tau and the seed of the paper's circuit rule; None where edges are not scored.
+        circuit_rule: top_n, tau and seed of the paper's circuit rule; None if edges are not scored.
         thresholds: alert thresholds.
 
-    .histories, .circuits: family -> HeadHistory by the evidence and by the circuit rule. .training: the trainer's logs.
+    Attributes:
+        histories: family -> HeadHistory by the evidence rule.
+        circuits: family -> HeadHistory by the circuit rule; empty if edges are not scored.
+        training: rows of the trainer's log.
     """
 
     def __init__(
@@ -61,7 +112,7 @@ class Recorder:
         self.training: list[dict[str, Any]] = []
         self._correct: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in names}
         self._warned: set[str] = set()
-        self._linked = False  # whether the manifest names the service's run
+        self._linked = False  # whether the manifest names the W&B run
 
     def restore(self) -> None:
         """Restore the histories from the run folder, to continue them."""
@@ -100,55 +151,49 @@ class Recorder:
             sinks: where the probe is shown.
             final: whether it is the last probe of the run.
         """
+        result = self._update_histories(step, scores, kl)
+        self._add_alerts(result)
+        result.scalars |= _cost(result.heads, began)
+        self._write(result)
+        self._warn_of(result.alerts)
+        self._log_to_sinks(result, sinks, final)
+
+    # --- update the histories ---------------------------------------------------------------------------------------
+
+    def _update_histories(self, step: int, scores: EdgeScores | HeadScores, kl: Tensor | None) -> ProbeResult:
+        """Add the scores to the histories of every family."""
         heads = scores.heads if isinstance(scores, EdgeScores) else scores
-        checks = _checks(heads)
-        scalars: dict[str, Any] = {name: value for name, value in checks.items() if value is not None}
-        circuits: list[CircuitHeads] = []
-        mean_abs: list[np.ndarray[Any, Any]] = []
-        events: list[Event] = []
+        scalars = {name: value for name, value in _checks(heads).items() if value is not None}
+        result = ProbeResult(step, heads, kl, scalars)
         for family in self.histories:
-            events += self._update_history(step, family, heads.select(family), scalars)
+            self._update_history(family, heads.select(family), result)
             if isinstance(scores, EdgeScores):
-                mine = scores.select(family)
-                circuits.append(self._circuit(mine))
-                mean_abs.append(mine.mean_abs().numpy())
-                events += self._update_circuit(step, family, circuits[-1], scalars)
+                self._update_circuit(family, scores.select(family), result)
         if kl is not None:
-            scalars |= {f"{name}/kl_from_base": value for name, value in mean_by_family(kl, heads.families).items()}
-        raised: list[Alert] = self._or_warn(lambda: self._alerts(checks), "the alerts") or []
-        scalars |= self._or_warn(self._coupling, "the reward coupling") or {}
-        scalars |= alert_scalars(raised)
-        scalars |= {"pass_seconds": heads.seconds, "seconds": time.perf_counter() - began}
-        if heads.peak_memory_mb is not None:
-            scalars["peak_memory_mb"] = heads.peak_memory_mb
-        self._write(step, heads, kl, circuits, mean_abs)
-        self.run.append_events(events)
-        self.run.append_alerts([alert.to_json() for alert in raised])
-        text = " | ".join(alert.text for alert in raised)
-        self.run.append_scalars(step, {**scalars, "alerts_text": text})
-        self._warn_of(raised)
-        self._show(step, scalars, text, sinks, final)
+            means = mean_by_family(kl, heads.families)
+            result.scalars |= {f"{family}/kl_from_base": value for family, value in means.items()}
+        return result
 
-    # --- histories --------------------------------------------------------------------------------------------------
-
-    def _update_history(self, step: int, family: str, heads: HeadScores, scalars: dict[str, Any]) -> list[Event]:
-        """Add a family's scores to its history and its numbers to `scalars`; returns its events."""
+    def _update_history(self, family: str, heads: HeadScores, result: ProbeResult) -> None:
+        """Add a family's scores to its history by the evidence rule."""
         history, readings = self.histories[family], heads.readings
-        events = history.add(
-            step, heads.per_pair.numpy(), readings.metric_clean.numpy(), readings.metric_corrupted.numpy()
+        result.events += history.add(
+            result.step, heads.per_pair.numpy(), readings.metric_clean.numpy(), readings.metric_corrupted.numpy()
         )
         self._correct[family].append(readings.correct.numpy())
-        scalars |= {f"{family}/{key}": value for key, value in history.latest_scalars().items()}
-        scalars[f"{family}/accuracy"] = float(readings.correct.float().mean())
-        return events
+        result.scalars |= {f"{family}/{key}": value for key, value in history.latest_scalars().items()}
+        result.scalars[f"{family}/accuracy"] = float(readings.correct.float().mean())
 
-    def _update_circuit(self, step: int, family: str, found: CircuitHeads, scalars: dict[str, Any]) -> list[Event]:
-        """The same by the circuit rule."""
-        circuit = self.circuits[family]
-        events = circuit.add_membership(step, found.active, found.importance, found.stability, found.importance_draws)
-        latest = circuit.latest_scalars() | found.scalars()
-        scalars |= {f"{family}/circuit/{key}": value for key, value in latest.items()}
-        return events
+    def _update_circuit(self, family: str, edges: EdgeScores, result: ProbeResult) -> None:
+        """Add a family's circuit heads to its history by the circuit rule."""
+        history, found = self.circuits[family], self._circuit(edges)
+        result.events += history.add_membership(
+            result.step, found.active, found.importance, found.stability, found.importance_draws
+        )
+        latest = history.latest_scalars() | found.scalars()
+        result.scalars |= {f"{family}/circuit/{key}": value for key, value in latest.items()}
+        result.circuits.append(found)
+        result.edges_mean_abs.append(edges.mean_abs().numpy())
 
     def _circuit(self, scores: EdgeScores) -> CircuitHeads:
         assert self._rule is not None
@@ -156,8 +201,15 @@ class Recorder:
         graph = Graph(scores.sources, scores.targets, scores.is_real.numpy())
         return circuit_heads(scores.per_pair.abs().numpy(), graph, top_n, tau, seed=seed)
 
-    def _alerts(self, checks: dict[str, float | None]) -> list[Alert]:
-        return alerts(self.histories.values(), checks, self._correct, self.training, self.thresholds)
+    def _add_alerts(self, result: ProbeResult) -> None:
+        """Add the alerts and the coupling with the reward; if one of them fails, the probe is recorded without it."""
+        result.alerts = self._or_warn(lambda: self._alerts(result), "the alerts") or []
+        result.scalars |= self._or_warn(self._coupling, "the reward coupling") or {}
+        result.scalars |= alert_scalars(result.alerts)
+
+    def _alerts(self, result: ProbeResult) -> list[Alert]:
+        checks = _checks(result.heads)
+        return find_alerts(self.histories.values(), checks, self._correct, self.training, self.thresholds)
 
     def _coupling(self) -> dict[str, float]:
         if not any(COUPLED in row for row in self.training):
@@ -168,29 +220,15 @@ class Recorder:
             found |= {f"{family}/{key}": value for key, value in mine.items()}
         return found
 
-    def _write(
-        self,
-        step: int,
-        heads: HeadScores,
-        kl: Tensor | None,
-        circuits: list[CircuitHeads],
-        mean_abs: list[np.ndarray[Any, Any]],
-    ) -> None:
-        self.run.write_scores(
-            step,
-            ProbeScores(
-                head_scores=heads.per_pair.float().numpy(),
-                metric_clean=heads.readings.metric_clean.float().numpy(),
-                metric_corrupted=heads.readings.metric_corrupted.float().numpy(),
-                correct=heads.readings.correct.to(torch.uint8).numpy(),
-                kl_from_base=None if kl is None else kl.numpy(),
-                circuit_active=np.stack([c.active for c in circuits]) if circuits else None,
-                circuit_stability=np.stack([c.stability for c in circuits]).astype(np.float32) if circuits else None,
-                importance=np.stack([c.importance for c in circuits]).astype(np.float32) if circuits else None,
-                importance_draws=np.stack([c.importance_draws for c in circuits]) if circuits else None,
-                edges_mean_abs=np.stack(mean_abs).astype(np.float32) if mean_abs else None,
-            ),
-        )
+    # --- write the run folder ---------------------------------------------------------------------------------------
+
+    def _write(self, result: ProbeResult) -> None:
+        self.run.write_scores(result.step, result.arrays())
+        self.run.append_events(result.events)
+        self.run.append_alerts([alert.to_json() for alert in result.alerts])
+        self.run.append_scalars(result.step, {**result.scalars, "alerts_text": result.alerts_text})
+
+    # --- log to the console and the sinks ---------------------------------------------------------------------------
 
     def _warn_of(self, raised: list[Alert]) -> None:
         """Log the first alert of each kind to the console; all of them are in the record."""
@@ -199,10 +237,11 @@ class Recorder:
                 self._warned.add(alert.kind)
                 logger.warning("headwatch, step %d: %s", alert.step, alert.text)
 
-    def _show(self, step: int, scalars: dict[str, Any], text: str, sinks: Sequence[Sink], final: bool) -> None:
-        """Log to the sinks. The record is complete by now, so a failure here only costs a view."""
+    def _log_to_sinks(self, result: ProbeResult, sinks: Sequence[Sink], final: bool) -> None:
+        """The record is complete by now, so a failure here only costs a view."""
         if not sinks:
             return
+        texts = {"alerts_text": result.alerts_text}
         # The data is a snapshot: a sink draws the figures in its own thread while training continues.
         data = self._or_warn(
             lambda: {family: figure_data.all_figures(h, self.training) for family, h in self.histories.items()},
@@ -211,7 +250,7 @@ class Recorder:
         draw = None if data is None else lambda: _drawn(data)
         for sink in sinks:
             self._or_warn(
-                lambda s=sink: s.log(step, scalars, draw, texts={"alerts_text": text}, final=final),  # type: ignore[misc]
+                lambda s=sink: s.log(result.step, result.scalars, draw, texts=texts, final=final),  # type: ignore[misc]
                 f"{type(sink).__name__}",
             )
             if not self._linked and (info := sink.run_info()):
@@ -229,6 +268,12 @@ class Recorder:
                     "headwatch: %s failed (%s: %s); the probes are recorded without.", what, type(error).__name__, error
                 )
             return None
+
+
+def _cost(heads: HeadScores, began: float) -> dict[str, float]:
+    """Time and memory of the probe, by the names under which they are logged."""
+    cost = {"pass_seconds": heads.seconds, "seconds": time.perf_counter() - began}
+    return cost if heads.peak_memory_mb is None else cost | {"peak_memory_mb": heads.peak_memory_mb}
 
 
 def _checks(heads: HeadScores) -> dict[str, float | None]:

@@ -87,36 +87,44 @@ def check_same_run(run: RunFolder, probes: ProbeSet, shape: tuple[int, int], set
     """
     manifest = run.manifest
     began = f"the record in {run.path} was begun"
-    way_out = f"give the same again, or move {run.path} away to begin a new record"
-    before, file = manifest["probes"], run.path / "probes.safetensors"
-    if (on_disk := ProbeSet.load(file).fingerprint) != before["fingerprint"]:
+    remedy = f"give the same again, or move {run.path} away to begin a new record"
+    _check_pairs(run, probes, manifest["probes"], began, remedy)
+    recorded = (manifest["model"]["n_layers"], manifest["model"]["n_heads"])
+    if shape != recorded:
         raise UserError(
-            f"{file} has fingerprint {on_disk}, but the manifest has {before['fingerprint']}: a history needs "
+            f"model with {shape[0]} layers x {shape[1]} heads: {began} with {recorded[0]} x {recorded[1]}; resume with "
+            f"the same model, or move {run.path} away to begin a new record"
+        )
+    _check_settings(settings, manifest, began, remedy)
+
+
+def _check_pairs(run: RunFolder, probes: ProbeSet, recorded: Mapping[str, Any], began: str, remedy: str) -> None:
+    file = run.path / "probes.safetensors"
+    if (on_disk := ProbeSet.load(file).fingerprint) != recorded["fingerprint"]:
+        raise UserError(
+            f"{file} has fingerprint {on_disk}, but the manifest has {recorded['fingerprint']}: a history needs "
             f"the pairs that it began with; restore the file or move {run.path} away"
         )
-    if probes.fingerprint != before["fingerprint"]:
+    if probes.fingerprint != recorded["fingerprint"]:
         raise UserError(
             f"probes={_pairs(len(probes), probes.family_names)} with fingerprint {probes.fingerprint}: {began} on "
-            f"{_pairs(before['n_pairs'], before['families'])} with fingerprint {before['fingerprint']}, and a "
-            f"history needs the pairs that it began with; {way_out} (the old ones: probes={str(file)!r})"
+            f"{_pairs(recorded['n_pairs'], recorded['families'])} with fingerprint {recorded['fingerprint']}, and a "
+            f"history needs the pairs that it began with; {remedy} (the old ones: probes={str(file)!r})"
         )
-    had = (manifest["model"]["n_layers"], manifest["model"]["n_heads"])
-    if shape != had:
-        raise UserError(
-            f"model with {shape[0]} layers x {shape[1]} heads: {began} with {had[0]} x {had[1]}; resume with the same "
-            f"model, or move {run.path} away to begin a new record"
-        )
-    old = recorded_settings(manifest)
-    old["evidence"] = vars(EvidenceSettings.from_dict(old.get("evidence") or {}))
+
+
+def _check_settings(settings: Mapping[str, Any], manifest: dict[str, Any], began: str, remedy: str) -> None:
+    recorded = recorded_settings(manifest)
+    recorded["evidence"] = vars(EvidenceSettings.from_dict(recorded.get("evidence") or {}))
     for name in FIXED:
-        now, then = _value(settings, name), _value(old, name)
+        now, then = _value(settings, name), _value(recorded, name)
         if then is not _ABSENT and then != now:
             now, then = _where_they_differ(now, then)
-            raise UserError(f"{name}={now!r}: {began} with {name}={then!r}; {way_out}")
+            raise UserError(f"{name}={now!r}: {began} with {name}={then!r}; {remedy}")
 
 
 def _value(settings: Mapping[str, Any], name: str) -> Any:
-    """A setting by its dotted name; _ABSENT where the record has none."""
+    """A setting by its dotted name; _ABSENT if the record has none."""
     found: Any = settings
     for part in name.split("."):
         if not isinstance(found, Mapping) or part not in found:

@@ -31,7 +31,7 @@ class Row:
 class Sink:
     """Base class; shows nothing. Subclasses implement `show`.
 
-    A sink never raises, whatever its service does.
+    A sink never raises, even if its service fails.
     """
 
     def log(
@@ -67,28 +67,33 @@ class Sink:
 
 
 class FailureBreaker:
-    """Circuit breaker: warns on the first failure and opens after `limit` failures."""
+    """Circuit breaker: warns on the first failure and opens after `limit` failures.
+
+    Args:
+        what: the action that may fail, as the warning names it ("logging to W&B").
+        limit: failures after which the action is no longer tried.
+    """
 
     def __init__(self, what: str, limit: int = 3) -> None:
         self.what, self.limit, self.failures = what, limit, 0
 
     @property
-    def out(self) -> bool:
-        """Whether the limit is reached: do not try again."""
+    def is_open(self) -> bool:
+        """Whether the limit is reached: the action must not be tried again."""
         return self.failures >= self.limit
 
-    def failed(self, error: Exception | str) -> None:
-        """Count one more failure."""
+    def record(self, error: Exception | str) -> None:
+        """Count a failure; the first one is logged."""
         self.failures += 1
         if self.failures == 1:
-            said = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+            reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
             logger.warning(
                 "headwatch: %s failed (%s). Training continues and the run folder is complete; "
                 "disabled after %d failures.",
-                *(self.what, said, self.limit),
+                *(self.what, reason, self.limit),
             )
 
 
 def finite(scalars: Scalars) -> dict[str, float]:
-    """The scalars that can be drawn, as Python numbers."""
+    """The finite scalars, as Python numbers."""
     return {name: float(value) for name, value in scalars.items() if value is not None and math.isfinite(value)}

@@ -6,7 +6,7 @@ from typing import Any
 
 from headwatch.errors import UserError
 from headwatch.sinks.base import Sink
-from headwatch.sinks.tensorboard import TensorBoardSink, trainers_folder
+from headwatch.sinks.tensorboard import TensorBoardSink, trainer_log_folder
 from headwatch.sinks.trackio import TrackioSink
 from headwatch.sinks.wandb import WandbSink
 
@@ -14,7 +14,7 @@ NAMES = ("wandb", "trackio", "tensorboard")
 
 
 def check_report_to(report_to: str | Sequence[str], wandb: str) -> tuple[str, ...] | None:
-    """The names that were asked for; None for "auto".
+    """The sinks named by `report_to`; None for "auto".
 
     Raises:
         UserError: an unknown name or mode, a service that is not installed, or a contradiction between the two options.
@@ -45,25 +45,24 @@ def make_sinks(
     """The sinks of one training.
 
     Args:
-        names: what `check_report_to` returned. None ("auto") is W&B as `wandb` says, and trackio and TensorBoard where
-            the trainer reports to them.
+        names: the result of `check_report_to`. None ("auto") is W&B, subject to `wandb`, and whichever of trackio and
+            TensorBoard the trainer reports to.
         wandb: "auto", "start" or "off".
         args: the trainer's arguments.
-        config: shown beside the run, where a sink makes one.
-        wandb_run: the W&B run that a resumed training began with: id, project and entity.
+        config: configuration of a run that a sink starts.
+        wandb_run: id, project and entity of the W&B run that a resumed training continues.
     """
     if names is None:
-        asked = getattr(args, "report_to", None) or ()
-        asked = (asked,) if isinstance(asked, str) else asked
-        names = ("wandb", *(name for name in asked if name in NAMES and name != "wandb"))
+        reported = getattr(args, "report_to", None) or ()
+        reported = (reported,) if isinstance(reported, str) else reported
+        names = ("wandb", *(name for name in reported if name in NAMES and name != "wandb"))
     name = getattr(args, "run_name", None)
-    before = wandb_run or {}
     sinks: list[Sink] = []
     if "wandb" in names and wandb != "off":
-        project, run_id, entity = (before.get(key) for key in ("project", "id", "entity"))
+        project, run_id, entity = ((wandb_run or {}).get(key) for key in ("project", "id", "entity"))
         sinks.append(WandbSink(wandb, name=name, config=config, project=project, run_id=run_id, entity=entity))
     if "trackio" in names:
         sinks.append(TrackioSink(getattr(args, "project", None) or "headwatch", name, config))
     if "tensorboard" in names:
-        sinks.append(TensorBoardSink(trainers_folder(args.output_dir)))
+        sinks.append(TensorBoardSink(trainer_log_folder(args.output_dir)))
     return sinks

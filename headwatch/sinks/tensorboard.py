@@ -8,10 +8,10 @@ from headwatch.sinks.base import PREFIX, FailureBreaker, Row, Sink
 
 
 class TensorBoardSink(Sink):
-    """Show probes in TensorBoard. Nothing here raises into the training.
+    """Show probes in TensorBoard.
 
     Args:
-        folder: where the event file goes; a file of its own, which TensorBoard reads together with the trainer's.
+        folder: log folder; the event file written there is separate from the trainer's, and TensorBoard reads both.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -20,14 +20,14 @@ class TensorBoardSink(Sink):
         self._breaker = FailureBreaker("writing for TensorBoard")
 
     def show(self, row: Row) -> None:
-        """The scalars and texts of one probe, flushed: they are on disk whatever happens next."""
-        if self._breaker.out or not (row.scalars or row.texts):
+        """Write the scalars and texts of one probe and flush them to disk."""
+        if self._breaker.is_open or not (row.scalars or row.texts):
             return
         try:
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter
 
-                # Once per training: a resumed one hides the earlier file's rows from its first step on.
+                # A resumed training hides the rows that an earlier file has from its first step on.
                 self._writer = SummaryWriter(
                     str(self._folder), purge_step=row.step if row.step else None, filename_suffix=".headwatch"
                 )
@@ -38,7 +38,7 @@ class TensorBoardSink(Sink):
                     self._writer.add_text(PREFIX + name, text, row.step)
             self._writer.flush()
         except Exception as error:
-            self._breaker.failed(error)
+            self._breaker.record(error)
 
     def finish(self, timeout: float = 30.0) -> None:
         """Close the event file."""
@@ -47,10 +47,10 @@ class TensorBoardSink(Sink):
             self._writer = None
 
 
-def trainers_folder(output_dir: str | os.PathLike[str]) -> Path:
-    """Where transformers' TensorBoard callback writes: $TENSORBOARD_LOGGING_DIR, or the newest folder in runs/."""
+def trainer_log_folder(output_dir: str | os.PathLike[str]) -> Path:
+    """Log folder of transformers' TensorBoard callback: $TENSORBOARD_LOGGING_DIR, or the newest folder in runs/."""
     if given := os.environ.get("TENSORBOARD_LOGGING_DIR"):
         return Path(given).expanduser()
     runs = Path(output_dir) / "runs"
-    made = sorted((path for path in runs.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    return made[-1] if made else runs / "headwatch"
+    folders = [path for path in runs.glob("*") if path.is_dir()]
+    return max(folders, key=lambda path: path.stat().st_mtime, default=runs / "headwatch")

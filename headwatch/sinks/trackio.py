@@ -1,24 +1,21 @@
-"""trackio: a local SQLite file that needs no account; in the run that the trainer has, or in one of our own.
+"""trackio: a local SQLite file, no account needed; in the trainer's run or in a run of our own.
 
-Scalars and texts only: trackio's page draws its own curves. `step=` is never passed, as the trainer's own callback does
-not pass it either: rows carry "train/global_step".
+Scalars and texts only: trackio draws its own curves. Like the trainer's own callback, it never passes `step=`; each row
+has a "train/global_step".
 """
 
-import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from headwatch.sinks.base import PREFIX, STEP_KEY, FailureBreaker, Row, Sink
 
-logger = logging.getLogger(__name__)
-
 
 class TrackioSink(Sink):
-    """Show probes in trackio. Nothing here raises into the training.
+    """Show probes in trackio.
 
     Args:
-        project, name, config: of the run that is made where the trainer has none when the first probe is logged.
+        project, name, config: of the run that is started if the trainer has none at the first probe.
     """
 
     def __init__(
@@ -29,14 +26,14 @@ class TrackioSink(Sink):
         self._breaker = FailureBreaker("logging to trackio")
 
     def show(self, row: Row) -> None:
-        """Log one row per probe."""
+        """Log one probe as one row."""
         values = row.scalars | row.texts
-        if self._breaker.out or not values:
+        if self._breaker.is_open or not values:
             return
         try:
             self._run().log({PREFIX + name: value for name, value in values.items()} | {STEP_KEY: row.step})
         except Exception as error:
-            self._breaker.failed(error)
+            self._breaker.record(error)
 
     def finish(self, timeout: float = 30.0) -> None:
         """Flush, and finish the run if this sink started it."""
@@ -46,18 +43,16 @@ class TrackioSink(Sink):
             self._own_run.finish()
             sys.modules["trackio"].context_vars.current_run.set(None)
         except Exception as error:
-            self._breaker.failed(error)
+            self._breaker.record(error)
         self._own_run = None
 
     def _run(self) -> Any:
-        """The live run; else one of our own, which continues the previous one."""
+        """The active run; if there is none, start one, which continues our previous one."""
         import trackio
 
         run = trackio.context_vars.current_run.get()
         if run is None:
             run = self._own_run = trackio.init(**self._options, resume="allow", embed=False)
-        self._options |= {
-            "project": run.project,
-            "name": run.name,
-        }  # the trainer may finish its run before the last row
+        # The trainer may finish its run before our last row: a run of our own then continues it.
+        self._options |= {"project": run.project, "name": run.name}
         return run

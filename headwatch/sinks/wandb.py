@@ -2,10 +2,10 @@
 
 Design (measured with wandb 0.31):
 - `step=` is never passed: W&B drops a row whose step is below its own counter, and TRL's profiling rows advance that
-  counter. The x axis comes from a `train/global_step` in the row and one `define_metric`.
+  counter. The x axis is the `train/global_step` of each row, set by one `define_metric`.
 - No wandb.Table and no wandb.plot.*: each is a blocking call to the server. Scalars and Plotly figures are not.
-- A row's scalars and figures must reach `run.log` together, and drawing must not hold up the training: so one daemon
-  thread draws and logs whole rows, in order.
+- A row's scalars and figures must reach `run.log` together, and drawing must not block the training: one daemon thread
+  draws and logs whole rows, in order.
 """
 
 import logging
@@ -19,30 +19,30 @@ from typing import Any
 from headwatch.errors import UserError
 from headwatch.io.plain_json import plain
 from headwatch.sinks.base import PREFIX, STEP_KEY, FailureBreaker, Row, Sink
-from headwatch.sinks.figure_budget import Budget
+from headwatch.sinks.figure_budget import FigureBudget
 from headwatch.sinks.wandb_run import existing_run, finish_run, run_info, start_run
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING = 32  # rows (probes); more means that W&B hangs
+MAX_QUEUED = 32  # rows (probes); a full queue means that W&B hangs
 
 
 @dataclass
-class _Bound(Row):
-    """A row and its run: a hyper-parameter search may start another run before the row is logged."""
+class _QueuedRow(Row):
+    """A row and its run, because a hyper-parameter search may start another run before the row is logged."""
 
     run: Any = None
 
 
 class WandbSink(Sink):
-    """Show probes in Weights & Biases. Nothing here raises into the training or waits for a server.
+    """Show probes in Weights & Biases. The training never waits for a server.
 
     Args:
-        mode: "auto" uses the run that exists when a probe is logged, whoever made it, and makes none (probes that come
-            before there is a run are held). "start" makes one when there is none by then: offline if need be.
-        project, name, config: of the run that "start" makes; an existing run keeps its own.
-        run_id, entity: the run that "start" continues, when training resumes from a checkpoint.
-        media_limit: upper bound of the figures logged in the whole run; W&B limits a run to 1,000 files.
+        mode: "auto" uses the existing run and starts none; probes before there is a run are kept until there is one.
+            "start" starts a run if there is none, offline if no server answers.
+        project, name, config: of the run that "start" starts; an existing run keeps its own.
+        run_id, entity: the run that "start" continues when training resumes from a checkpoint.
+        media_limit: maximum number of figures in the whole run; W&B limits a run to 1,000 files.
     """
 
     def __init__(
@@ -62,21 +62,21 @@ class WandbSink(Sink):
         self._start_options = (project, name, config, run_id, entity)
         self._run: Any = None
         self._own_run: Any = None
-        self._held: deque[Row] = deque(maxlen=MAX_WAITING)
-        self._rows: queue.Queue[_Bound | None] = queue.Queue(maxsize=MAX_WAITING)
+        self._pending: deque[Row] = deque(maxlen=MAX_QUEUED)
+        self._queue: queue.Queue[_QueuedRow | None] = queue.Queue(maxsize=MAX_QUEUED)
         self._thread: threading.Thread | None = None
         self._finished = False
-        self._budget = Budget(media_limit)
-        self._skipped: _Bound | None = None  # the latest probe, if its figures were not shown
+        self._budget = FigureBudget(media_limit)
+        self._skipped: _QueuedRow | None = None  # the latest probe, if some of its figures were not logged
         self._logging = FailureBreaker("logging to W&B")
         self._drawing = FailureBreaker("drawing figures for W&B")
 
     def show(self, row: Row) -> None:
         """Queue one probe as one row. A text is a plain string, not a table."""
-        if self._finished or self._logging.out:
+        if self._finished or self._logging.is_open:
             return
-        self._held.append(row)
-        self._hand_over()
+        self._pending.append(row)
+        self._enqueue_pending()
 
     def run_info(self) -> dict[str, str | None] | None:
         """Id, project, entity and url of the run (the last two None offline); None without a run."""
@@ -87,39 +87,41 @@ class WandbSink(Sink):
         """Deliver pending rows, then finish the run if this sink started it; each within `timeout` seconds."""
         if self._finished:
             return
-        self._hand_over()
+        self._enqueue_pending()
         self._finished = True
-        if self._held:
+        if self._pending:
             logger.info("headwatch: no W&B run was found for the probes; they are in the run folder.")
         if self._thread is not None:
             try:
-                self._rows.put(None, timeout=timeout)
+                self._queue.put(None, timeout=timeout)
                 self._thread.join(timeout)
             except queue.Full:
                 pass
             if self._thread.is_alive():
-                logger.warning("headwatch: W&B took more than %g s; %d rows were dropped.", timeout, self._rows.qsize())
+                logger.warning(
+                    "headwatch: W&B took more than %g s; %d rows were dropped.", timeout, self._queue.qsize()
+                )
         if self._own_run is not None:
             finish_run(self._own_run, timeout)
 
-    # ---- the training's thread
+    # --- in the training's thread
 
-    def _hand_over(self) -> None:
-        """Pass the held rows to the thread once a run exists."""
-        if not self._held or (run := self._current_run()) is None:
+    def _enqueue_pending(self) -> None:
+        """Queue the pending rows once a run exists."""
+        if not self._pending or (run := self._current_run()) is None:
             return
         if getattr(run, "disabled", False):
-            self._held.clear()
+            self._pending.clear()
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._deliver, name="headwatch-wandb", daemon=True)
+            self._thread = threading.Thread(target=self._log_queued, name="headwatch-wandb", daemon=True)
             self._thread.start()
-        while self._held:
-            row = _Bound(**vars(self._held.popleft()), run=run)
+        while self._pending:
+            row = _QueuedRow(**vars(self._pending.popleft()), run=run)
             try:
-                self._rows.put_nowait(row)
+                self._queue.put_nowait(row)
             except queue.Full:
-                self._logging.failed(f"{MAX_WAITING} rows are pending; the row of step {row.step} was dropped")
+                self._logging.record(f"{MAX_QUEUED} rows are pending; the row of step {row.step} was dropped")
 
     def _current_run(self) -> Any:
         """The run to log to; None if there is none. Metrics are defined once per run."""
@@ -132,30 +134,30 @@ class WandbSink(Sink):
             try:
                 run.define_metric(PREFIX + "*", step_metric=STEP_KEY)
             except Exception as error:
-                self._logging.failed(error)
+                self._logging.record(error)
         return self._run
 
-    # ---- the sink's own thread
+    # --- in the sink's thread
 
-    def _deliver(self) -> None:
-        while (row := self._rows.get()) is not None:
-            if not self._logging.out:
+    def _log_queued(self) -> None:
+        while (row := self._queue.get()) is not None:
+            if not self._logging.is_open:
                 self._log_row(row)
-            self._rows.task_done()
-        if self._skipped is not None:  # training ended before a probe that was announced as final
+            self._queue.task_done()
+        if self._skipped is not None:  # training ended without a probe marked as final
             self._log_row(replace(self._skipped, scalars={}, texts={}, final=True))
 
-    def _log_row(self, row: _Bound) -> None:
+    def _log_row(self, row: _QueuedRow) -> None:
         payload = {PREFIX + name: value for name, value in (row.scalars | row.texts).items()} | self._media(row)
         try:
             if payload:
                 row.run.log({**payload, STEP_KEY: row.step})
         except Exception as error:
-            self._logging.failed(error)
+            self._logging.record(error)
 
-    def _media(self, row: _Bound) -> dict[str, Any]:
-        """The figures of a row as W&B media; empty if there are none, they are skipped or drawing fails."""
-        if row.figures is None or self._drawing.out:
+    def _media(self, row: _QueuedRow) -> dict[str, Any]:
+        """The figures of a row as W&B media; empty if it has none, if they are skipped or if drawing fails."""
+        if row.figures is None or self._drawing.is_open:
             return {}
         self._skipped = None if row.final else row
         if not self._budget.due() and not row.final:
@@ -165,11 +167,11 @@ class WandbSink(Sink):
             import wandb
 
             drawn = row.figures() if callable(row.figures) else row.figures
-            figures = self._budget.pick(drawn, final=row.final)
+            figures = self._budget.select(drawn, final=row.final)
             # plotly >= 6 writes numpy arrays as base64 ("bdata"), which the W&B page has shown as empty charts.
             media = {PREFIX + name: wandb.Plotly(go.Figure(plain(figure, 4))) for name, figure in figures.items()}
         except Exception as error:
-            self._drawing.failed(error)
+            self._drawing.record(error)
             return {}
         if len(figures) == len(drawn):
             self._skipped = None

@@ -25,12 +25,12 @@ def start_run(
     run_id: str | None,
     entity: str | None = None,
 ) -> Any:
-    """A new run: online if there are credentials and a server that answers, else offline; None if that fails too.
+    """Start a run, online if there are credentials and the server answers, else offline; None if that fails too.
 
     Args:
-        project: None stands for WANDB_PROJECT, then "headwatch".
-        name, config: as in wandb.init.
-        run_id: continue this run where it exists.
+        project: if None, WANDB_PROJECT or "headwatch".
+        name, config: see wandb.init.
+        run_id: continue this run if it exists.
         entity: of that run; None is the account's default.
     """
     try:
@@ -50,12 +50,12 @@ def start_run(
         if _asks_for_key(wandb):
             raise RuntimeError("no API key; `wandb login` stores one")
         settings = wandb.Settings(init_timeout=INIT_TIMEOUT_S)
-        if hasattr(settings, "finish_timeout"):  # wandb 0.31: also what it waits for at the process's exit
+        if hasattr(settings, "finish_timeout"):  # wandb 0.31: also its time limit at process exit
             settings.finish_timeout = EXIT_TIMEOUT_S
         return wandb.init(settings=settings, resume="allow" if run_id else None, **options)
     except Exception as error:
         logger.warning(
-            "headwatch: no online W&B run (%s); it is kept offline, and `wandb sync` can upload it later.",
+            "headwatch: no online W&B run (%s); it is offline, and `wandb sync` can upload it later.",
             (str(error) or type(error).__name__).splitlines()[0],
         )
     try:
@@ -101,5 +101,5 @@ def _asks_for_key(wandb: Any) -> bool:
         return False
     try:
         return not wandb.login(prompt=False, verify=False)
-    except TypeError:  # a wandb whose login has no `prompt` yet
+    except TypeError:  # older wandb: login has no `prompt`
         return not wandb.api.api_key

@@ -1,7 +1,7 @@
 """`headwatch workspace`: a saved W&B view of everything that the callback logs, by the wandb-workspaces package.
 
-Panels are described here as plain data, named by regular expressions so that they fit any families and any cohorts; the
-package turns them into its own objects, and checks them, without a network. Only `save` talks to W&B.
+Panels are plain data here and select scalars by regular expressions, so that they fit any families and cohorts. The
+package converts and validates them offline; only `save` connects to W&B.
 """
 
 import re
@@ -12,13 +12,13 @@ from headwatch.errors import UserError
 from headwatch.sinks.base import PREFIX, STEP_KEY
 
 NAME = "headwatch"
-FAMILY = "[^/]+"  # in a pattern: any one family
+FAMILY = "[^/]+"  # matches any family
 CIRCUIT = f"{PREFIX}{FAMILY}/circuit/"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: every scalar whose name matches `pattern` in full, against the training step."""
+    """One chart: all scalars whose full name matches `pattern`, over the training step."""
 
     title: str
     pattern: str
@@ -53,8 +53,8 @@ def plan(families: tuple[str, ...] = ()) -> list[Section]:
                 Panel("Retained and dropped base heads", f"{of_any}(retained|dropped)"),
                 Panel("Emerged, pruned, re-emerged", f"{of_any}(emerged|pruned|re_emerged)"),
                 Panel("Strengthened and weakened", f"{of_any}(strengthened|weakened)"),
-                Panel("Events of a probe", f"{of_any}events"),
-                Panel("Median spell, in steps", f"{of_any}median_spell"),
+                Panel("Events per probe", f"{of_any}events"),
+                Panel("Median spell (steps)", f"{of_any}median_spell"),
                 Panel("Circuit rule: newly active heads", f"{CIRCUIT}newly_active"),
             ),
         ),
@@ -67,11 +67,11 @@ def plan(families: tuple[str, ...] = ()) -> list[Section]:
             (
                 Panel("Reward", "train/reward"),
                 Panel("Loss", "train/loss"),
-                Panel("Accuracy on the frozen probes", f"{of_any}accuracy"),
-                Panel("Metric gap on the frozen probes", f"{of_any}metric_gap"),
-                Panel("KL of probe answers from the base", f"{of_any}kl_from_base"),
+                Panel("Accuracy on the probe pairs", f"{of_any}accuracy"),
+                Panel("Metric gap on the probe pairs", f"{of_any}metric_gap"),
+                Panel("KL from the base on the probe pairs", f"{of_any}kl_from_base"),
                 Panel("Coupling with the reward: rho at the best lag", f"{of_any}coupling/reward/[^/]+/rho"),
-                Panel("Coupling with the reward: lag, in probes", f"{of_any}coupling/reward/[^/]+/lag"),
+                Panel("Coupling with the reward: lag (probes)", f"{of_any}coupling/reward/[^/]+/lag"),
                 Panel("Coupling with the reward: p", f"{of_any}coupling/reward/[^/]+/p"),
             ),
         ),
@@ -81,9 +81,9 @@ def plan(families: tuple[str, ...] = ()) -> list[Section]:
                 Panel("Alerts", f"{PREFIX}alerts"),
                 Panel("Alerts by kind", f"{PREFIX}alerts/[a-z_]+"),
                 Panel("Split-half agreement", f"{of_any}split_half_agreement"),
-                Panel("Membership changes and their null band", f"{of_any}membership_changes(_by_chance)?"),
+                Panel("Membership changes, and by chance", f"{of_any}membership_changes(_by_chance)?"),
                 Panel("Active heads whose loss is detectable", f"{of_any}detectable"),
-                Panel("Signal: 1 where there is enough", f"{of_any}signal"),
+                Panel("Signal: 1 if sufficient", f"{of_any}signal"),
                 Panel("Completeness error", f"{PREFIX}completeness_error"),
                 Panel("Row-sum and stream errors", f"{PREFIX}(row_sum|stream)_error"),
             ),
@@ -91,15 +91,15 @@ def plan(families: tuple[str, ...] = ()) -> list[Section]:
         Section(
             "cost",
             (
-                Panel("Seconds of a probe", f"{PREFIX}(pass_)?seconds"),
-                Panel("Peak memory of the pass, MB", f"{PREFIX}peak_memory_mb"),
+                Panel("Seconds per probe", f"{PREFIX}(pass_)?seconds"),
+                Panel("Peak memory of a pass (MB)", f"{PREFIX}peak_memory_mb"),
             ),
         ),
     ]
 
 
 def build(entity: str, project: str, families: tuple[str, ...] = (), name: str = NAME) -> Any:
-    """The wandb_workspaces.workspaces.Workspace, checked by its own models; nothing is sent.
+    """Build and validate the wandb_workspaces Workspace; nothing is sent.
 
     Raises:
         UserError: the package is not installed.
@@ -145,7 +145,7 @@ def save(workspace: Any) -> str:
     """
     try:
         workspace.save()
-    except Exception as error:  # the package passes on whatever its transport raises
+    except Exception as error:  # the package lets any error of its transport through
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the view could not be saved to {workspace.entity}/{workspace.project} ({reason}): `wandb login` first, "
@@ -155,7 +155,11 @@ def save(workspace: Any) -> str:
 
 
 def parse_target(target: str) -> tuple[str, str]:
-    """ENTITY/PROJECT."""
+    """Split ENTITY/PROJECT.
+
+    Raises:
+        UserError: the target has another form.
+    """
     entity, slash, project = target.partition("/")
     if not (entity and slash and project) or "/" in project:
         raise UserError(f"{target!r}: give ENTITY/PROJECT, for example my-team/grpo")

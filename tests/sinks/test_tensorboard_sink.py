@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from headwatch import HeadWatchCallback, RunFolder
 from headwatch.sinks import TensorBoardSink
-from headwatch.sinks.tensorboard import trainers_folder
+from headwatch.sinks.tensorboard import trainer_log_folder
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -54,15 +54,15 @@ def test_a_folder_that_cannot_be_written_warns_once(tmp_path: Path, caplog: pyte
     assert caplog.text.count("writing for TensorBoard failed") == 1
 
 
-def test_the_trainers_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trainer_log_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    assert trainers_folder(tmp_path) == tmp_path / "runs" / "headwatch"
+    assert trainer_log_folder(tmp_path) == tmp_path / "runs" / "headwatch"
     for age, name in enumerate(("b", "a")):
         (tmp_path / "runs" / name).mkdir(parents=True)
         os.utime(tmp_path / "runs" / name, (age, age))
-    assert trainers_folder(tmp_path).name == "a"
+    assert trainer_log_folder(tmp_path).name == "a"
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "elsewhere"))
-    assert trainers_folder(tmp_path) == tmp_path / "elsewhere"
+    assert trainer_log_folder(tmp_path) == tmp_path / "elsewhere"
 
 
 def test_a_trainer_that_reports_there_has_one_run_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_media_are_bounded_and_the_final_set_is_shown(start: Callable[..., Any],
     sink = WandbSink(media_limit=13)
     for step in range(20):
         sink.log(step, {"active": step}, titled(step))
-        sink._rows.join()
+        sink._queue.join()
     sink.log(20, {"active": 20}, titled(20), final=True)
     sink.finish()
     run.finish()
@@ -161,7 +161,7 @@ def test_the_next_run_of_a_search_gets_its_own_probes(start: Callable[..., Any],
     for trial in (1, 2):
         run = start(id=f"trial{trial}")
         sink.log(trial, {"active": trial})
-        sink._rows.join()  # a search finishes a trial's run long after its last probe
+        sink._queue.join()  # a search finishes a trial's run long after its last probe
         run.finish()
     sink.finish()
     by_id = {run.id: run for run in offline_runs(tmp_path)}
@@ -190,7 +190,7 @@ def test_a_run_that_is_over_warns_once_and_is_given_up(
     run = start()
     sink = WandbSink()
     sink.log(0, {"active": 1})
-    sink._rows.join()
+    sink._queue.join()
     run.finish()  # by the user's script, in the middle of the training
     tried: list[int] = []
     for step in range(1, 9):
