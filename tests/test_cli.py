@@ -11,10 +11,11 @@ from helpers.synthetic_runs import write_synthetic_run
 from helpers.tiny_trainers import save_tiny_model
 from transformers import AutoTokenizer
 
-from headwatch import ProbeSet, cli
+from headwatch import ProbeSet
 from headwatch.attribution import METRICS
 from headwatch.attribution.path import ALPHA_RULES
 from headwatch.cli import main
+from headwatch.commands import options, score
 from headwatch.probes import FAMILIES
 
 
@@ -74,9 +75,9 @@ def test_report_of_a_folder_of_runs(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_choices_are_those_of_the_package() -> None:
-    assert tuple(METRICS) == cli.METRICS
-    assert ALPHA_RULES == cli.ALPHAS
-    assert tuple(FAMILIES) == cli.FAMILIES
+    assert tuple(METRICS) == options.METRICS
+    assert ALPHA_RULES == options.ALPHAS
+    assert tuple(FAMILIES) == options.FAMILIES
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_mistake_is_reported_before_torch_is_imported(
 def test_a_mistake_is_reported_before_the_model_is_loaded(
     arguments: str, line: str, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(score, "load_pretrained", lambda *_, **__: pytest.fail("loaded"))
     assert line in refused(capsys, "score", model, *arguments.split())
 
 

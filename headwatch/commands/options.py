@@ -1,0 +1,46 @@
+"""Types of options, and declaring a command."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# Repeated from headwatch.attribution and headwatch.probes, which import torch; a test compares them.
+METRICS = ("logit_diff", "kl", "nll")
+ALPHAS = ("midpoint", "right", "left", "clean")
+FAMILIES = ("addition", "carry", "sums", "word_problem", "linear_equation", "recall")
+
+
+def add_command(
+    commands: Any, name: str, run: Any, summary: str, example: str, **options: Any
+) -> argparse.ArgumentParser:
+    """Declare a command that calls `run(arguments)`; returns its parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}", **options
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def at_least_one(text: str) -> int:
+    """Type of an option: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+    return int(text)
+
+
+def seed_number(text: str) -> int:
+    """Type of an option: a seed that every generator accepts."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """Type of an option: one of `names`."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is unknown; use one of {', '.join(names)}")
+        return text
+
+    return read

@@ -1,0 +1,76 @@
+"""`headwatch score MODEL`: score the heads of a model on probe pairs."""
+
+import argparse
+import json
+from typing import Any
+
+from headwatch.commands.loading import dtype_and_device, load_pretrained, model_name, move_to, probes_argument
+from headwatch.commands.options import ALPHAS, FAMILIES, METRICS, add_command, at_least_one, one_of
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    score = add_command(
+        commands,
+        "score",
+        run,
+        "score the attention heads of a model on probe pairs",
+        "headwatch score Qwen/Qwen2.5-Math-1.5B --probes addition recall --top 20",
+    )
+    score.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face Hub")
+    score.add_argument(
+        "--probes",
+        nargs="+",
+        default=["addition"],
+        metavar="PROBES",
+        help=f"probe families ({', '.join(FAMILIES)}), or one file of pairs (.jsonl, .safetensors) (addition)",
+    )
+    score.add_argument("--pairs", type=at_least_one, default=64, help="number of pairs per family (64)")
+    score.add_argument("--seed", type=int, default=0, help="seed of the generated pairs (0)")
+    score.add_argument(
+        "--metric", type=one_of(METRICS), default="logit_diff", help=f"{', '.join(METRICS)} (logit_diff)"
+    )
+    score.add_argument(
+        "--steps", type=at_least_one, default=5, help="number of points on the integrated-gradients path (5)"
+    )
+    score.add_argument(
+        "--alphas", type=one_of(ALPHAS), default="midpoint", help=f"position of these points: {', '.join(ALPHAS)}"
+    )
+    score.add_argument("--top", type=at_least_one, default=15, help="number of heads to print per family (15)")
+    score.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto: the checkpoint's (auto)")
+    score.add_argument("--device", default=None, help="cpu, cuda, ... (cuda if available, else cpu)")
+    score.add_argument("--gguf-file", default=None, metavar="FILE", help="name of a GGUF file in the model folder")
+    score.add_argument("--json", action="store_true", help="print the scores of all heads as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    wanted = probes_argument(arguments.probes)
+    name = model_name(arguments.model, arguments.gguf_file)
+    dtype, device = dtype_and_device(arguments.dtype, arguments.device)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from headwatch.attribution import score_heads
+    from headwatch.attribution.path import path_points
+    from headwatch.attribution.summary import summary
+    from headwatch.probes import ProbeSet
+
+    path_points(arguments.alphas, arguments.steps, arguments.metric)  # refuses combinations that are always zero
+    tokenizer = load_pretrained(AutoTokenizer, name, arguments.gguf_file)
+    probes = ProbeSet.resolve(wanted, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
+    model = move_to(load_pretrained(AutoModelForCausalLM, name, arguments.gguf_file, dtype=dtype), device)
+    scores = score_heads(model, probes, arguments.metric, arguments.steps, arguments.alphas)
+    families = summary(scores)
+    if arguments.json:
+        print(json.dumps({"model": arguments.model, "fingerprint": probes.fingerprint, "families": families}))
+        return 0
+    for family, found in families.items():
+        print(
+            f"{family}: {found['pairs']} pairs, accuracy {found['accuracy']:.0%}, {scores.metric} "
+            f"{found['metric_clean']:.3g} clean, {found['metric_corrupted']:.3g} corrupted, signal: {found['signal']}"
+        )
+        print(f"  {'head':>9} {'score':>10} {'share':>8}")
+        for row in found["heads"][: arguments.top]:
+            share = "" if row["share"] is None else f"{row['share']:8.3f}"
+            print(f"  {row['head']:>9} {row['score']:10.4f} {share:>8} {'active' if row['active'] else ''}".rstrip())
+    return 0
