@@ -218,7 +218,7 @@ class HeadWatchCallback(TrainerCallback):
             check_same_run(resumed, self.probes, shape, self._recorded)
             run = resumed
         else:
-            run = RunFolder.create(path, self._manifest(args, model, anatomy))
+            run = RunFolder.create(path, self._manifest(args, model, anatomy, tokenizer))
             self.probes.save(path / "probes.safetensors")
         circuit = self.settings.circuit
         rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
@@ -234,7 +234,7 @@ class HeadWatchCallback(TrainerCallback):
             self.settings.sinks, self.settings.wandb, args, config=self._recorded, wandb_run=earlier
         )
 
-    def _manifest(self, args: Any, model: Any, anatomy: Anatomy) -> dict[str, Any]:
+    def _manifest(self, args: Any, model: Any, anatomy: Anatomy, tokenizer: Any) -> dict[str, Any]:
         config = getattr(model, "config", None)
         return {
             "headwatch_version": __version__,
@@ -250,7 +250,7 @@ class HeadWatchCallback(TrainerCallback):
                 "head_dim": anatomy.head_dim,
                 "d_model": anatomy.d_model,
             },
-            "probes": describe_probes(self.probes),
+            "probes": describe_probes(self.probes, tokenizer),
             "trainer": re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
             "name": getattr(args, "run_name", None) or Path(args.output_dir).name,
             "training": {
