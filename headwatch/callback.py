@@ -186,6 +186,9 @@ class HeadWatchCallback(TrainerCallback):
             run = self.run
             status = "failed" if self._failed else "finished"
             self._guarded(lambda: run.update_manifest(status=status), state, "could not close the record")
+        if self._recorder is not None:
+            recorder = self._recorder
+            self._guarded(lambda: recorder.finish(self._sinks), state, "could not show the last probe")
         for sink in self._sinks:
             self._guarded(sink.finish, state, f"could not finish {type(sink).__name__}")
 
@@ -230,9 +233,9 @@ class HeadWatchCallback(TrainerCallback):
             self._base = load_base_answers(run.path)
             run.update_manifest(status="running")
         self._recorder = recorder
-        self._sinks = make_sinks(
-            self.settings.sinks, self.settings.wandb, args, config=self._recorded, wandb_run=earlier
-        )
+        config = {"version": __version__, **self._recorded}
+        config |= {key: run.manifest["probes"].get(key) for key in ("families", "n_pairs", "fingerprint")}
+        self._sinks = make_sinks(self.settings.sinks, self.settings.wandb, args, config=config, wandb_run=earlier)
 
     def _manifest(self, args: Any, model: Any, anatomy: Anatomy, tokenizer: Any) -> dict[str, Any]:
         config = getattr(model, "config", None)
