@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 on success, 2 after a user's mistake or a path that cannot be used (one line on standard error), 130 after an interrupt.
+        0 on success, 2 after a user's mistake or where a path cannot be used (one line on standard error), 130 after an
+        interrupt.
     """
     parser = _parser()
     try:

@@ -28,6 +28,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import yaml
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -185,6 +186,7 @@ def formats(folder: Path) -> dict[str, Format]:
     run.append_alerts(
         [{"step": 10, "kind": "completeness", "family": "addition", "text": "a sentence", "level": "warning"}]
     )
+    options = yaml.safe_load(RECIPE)  # JSON is YAML
     args = SimpleNamespace(output_dir=str(folder / "output"), resume_from_checkpoint=None)
     words = [
         ["score", "no/model", "--probes", "carry", "--pairs", "4"],
@@ -219,7 +221,7 @@ def formats(folder: Path) -> dict[str, Format]:
             lambda rng: mutated_lines(questions, rng), file("questions.jsonl", lambda path: load_questions([str(path)]))
         ),
         "recipe": Format(
-            lambda rng: mutated_bytes(RECIPE.encode(), rng),
+            lambda rng: mutated_json(options, rng) if rng.random() < 0.5 else mutated_bytes(RECIPE.encode(), rng),
             file("recipe.yaml", lambda path: parse([str(path)]).settings()),
         ),
         "command line": Format(
