@@ -30,6 +30,7 @@ from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import PairShard
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
+from headwatch.record.owner import Claim, claim
 from headwatch.record.run_folder import RunFolder, describe_probes
 from headwatch.sinks import Sink, make_sinks
 from headwatch.stats import EvidenceSettings
@@ -120,6 +121,7 @@ class HeadWatchCallback(TrainerCallback):
         self._failed = False  # here
         self._off = False  # everywhere, by agreement
         self._sidecar_warned = False
+        self._claim: Claim | None = None  # on the main process
 
     @property
     def run(self) -> RunFolder | None:
@@ -158,6 +160,7 @@ class HeadWatchCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Record what the trainer logs (reward, loss), on the step axis of the probes."""
+        self._check_claim(state)
         if logs and self._recorder is not None:
             recorder = self._recorder
             self._guarded(lambda: recorder.log(state.global_step, logs), state, "could not record the trainer's log")
@@ -188,6 +191,8 @@ class HeadWatchCallback(TrainerCallback):
             self._guarded(lambda: run.update_manifest(status=status), state, "could not close the record")
         for sink in self._sinks:
             self._guarded(sink.finish, state, f"could not finish {type(sink).__name__}")
+        if self._claim is not None:
+            self._claim.release()
 
     def on_scores(self, step: int, scores: HeadScores | EdgeScores) -> None:
         """For subclasses: called on every process with the scores of all pairs, before they are recorded."""
@@ -200,6 +205,7 @@ class HeadWatchCallback(TrainerCallback):
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
         folder = self.settings.folder
         path = Path(folder) if folder is not None else Path(args.output_dir) / "headwatch"
+        on_main(lambda: self._claim_record(path, state))
         resumed: RunFolder | None = None
         if state.global_step > 0:  # the record is the main process's alone
             resumed = on_main(lambda: find_record(args, state.global_step, path))
@@ -234,6 +240,19 @@ class HeadWatchCallback(TrainerCallback):
             self.settings.sinks, self.settings.wandb, args, config=self._recorded, wandb_run=earlier
         )
 
+    def _claim_record(self, path: Path, state: Any) -> None:
+        self._claim = claim(path, state)
+
+    def _check_claim(self, state: Any) -> None:
+        """Fail if a later training of this process has taken the record over."""
+        if self._claim is not None and not self._claim.is_held and not self._failed:
+            self._fail(
+                StartError(f"another training now writes the record in {self._claim.folder}"),
+                state.global_step,
+                "the record was taken over",
+            )
+            self._recorder = None
+
     def _manifest(self, args: Any, model: Any, anatomy: Anatomy) -> dict[str, Any]:
         config = getattr(model, "config", None)
         return {
@@ -267,6 +286,7 @@ class HeadWatchCallback(TrainerCallback):
         """One probe, on every process. All agree on whether one has failed before they exchange anything."""
         if self._off or self.probes is None or model is None:
             return
+        self._check_claim(state)
         if agree(ERROR if self._failed else OK) != OK:  # a record may fail on the main process alone
             self._off = True
             return

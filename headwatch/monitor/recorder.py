@@ -14,6 +14,7 @@ from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.base_kl import mean_by_family
 from headwatch.circuits.circuit import Graph
 from headwatch.circuits.stability import CircuitHeads, circuit_heads
+from headwatch.errors import StartError
 from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
@@ -21,7 +22,7 @@ from headwatch.monitor.alert_rules import find_alerts
 from headwatch.monitor.alerts import DEFAULTS, Alert, AlertSettings, alert_scalars
 from headwatch.probes import ProbeSet
 from headwatch.record.probe_scores import ProbeScores
-from headwatch.record.replay import history_from_run
+from headwatch.record.replay import history_from_run, lost_probes
 from headwatch.record.run_folder import RunFolder
 from headwatch.report import figure_data, plotly
 from headwatch.sinks import Sink
@@ -117,13 +118,16 @@ class Recorder:
     def restore(self) -> None:
         """Restore the histories from the run folder, to continue them."""
         self.training = self.run.training()
+        found, lost = self.run.probes()
+        if lost and found and min(lost) < min(found):
+            raise StartError(
+                f"{lost_probes(found, lost)}: events need the base that the run began with; move {self.run.path} away "
+                "to begin a new record"
+            )
         for family in self.histories:
             self.histories[family] = history_from_run(self.run, family)
             pairs = self.run.pairs_of(family)
-            for step in self.run.steps:
-                correct = self.run.read_scores(step).correct
-                if correct is not None:
-                    self._correct[family].append(correct[pairs])
+            self._correct[family] += [at.correct[pairs] for at in found.values() if at.correct is not None]
         for family in self.circuits:
             self.circuits[family] = history_from_run(self.run, family, rule="circuit")
 

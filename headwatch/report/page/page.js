@@ -308,6 +308,7 @@ function drawDetails() {
     add("Shape", `${count(m.n_layers, "layer")}, ${count(m.n_heads, "query head")}` + (m.n_kv_heads ? `, ${count(m.n_kv_heads, "key/value head")}` : "") + (m.head_dim ? `, head width ${m.head_dim}` : "") + (m.d_model ? `, model width ${whole(m.d_model)}` : ""));
     add("Trainer", run.trainer);
     add("Status", run.status);
+    add("Lost", run.lost);
     add("Created", run.created);
     add("W&B", run.wandb);
     add("Probes", `${count(p.n_pairs, "pair")} of ${p.families.join(", ")}; tokenizer ${p.tokenizer}`);
