@@ -112,7 +112,9 @@ class Layer:
         projections: the modules that compute queries, keys and values: three, or one.
         out: o_proj; its input is the concatenated z of all heads, [..., H * D].
         attn_post_norm: the norm after o_proj, if any.
-        mlp_reads: the module whose input is the residual vector read by the MLP: the norm before the MLP, or the MLP.
+        mlp_reads: the module whose input is the residual vector read by the MLP: the norm before it, or the MLP;
+            or, if attention and MLP share a norm, the MLP, whose input is the output of that norm.
+        shared_norm: whether the MLP reads the output of `attn_norm`.
         mlp: the MLP, or the expert block.
         mlp_adds: the module whose output, times `multiplier`, the MLP adds to the residual stream.
         multiplier: scales what attention and MLP add to the stream.
@@ -129,6 +131,7 @@ class Layer:
     mlp_adds: nn.Module
     multiplier: float = 1.0
     parallel: bool = False
+    shared_norm: bool = False
 
     def scaled(self, out: Tensor) -> Tensor:
         """o_proj's output as it enters the stream, [..., M], without the post-norm's 1 / rms, which varies by token."""
@@ -310,17 +313,19 @@ def _layer(find: _Finder, shape: tuple[int, int, int]) -> Layer:
         projections.append(Projection(find.part(f"{layout.attention}.{path}"), made, layout.fused, norm, *shape))
     mlp = find.part(layout.mlp)
     mlp_post_norm = find.norm(layout.mlp_post_norm)
+    shared = layout.mlp_norm is not None and layout.mlp_norm == layout.attn_norm
     return Layer(
         attention=find.part(layout.attention),
         attn_norm=find.norm(layout.attn_norm),
         projections=tuple(projections),
         out=find.part(f"{layout.attention}.{layout.out}"),
         attn_post_norm=find.norm(layout.attn_post_norm),
-        mlp_reads=mlp if layout.mlp_norm is None else find.part(layout.mlp_norm),
+        mlp_reads=mlp if layout.mlp_norm is None or shared else find.part(layout.mlp_norm),
         mlp=mlp,
         mlp_adds=mlp if mlp_post_norm is None else mlp_post_norm.module,
         multiplier=1.0 if layout.multiplier is None else float(find.part(layout.multiplier)),
         parallel=bool(find.part(layout.parallel)) if isinstance(layout.parallel, str) else layout.parallel,
+        shared_norm=shared,
     )
 
 

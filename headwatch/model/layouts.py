@@ -1,5 +1,7 @@
 """Layouts: one entry per supported architecture, with the names of its parts and its differences from Llama."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,7 +20,8 @@ class Layout:
         layers, final_norm: paths relative to the model.
         norm: the kind of all norms named here. "rms": w x / rms(x); "rms+1": (1 + w) x / rms(x); "layer": LayerNorm;
             "layer+1": LayerNorm with scale 1 + w.
-        attn_norm, mlp_norm: the norms before attention and MLP; None if they read the residual vector directly.
+        attn_norm, mlp_norm: the norms before attention and MLP, the same name if they share one; None if they read the
+            residual vector directly.
         attention, out, mlp: the attention module, its output projection, the MLP (an expert block is one MLP).
         qkv: the projections of queries, keys and values; a single one if they are fused.
         fused: row order of a fused projection. "stacked": all queries, all keys, all values; "interleaved": query, key,
@@ -149,3 +152,16 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(["gemma3n", "gemma3n_text"], _SEVERAL),
 }
 """Why an architecture is not supported, for the error message."""
+
+
+@contextmanager
+def registered(model_type: str, layout: Layout) -> Iterator[None]:
+    """Use a layout for a model type inside the block, whether or not the type has an entry."""
+    before = LAYOUTS.get(model_type)
+    LAYOUTS[model_type] = layout
+    try:
+        yield
+    finally:
+        del LAYOUTS[model_type]
+        if before is not None:
+            LAYOUTS[model_type] = before
