@@ -89,6 +89,7 @@ def diagnose(model: nn.Module) -> Diagnosis:
         tried.append(trial(model, model_type, layout))
         if tried[-1].fits:
             break
+    tried.reverse()  # of equals, the first one tried is the best
     tried.sort(key=lambda each: (each.fits, each.error is not None, -(each.error or 0.0), _found(each)))
     return Diagnosis(model_type, known is not None, REFUSED.get(model_type), tuple(tried))
 

@@ -75,7 +75,11 @@ def _outputs(anatomy: Anatomy, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return lambda module, args: states.__setitem__(key, args[0])
 
     def keep_output(key: Any) -> Any:
-        return lambda module, args, output: states.__setitem__(key, output[0] if isinstance(output, tuple) else output)
+        def hook(module: Any, args: tuple[Tensor, ...], output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            states[key] = first.view_as(args[0]) if first.dim() == 2 and args[0].dim() == 3 else first
+
+        return hook
 
     handles = [
         anatomy.embedding.register_forward_hook(keep_output("e")),

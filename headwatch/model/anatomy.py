@@ -236,9 +236,10 @@ class Anatomy:
             reason = REFUSED.get(str(model_type), "headwatch has no layout for it")
             if getattr(config, "is_encoder_decoder", False):
                 reason = "it is an encoder-decoder, and headwatch scores decoder-only models"
+            name = getattr(config, "_name_or_path", "") or "MODEL"
             raise UnsupportedModelError(
                 f"model: {type(inner).__name__} (config.model_type {model_type!r}) is not supported: {reason}; "
-                f"supported: {', '.join(sorted(LAYOUTS))}"
+                f"`headwatch doctor {name}` looks for a layout entry (list: docs/reference/models.md)"
             )
         if inner.get_output_embeddings() is None:
             raise UnsupportedModelError(

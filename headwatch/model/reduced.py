@@ -1,6 +1,7 @@
 """A small random model of a configuration's own class: the same architecture with reduced sizes."""
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,7 +20,13 @@ _SIZES: dict[str, Any] = {
     **{"first_k_dense_replace": 1, "moe_layer_start_index": 1, "sliding_window": 4, "attention_chunk_size": 8},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_window_layers": 1, "rotary_dim": 4},
 }
-_TOWERS = ("vision_config", "audio_config")
+# Sizes of image and sound towers; if these do not fit together, the depth alone is reduced.
+_DEPTH = {"depth": 1, "num_hidden_layers": 1}
+_TOWER = {
+    **_DEPTH,
+    **{"hidden_size": 32, "embed_dim": 32, "intermediate_size": 32, "num_heads": 2, "num_attention_heads": 2},
+    **{"num_key_value_heads": 2, "out_hidden_size": WIDTH},
+}
 
 
 def text_config(config: Any) -> Any:
@@ -35,8 +42,8 @@ def reduced(config: Any) -> Any:
     text = text_config(config)
     before, layers = text.num_hidden_layers, _layers(text)
     n_heads, n_kv_heads = text.num_attention_heads, getattr(text, "num_key_value_heads", None)
-    own_width = getattr(text, "head_dim", None) or text.hidden_size // n_heads
-    extra = (n_heads * own_width < text.hidden_size) - (n_heads * own_width > text.hidden_size)
+    heads_width = n_heads * (getattr(text, "head_dim", None) or 0) or text.hidden_size
+    extra = (heads_width < text.hidden_size) - (heads_width > text.hidden_size)
     for name, value in vars(text).items():
         if isinstance(value, list) and len(value) == before:
             setattr(text, name, value[:layers])
@@ -47,17 +54,28 @@ def reduced(config: Any) -> Any:
         if isinstance(old, list) and isinstance(value, int):
             setattr(text, name, [value] * layers)
         elif isinstance(old, int) and not isinstance(old, bool) and (old > value or "token_id" in name):
+            with suppress(AttributeError):  # a property
+                setattr(text, name, value)
+    for name, value in (("head_dim", HEAD_DIM), ("num_key_value_heads", HEADS)):
+        if getattr(text, name, 0) is None:
             setattr(text, name, value)
     text.num_hidden_layers, text.hidden_size = layers, WIDTH + HEAD_DIM * extra
     if n_kv_heads is not None:
         text.num_key_value_heads = HEADS if n_kv_heads == n_heads else min(2, n_kv_heads)
     for rope in _ropes(text):
-        if "mrope_section" in rope:
-            rope["mrope_section"] = [2, 1, 1]
-    for tower in _TOWERS:
-        for name in ("depth", "num_hidden_layers"):
-            if getattr(getattr(config, tower, None), name, None):
-                setattr(getattr(config, tower), name, 1)
+        if "mrope_section" in rope or text is not config:
+            half = int(HEAD_DIM * (rope.get("partial_rotary_factor") or 1.0)) // 2
+            rope["mrope_section"] = [half - 2 * (half // 4), half // 4, half // 4]
+    return config
+
+
+def _reduce_towers(config: Any, sizes: dict[str, int]) -> Any:
+    """A copy of a configuration in which the image and sound towers, which a text does not use, are small."""
+    config = copy.deepcopy(config)
+    for tower in filter(None, (getattr(config, name, None) for name in ("vision_config", "audio_config"))):
+        for name, value in sizes.items():
+            if isinstance(getattr(tower, name, None), int):
+                setattr(tower, name, value)
     return config
 
 
@@ -71,6 +89,15 @@ def random_model(config: Any, seed: int = 0, **options: Any) -> nn.Module:
     """
     config = copy.deepcopy(config)
     text_config(config)._experts_implementation = "eager"  # the grouped product has no float64
+    if hasattr(config, "vision_config"):
+        try:
+            return _random_model(_reduce_towers(config, _TOWER), seed, options)
+        except (RuntimeError, ValueError, TypeError):  # sizes that do not fit together
+            config = _reduce_towers(config, _DEPTH)
+    return _random_model(config, seed, options)
+
+
+def _random_model(config: Any, seed: int, options: dict[str, Any]) -> nn.Module:
     named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
     auto = transformers.AutoModelForImageTextToText if hasattr(config, "vision_config") else None
     with torch.random.fork_rng():
