@@ -261,6 +261,7 @@ class Anatomy:
         n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
         decoder_layers = tuple(_find(inner, layout.layers, model_type))
+        _refuse_fused_lora(decoder_layers)
         layers = tuple(
             _layer(_Finder(layer, layout, model_type, f"{layout.layers}.{index}."), (n_heads, n_kv_heads, head_dim))
             for index, layer in enumerate(decoder_layers)
@@ -357,6 +358,19 @@ def _refuse_added_tokens(model: nn.Module) -> None:
         )
 
 
+def _refuse_fused_lora(decoder_layers: Sequence[nn.Module]) -> None:
+    """Refuse Unsloth's attention, whose fused LoRA computes o_proj and the others without calling these modules."""
+    for layer in decoder_layers:
+        for module in layer.modules():
+            own = vars(module)
+            patched = [getattr(module.forward, "__func__", module.forward), own.get("apply_o"), own.get("apply_qkv")]
+            if any(str(getattr(function, "__module__", "")).startswith("unsloth") for function in patched):
+                raise UnsupportedModelError(
+                    "model: Unsloth has replaced its attention by fused kernels that do not call q_proj, k_proj, "
+                    "v_proj and o_proj, so no head can be located; train with transformers or TRL alone to watch heads"
+                )
+
+
 @torch.no_grad()
 def linear_map(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
     """The effective weight and bias of a module that is one linear map, in float32 or float64.
@@ -371,7 +385,7 @@ def linear_map(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
     Returns:
         Weight [out, in] and bias [out].
     """
-    if type(module) in (nn.Linear, Conv1D):
+    if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module):
         own: Any = module
         weight = at_least_float32(own.weight.detach() if type(module) is nn.Linear else own.weight.detach().T)
         return weight, weight.new_zeros(len(weight)) if own.bias is None else at_least_float32(own.bias.detach())
