@@ -21,7 +21,7 @@ FLOORS = (
     {"report", "sinks"},
     {"monitor"},
     {"callback"},
-    {"evaluation", "demo"},
+    {"adapters", "evaluation", "demo"},
     {"training"},
     {"commands"},
     {"cli"},
@@ -40,7 +40,7 @@ OPTIONAL = {
         "plotly",
         "tensorboard",
     ),
-    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch"),
+    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch", "swift"),
 }
 
 
