@@ -21,8 +21,9 @@ from headwatch.errors import StartError, UnsupportedModelError, UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.read_only import left_trace
+from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
-from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, is_sharded, on_main, world
+from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.recorder import Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
@@ -294,26 +295,23 @@ class HeadWatchCallback(TrainerCallback):
         first = self._probed is None
         self._probed = step
         began = time.perf_counter()
-        share = PairShard.of(len(probes), model)
+        share = PairShard.of(len(probes))
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
         error: Exception | None = None
         try:
-            part = share.score(
-                score_by_metric,
-                model,
-                probes,
-                metrics=self._metrics,
-                settings=self.settings.scoring,
-                optimizer=optimizer,
-                observe=observer,
-            )
+            with whole_weights(model, optimizer):  # gathered once: ranks may run different numbers of passes inside
+                part = share.score(
+                    score_by_metric,
+                    model,
+                    probes,
+                    metrics=self._metrics,
+                    settings=self.settings.scoring,
+                    optimizer=optimizer,
+                    observe=observer,
+                )
         except Exception as caught:
-            if world()[1] > 1 and is_sharded(
-                model
-            ):  # the others may be waiting inside the pass, so agreeing would hang
-                raise
             error = caught
         if not self._all_fine(error, step, "the probe failed"):
             return

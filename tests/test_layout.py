@@ -36,6 +36,7 @@ OPTIONAL = {
         "latex2sympy2_extended",
         "math_verify",
         "matplotlib",
+        "deepspeed",
         "peft",
         "plotly",
         "tensorboard",
