@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from headwatch.version import __version__
 
 if TYPE_CHECKING:
+    from headwatch.analysis.interventions import mean_ablated_heads, scaled_heads, write_scaled_heads
     from headwatch.attribution import EdgeScores, HeadScores, score_edges, score_heads
     from headwatch.callback import HeadWatchCallback
     from headwatch.circuits.circuit import Circuit
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # The module of each public name. Modules are imported on first use, because torch and transformers take seconds to
 # import and reading a record needs neither.
 _HOMES = {
+    "analysis.interventions": ("mean_ablated_heads", "scaled_heads", "write_scaled_heads"),
     "attribution": ("EdgeScores", "HeadScores", "score_edges", "score_heads"),
     "callback": ("HeadWatchCallback",),
     "circuits.circuit": ("Circuit",),
@@ -58,9 +60,12 @@ __all__ = [
     "UserError",
     "__version__",
     "effect",
+    "mean_ablated_heads",
     "read_only_pass",
+    "scaled_heads",
     "score_edges",
     "score_heads",
+    "write_scaled_heads",
 ]
 
 
