@@ -15,6 +15,7 @@ from headwatch.version import __version__
 
 if TYPE_CHECKING:
     from headwatch.analysis.interventions import mean_ablated_heads, scaled_heads, write_scaled_heads
+    from headwatch.analysis.patching import HeadPatches, patch_heads
     from headwatch.attribution import EdgeScores, HeadScores, score_edges, score_heads
     from headwatch.callback import HeadWatchCallback
     from headwatch.circuits.circuit import Circuit
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # import and reading a record needs neither.
 _HOMES = {
     "analysis.interventions": ("mean_ablated_heads", "scaled_heads", "write_scaled_heads"),
+    "analysis.patching": ("HeadPatches", "patch_heads"),
     "attribution": ("EdgeScores", "HeadScores", "score_edges", "score_heads"),
     "callback": ("HeadWatchCallback",),
     "circuits.circuit": ("Circuit",),
@@ -51,6 +53,7 @@ __all__ = [
     "EdgeScores",
     "EvidenceSettings",
     "HeadHistory",
+    "HeadPatches",
     "HeadScores",
     "HeadWatchCallback",
     "Openers",
@@ -61,6 +64,7 @@ __all__ = [
     "__version__",
     "effect",
     "mean_ablated_heads",
+    "patch_heads",
     "read_only_pass",
     "scaled_heads",
     "score_edges",

@@ -92,6 +92,7 @@ class Packed(nn.Module):
         return x @ (self.weight.to(x) / 100).T
 
 
+@torch.no_grad()
 def test_quantised_weights_are_refused_and_hooks_work() -> None:
     model, ids = tiny_model("qwen2"), random_pairs(2, side="none").clean
     model.model.layers[1].self_attn.o_proj = Packed(model.model.layers[1].self_attn.o_proj)
@@ -99,7 +100,7 @@ def test_quantised_weights_are_refused_and_hooks_work() -> None:
     with pytest.raises(UserError, match=r"o_proj of layer 1 \(Packed\) is quantised.*use scaled_heads"):
         write_scaled_heads(model, FACTORS)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    with torch.no_grad(), scaled_heads(model, FACTORS):
+    with scaled_heads(model, FACTORS):
         by_hook = model(input_ids=ids).logits
         assert largest_error(by_hook, naive_logits(model, ids, {})) < 1e-12
     assert largest_error(by_hook, naive_logits(model, ids, {})) > 1e-3
