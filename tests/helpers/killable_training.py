@@ -38,6 +38,10 @@ class Trainings:
             raise RuntimeError("the forking process has ended: its errors are on standard error")
         return json.loads(answer)
 
+    def follow(self, folder: Path, base: Path, out: Path, kill_at: int | None = None) -> dict[str, Any]:
+        """`headwatch follow` in a child; the answer is that of `train`."""
+        return self.train(base, folder, follow_into=str(out), kill_at=kill_at)
+
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -152,11 +156,26 @@ def train(
     trainer.train(resume_from_checkpoint=resume)
 
 
+def follow(model: str, output: str, follow_into: str, kill_at: int | None = None, told: int = 1) -> None:
+    """Follow the folder `output`, whose training began with `model`."""
+    import torch
+
+    from headwatch.cli import main
+
+    torch.set_num_threads(1)
+    _moments(kill_at, told)
+    options = ["--base", model, "--out", follow_into, "--pairs", "8", "--no-report", "--device", "cpu"]
+    if main(["follow", output, *options]):
+        raise SystemExit(1)
+
+
 def _serve() -> None:
     import peft  # noqa: F401
     import trl
 
     import headwatch.callback  # noqa: F401
+    import headwatch.checkpoints.follow  # noqa: F401
+    import headwatch.report.html  # noqa: F401
     from helpers import tiny_trainers  # noqa: F401
 
     _ = trl.SFTConfig, trl.SFTTrainer  # imported on first use
@@ -170,7 +189,7 @@ def _serve() -> None:
         if child == 0:
             code = 1
             try:
-                train(**order, told=note)
+                (follow if "follow_into" in order else train)(**order, told=note)
                 code = 0
             except BaseException:
                 import traceback
