@@ -234,8 +234,9 @@ class Follower:
                 return False
             raise
         if self._models is None:
-            self._logged = {row["step"]: row for row in RunFolder.open(self.result.run).training()}
-            self._open(self.options.base or adapter_base(checkpoint.path), [checkpoint]).begin(model)
+            models = self._open(self.options.base or adapter_base(checkpoint.path), [checkpoint])
+            models.begin(model)
+            self._logged = {row["step"]: row for row in models.run.training()}
         assert self._models is not None
         rows = self._log_rows(checkpoint)
         self._log(rows, checkpoint.step - 1)  # the Trainer logs a step after the callback's probe of that step

@@ -34,8 +34,11 @@ def add(commands: Any) -> None:
     )
     follow.add_argument("--poll", type=float, default=10.0, metavar="SECONDS", help="time between two looks (10)")
     follow.add_argument(
-        "--settled", type=float, default=30.0, metavar="SECONDS", help="time without a change after which files count "
-        "as written, where the trainer leaves no marker (30)"
+        "--settled",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="time without a change after which files count as written, where the trainer leaves no marker (30)",
     )
     layout = follow.add_mutually_exclusive_group()
     layout.add_argument("--layout", type=one_of(LAYOUTS), default=None, help=f"{', '.join(LAYOUTS)} (found out)")

@@ -1,11 +1,7 @@
 """`headwatch follow`: the record of a folder of checkpoints is the callback's, killed and resumed or not."""
 
-import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,60 +36,70 @@ def trained(fork: Trainings, model: Path, tmp_path_factory: pytest.TempPathFacto
     return output
 
 
-def test_followed_in_another_process_while_a_training_runs(model: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(fork: Trainings, trained: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The record of following that folder, and how many dangerous moments it has."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    ended = fork.follow(trained, model, out)
+    assert not ended["failed"]
+    return out, ended["moments"]
+
+
+def test_followed_in_another_process_while_a_training_runs(fork: Trainings, model: Path, tmp_path: Path) -> None:
     output, called, followed = tmp_path / "out", tmp_path / "called", tmp_path / "followed"
-    command = [sys.executable, "-m", "headwatch.cli", "follow", str(output), "--base", str(model), "--until-done"]
-    command += ["--every", "2", "--poll", "0.2", "--out", str(followed), "--json", *PROBES]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        watch = HeadWatchCallback(["addition", "recall"], every=2, n_pairs=8, strict=True, folder=called)
-        trainer = grpo_trainer(model, output, [watch], max_steps=5, save_strategy="steps", save_steps=2)
-        trainer.train()
-        told, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    result = json.loads(told)
-    assert result["done"]
-    assert result["steps"] == [0, 2, 4, 5]  # 5 is off the schedule, and the last
+    options = ["--every", "2", "--until-done", "--poll", "0.2"]
+    fork.start(model=str(model), output=str(output), follow_into=str(followed), options=options)
+    watch = HeadWatchCallback(["addition", "recall"], every=2, n_pairs=8, strict=True, folder=called)
+    grpo_trainer(model, output, [watch], max_steps=5, save_strategy="steps", save_steps=2).train()
+    assert not fork.ended()["failed"]
     assert (followed / "report.html").is_file()
     mine, yours = RunFolder.open(followed), RunFolder.open(called)
-    summary = yours.training()[-1]
-    assert "train_runtime" in summary  # logged after the last checkpoint, which therefore cannot hold it
+    assert mine.steps == [0, 2, 4, 5]  # 5 is off the schedule, and the last
     same_history(mine, yours)
-    assert mine.training() == [
-        {key: value for key, value in row.items() if not key.startswith(("train_", "total_flos"))}
-        for row in yours.training()
-    ]
+    *rows, summary = yours.training()
+    assert "train_runtime" in summary  # logged after the last checkpoint, which therefore cannot hold it
+    added = ("train_", "total_flos")
+    assert mine.training() == [*rows, {k: v for k, v in summary.items() if not k.startswith(added)}]
     assert mine.manifest["status"] == "finished"
     assert mine.manifest["probes"] == yours.manifest["probes"]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_any_moment_and_started_again(
-    fork: Trainings, trained: Path, model: Path, tmp_path: Path, seed: int
+    fork: Trainings, trained: Path, model: Path, whole: tuple[Path, int], tmp_path: Path
 ) -> None:
-    whole = tmp_path / "whole"
-    ended = fork.follow(trained, model, whole)
-    assert not ended["failed"]
-    moments = random.Random(seed)
-    out = tmp_path / "killed"
-    kills = 0
-    for _ in range(3):
-        kills += fork.follow(trained, model, out, kill_at=moments.randrange(1, ended["moments"] // 2))["killed"]
-    assert kills
+    expected, total = whole
+    check_killed(fork, trained, model, RunFolder.open(expected), tmp_path, [total // 3, total // 4, 5])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_many_moments(
+    fork: Trainings, trained: Path, model: Path, whole: tuple[Path, int], tmp_path: Path
+) -> None:
+    expected, total = whole
+    for seed in range(20):
+        draw = random.Random(seed)
+        moments = [draw.randrange(1, total // 2) for _ in range(3)]
+        check_killed(fork, trained, model, RunFolder.open(expected), tmp_path / str(seed), moments)
+
+
+def check_killed(
+    fork: Trainings, trained: Path, model: Path, expected: RunFolder, folder: Path, moments: list[int]
+) -> None:
+    """Kill at each moment and start again: the record is the one that was never interrupted."""
+    out = folder / "killed"
+    killed = [fork.follow(trained, model, out, kill_at=moment)["killed"] for moment in moments]
+    assert any(killed)
     assert not fork.follow(trained, model, out)["failed"]
-    same_history(RunFolder.open(out), RunFolder.open(whole))
-    assert RunFolder.open(out).training() == RunFolder.open(whole).training()
+    same_history(RunFolder.open(out), expected)
+    assert RunFolder.open(out).training() == expected.training()
     assert RunFolder.open(out).manifest["status"] == "finished"
 
 
 def test_adapters_as_the_callback_scored_them(model: Path, tmp_path: Path) -> None:
     called = tmp_path / "called"
     watch = HeadWatchCallback(["addition"], every=2, n_pairs=8, strict=True, folder=called)
-    sft_trainer(
-        model, tmp_path / "out", [watch], max_steps=4, lora=True, save_strategy="steps", save_steps=2
-    ).train()
+    sft_trainer(model, tmp_path / "out", [watch], max_steps=4, lora=True, save_strategy="steps", save_steps=2).train()
     options = ["--every", "2", "--probes", "addition", "--pairs", "8", "--device", "cpu", "--no-report"]
     assert main(["follow", str(tmp_path / "out"), *options]) == 0  # the adapter names its base
     same_history(RunFolder.open(tmp_path / "out"), RunFolder.open(called))
@@ -117,7 +123,9 @@ def lay_out(trained: Path, folder: Path, path: str, steps: tuple[int, ...] = (3,
     ],
     ids=["verl", "prime-rl", "pattern"],
 )
-def test_other_layouts(path: str, marker: str, options: list[str], trained: Path, model: Path, tmp_path: Path) -> None:
+def test_other_layouts(
+    path: str, marker: str, options: list[str], trained: Path, model: Path, whole: tuple[Path, int], tmp_path: Path
+) -> None:
     """Folders made by hand after the documentation of these trainers."""
     folder = tmp_path / "run"
     lay_out(trained, folder, path)
@@ -127,18 +135,10 @@ def test_other_layouts(path: str, marker: str, options: list[str], trained: Path
         (folder / marker).write_text("3")
     command = ["follow", str(folder), "--base", str(model), "--settled", "0", "--no-report", *PROBES, *options]
     assert main(command) == 0
-    steps = RunFolder.open(folder).steps
-    assert steps == ([0, 3] if marker else [0, 3, 6])  # step 6 is not marked as written
-    if marker == "STABLE":
-        (folder / "weights" / "step_6" / marker).touch()
-    elif marker:
-        (folder / marker).write_text("6")
-    assert main(command) == 0
-    assert RunFolder.open(folder).steps == [0, 3, 6]
-    assert main(["follow", str(trained), "--base", str(model), "--out", str(tmp_path / "plain"), *PROBES]) == 0
-    ours, plain = RunFolder.open(folder), RunFolder.open(tmp_path / "plain")
-    for step in (3, 6):
-        assert (ours.read_scores(step).head_scores == plain.read_scores(step).head_scores).all()
+    run = RunFolder.open(folder)
+    assert run.steps == ([0, 3] if marker else [0, 3, 6])  # step 6 is not marked as written
+    for step in run.steps:
+        assert (run.read_scores(step).head_scores == RunFolder.open(whole[0]).read_scores(step).head_scores).all()
 
 
 def test_wandb_rows_are_the_callbacks(
