@@ -112,7 +112,7 @@ def score_pairs(
         optimizer: the trainer's optimizer; required only under ZeRO-3.
         observe: called with every batch's clean run.
     """
-    _require_answers(settings.metric_name, probes)
+    require_answers(settings.metric_name, probes)
     began = time.perf_counter()
     anatomy = Anatomy.of(model)
     like = next(model.parameters())
@@ -136,7 +136,8 @@ def score_pairs(
     return scores.result(time.perf_counter() - began, peak.mib)
 
 
-def _require_answers(metric: str, probes: ProbeSet) -> None:
+def require_answers(metric: str, probes: ProbeSet) -> None:
+    """Raise UserError if the metric needs answers that some pairs do not have."""
     missing = {"logit_diff": probes.answers, "nll": probes.targets[:, 0]}.get(metric)
     if missing is not None and bool((missing < 0).any()):
         what = "a clean and a corrupted answer" if metric == "logit_diff" else "a clean continuation"
