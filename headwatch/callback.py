@@ -271,7 +271,8 @@ class HeadWatchCallback(TrainerCallback):
                 "d_model": anatomy.d_model,
             },
             "probes": describe_probes(self.probes),
-            "trainer": re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
+            "trainer": getattr(args, "recorded_by", None)  # a command, without a trainer
+            or re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
             "name": getattr(args, "run_name", None) or Path(args.output_dir).name,
             "training": {
                 key: getattr(args, key, None)

@@ -12,7 +12,7 @@ TOP = {"__init__", "callback", "cli", "errors", "version"}
 # Rooms from the lowest floor up. A file may import files of its own room and of lower floors.
 FLOORS = (
     {"errors", "version", "io"},
-    {"model", "stats"},
+    {"model", "stats", "grading"},
     {"probes"},
     {"attribution"},
     {"circuits", "lives"},
@@ -21,7 +21,7 @@ FLOORS = (
     {"report", "sinks"},
     {"monitor"},
     {"callback"},
-    {"adapters", "evaluation", "demo"},
+    {"adapters", "checkpoints", "evaluation", "demo"},
     {"training"},
     {"commands"},
     {"cli"},
