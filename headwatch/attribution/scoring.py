@@ -20,7 +20,7 @@ from headwatch.attribution.stream_check import check_stream
 from headwatch.attribution.tensor_pool import TensorPool
 from headwatch.errors import UserError
 from headwatch.model.anatomy import Anatomy
-from headwatch.model.forward import callers_autocast
+from headwatch.model.forward import callers_autocast, under_autocast
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet
 
@@ -122,7 +122,7 @@ def score_pairs(
     size, points_at_once = batch_sizes(
         anatomy, probes, len(scores.path.points), settings.batch_size, settings.memory_budget_gb, reuse_prefix
     )
-    peak, autocast = PeakMemory(like.device), torch.is_autocast_enabled(like.device.type)
+    peak, autocast = PeakMemory(like.device), under_autocast(like.device)
     with peak, read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call:
         for number, batch in enumerate(batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64)):
             # The first batch suffices for the stream check, which costs as much as all o_proj.
