@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -21,9 +21,11 @@ from headwatch.errors import StartError, UnsupportedModelError, UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.read_only import left_trace
+from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
-from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, is_sharded, on_main, world
-from headwatch.monitor.family_choice import FamilyChoice, choose_families
+from headwatch.monitor.console import ProbeProgress, say, say_closed, say_opened
+from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
+from headwatch.monitor.family_choice import FamilyChoice
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.recorder import Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
@@ -31,6 +33,7 @@ from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import PairShard
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
+from headwatch.record.owner import Claim, claim
 from headwatch.record.run_folder import RunFolder, describe_probes
 from headwatch.sinks import Sink, make_sinks
 from headwatch.stats import EvidenceSettings
@@ -115,6 +118,7 @@ class HeadWatchCallback(TrainerCallback):
         self.probes: ProbeSet | None = None
         self._choice: FamilyChoice | None = None  # where no probes were named
         self._metrics: Metrics = {}
+        self._shows_bars = False
         self._recorder: Recorder | None = None  # on the main process
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
@@ -123,6 +127,7 @@ class HeadWatchCallback(TrainerCallback):
         self._failed = False  # here
         self._off = False  # everywhere, by agreement
         self._sidecar_warned = False
+        self._claim: Claim | None = None  # on the main process
 
     @property
     def run(self) -> RunFolder | None:
@@ -158,9 +163,12 @@ class HeadWatchCallback(TrainerCallback):
             self._has_probe = True
         else:
             self._probe(state, **kwargs)
+        if self._recorder is not None and not self._off:
+            say_opened(self._recorder.run, self.settings.every, self._recorder.seconds)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Record what the trainer logs (reward, loss), on the step axis of the probes."""
+        self._check_claim(state)
         if logs and self._recorder is not None:
             recorder = self._recorder
             self._guarded(lambda: recorder.log(state.global_step, logs), state, "could not record the trainer's log")
@@ -192,8 +200,11 @@ class HeadWatchCallback(TrainerCallback):
         if self._recorder is not None:
             recorder = self._recorder
             self._guarded(lambda: recorder.finish(self._sinks), state, "could not show the last probe")
+            self._guarded(lambda: say_closed(recorder.run), state, "could not read the record")
         for sink in self._sinks:
             self._guarded(sink.finish, state, f"could not finish {type(sink).__name__}")
+        if self._claim is not None:
+            self._claim.release()
 
     def on_scores(self, step: int, scores: HeadScores | EdgeScores) -> None:
         """For subclasses: called on every process with the scores of all pairs, before they are recorded."""
@@ -201,11 +212,13 @@ class HeadWatchCallback(TrainerCallback):
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
+        self._shows_bars = state.is_world_process_zero and not getattr(args, "disable_tqdm", False)
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
         folder = self.settings.folder
         path = Path(folder) if folder is not None else Path(args.output_dir) / "headwatch"
+        on_main(lambda: self._claim_record(path, state))
         resumed: RunFolder | None = None
         if state.global_step > 0:  # the record is the main process's alone
             resumed = on_main(lambda: find_record(args, state.global_step, path))
@@ -215,18 +228,9 @@ class HeadWatchCallback(TrainerCallback):
                 "probe pairs need a tokenizer, and the trainer has no processing_class: give "
                 "HeadWatchCallback(tokenizer=...) or a ProbeSet"
             )
-        if spec.probes is None:
-            self._choice = choose_families(
-                tokenizer,
-                model,
-                self.settings.scoring.metric,
-                self.settings.n_pairs,
-                self.settings.evidence.min_gap_t,
-                self.settings.seed,
-                kwargs.get("optimizer"),
-                resumed,
-            )
-            spec = replace(spec, probes=list(self._choice.families))
+        spec, self._choice = spec.chosen(self.settings, tokenizer, model, kwargs.get("optimizer"), resumed)
+        if self._choice is not None and self._choice.looks and state.is_world_process_zero:
+            say(self._choice.line)
         self.probes = spec.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
         self._metrics = metrics_of(self.probes, self.settings.scoring.metric, self.settings.openers)
         self._recorded = recorded(self.settings, described(self._metrics), spec.has_openers)
@@ -252,6 +256,19 @@ class HeadWatchCallback(TrainerCallback):
         config |= {key: run.manifest["probes"].get(key) for key in ("families", "n_pairs", "fingerprint")}
         self._sinks = make_sinks(self.settings.sinks, self.settings.wandb, args, config=config, wandb_run=earlier)
 
+    def _claim_record(self, path: Path, state: Any) -> None:
+        self._claim = claim(path, state)
+
+    def _check_claim(self, state: Any) -> None:
+        """Fail if a later training of this process has taken the record over."""
+        if self._claim is not None and not self._claim.is_held and not self._failed:
+            self._fail(
+                StartError(f"another training now writes the record in {self._claim.folder}"),
+                state.global_step,
+                "the record was taken over",
+            )
+            self._recorder = None
+
     def _manifest(self, args: Any, model: Any, anatomy: Anatomy, tokenizer: Any) -> dict[str, Any]:
         config = getattr(model, "config", None)
         return {
@@ -270,7 +287,8 @@ class HeadWatchCallback(TrainerCallback):
             },
             "probes": describe_probes(self.probes, tokenizer)
             | ({} if self._choice is None else {"chosen_by_look": self._choice.to_json()}),
-            "trainer": re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
+            "trainer": getattr(args, "recorded_by", None)  # a command, without a trainer
+            or re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
             "name": getattr(args, "run_name", None) or Path(args.output_dir).name,
             "training": {
                 key: getattr(args, key, None)
@@ -286,6 +304,7 @@ class HeadWatchCallback(TrainerCallback):
         """One probe, on every process. All agree on whether one has failed before they exchange anything."""
         if self._off or self.probes is None or model is None:
             return
+        self._check_claim(state)
         if agree(ERROR if self._failed else OK) != OK:  # a record may fail on the main process alone
             self._off = True
             return
@@ -293,27 +312,27 @@ class HeadWatchCallback(TrainerCallback):
         first = self._probed is None
         self._probed = step
         began = time.perf_counter()
-        share = PairShard.of(len(probes), model)
+        share = PairShard.of(len(probes))
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
+        progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
         error: Exception | None = None
         try:
-            part = share.score(
-                score_by_metric,
-                model,
-                probes,
-                metrics=self._metrics,
-                settings=self.settings.scoring,
-                optimizer=optimizer,
-                observe=observer,
-            )
+            with whole_weights(model, optimizer):  # gathered once: ranks may run different numbers of passes inside
+                part = share.score(
+                    score_by_metric,
+                    model,
+                    probes,
+                    metrics=self._metrics,
+                    settings=self.settings.scoring,
+                    optimizer=optimizer,
+                    observe=progress,
+                )
         except Exception as caught:
-            if world()[1] > 1 and is_sharded(
-                model
-            ):  # the others may be waiting inside the pass, so agreeing would hang
-                raise
             error = caught
+        finally:
+            progress.close()
         if not self._all_fine(error, step, "the probe failed"):
             return
         try:

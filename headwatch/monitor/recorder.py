@@ -14,14 +14,16 @@ from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.base_kl import mean_by_family
 from headwatch.circuits.circuit import Graph
 from headwatch.circuits.stability import CircuitHeads, circuit_heads
+from headwatch.errors import StartError
 from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
 from headwatch.monitor.alert_rules import find_alerts
 from headwatch.monitor.alerts import DEFAULTS, WARNING, Alert, AlertSettings, alert_scalars
+from headwatch.monitor.console import say_events
 from headwatch.probes import ProbeSet
 from headwatch.record.probe_scores import ProbeScores
-from headwatch.record.replay import history_from_run
+from headwatch.record.replay import history_from_run, lost_probes
 from headwatch.record.run_folder import RunFolder
 from headwatch.report import figure_data, plotly, sentences
 from headwatch.sinks import Notice, Sink
@@ -93,6 +95,7 @@ class Recorder:
         histories: family -> HeadHistory by the evidence rule.
         circuits: family -> HeadHistory by the circuit rule; empty if edges are not scored.
         training: rows of the trainer's log.
+        seconds: time of the last probe; None before the first one.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Recorder:
         self.histories = {name: HeadHistory(*shape, settings=evidence, family=name) for name in names}
         self.circuits = {name: HeadHistory(*shape, rule="circuit", family=name) for name in names if circuit_rule}
         self.training: list[dict[str, Any]] = []
+        self.seconds: float | None = None
         self._correct: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in names}
         self._warned: set[str] = set()
         self._noticed: set[tuple[str, str]] = set()  # kind and family of the alerts that the sinks were sent
@@ -119,13 +123,17 @@ class Recorder:
     def restore(self) -> None:
         """Restore the histories from the run folder, to continue them."""
         self.training = self.run.training()
+        self.seconds = next((row["seconds"] for row in reversed(self.run.scalars()) if row.get("seconds")), None)
+        found, lost = self.run.probes()
+        if lost and found and min(lost) < min(found):
+            raise StartError(
+                f"{lost_probes(found, lost)}: events need the base that the run began with; move {self.run.path} away "
+                "to begin a new record"
+            )
         for family in self.histories:
             self.histories[family] = history_from_run(self.run, family)
             pairs = self.run.pairs_of(family)
-            for step in self.run.steps:
-                correct = self.run.read_scores(step).correct
-                if correct is not None:
-                    self._correct[family].append(correct[pairs])
+            self._correct[family] += [at.correct[pairs] for at in found.values() if at.correct is not None]
         for family in self.circuits:
             self.circuits[family] = history_from_run(self.run, family, rule="circuit")
 
@@ -157,6 +165,8 @@ class Recorder:
         self._add_alerts(result)
         result.scalars |= _cost(result.heads, began)
         self._write(result)
+        self.seconds = result.scalars["seconds"]
+        say_events(step, result.events)
         self._warn_of(result.alerts)
         if final:  # the trainer logs the loss of this step later: the figures wait for it
             self._last = result

@@ -19,6 +19,7 @@ from headwatch.errors import UserError
 from headwatch.lives.history import RULES, HeadHistory
 from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.recorded_settings import recorded_settings
+from headwatch.record.replay import lost_probes
 from headwatch.record.run_folder import RunFolder
 from headwatch.report import figure_data, head_page_data, sentences
 from headwatch.report.palette import css_variables
@@ -100,6 +101,8 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
 def run_data(run: RunFolder) -> dict[str, Any]:
     """Data of one run for the page, JSON-serialisable."""
     run = _CachedRun(run.path)
+    if run.lost:
+        warnings.warn(lost_probes(run.steps, run.lost), stacklevel=2)
     manifest, training, scalars = run.manifest, run.training(), run.scalars()
     probes = manifest.get("probes") or {}
     wandb = manifest.get("wandb") or {}
@@ -108,7 +111,7 @@ def run_data(run: RunFolder) -> dict[str, Any]:
     families = {family: _family_data(run, family, training) for family in run.families} if run.steps else {}
     return {
         "name": figure_data.run_name(run),
-        "status": str(manifest.get("status") or "unknown"),
+        "status": run.status,
         "trainer": manifest.get("trainer"),
         "created": manifest.get("created"),
         "headwatch_version": manifest.get("headwatch_version"),
@@ -124,6 +127,7 @@ def run_data(run: RunFolder) -> dict[str, Any]:
             "tokenizer": probes.get("tokenizer"),
         },
         "steps": run.steps,
+        "lost": lost_probes(run.steps, run.lost) if run.lost else None,
         "cost": {
             "seconds": figure_data.significant(float(np.median(costs)), 3) if costs else None,
             "peak_memory_mb": figure_data.significant(float(max(memory)), 4) if memory else None,
@@ -221,7 +225,8 @@ def _metric(run: RunFolder, family: str) -> str:
 def _logged(run: RunFolder, name: str) -> list[float | None]:
     """A logged scalar at every probe, None where it is missing or not finite."""
     values = {row["step"]: row.get(name) for row in run.scalars()}
-    return [values.get(step) for step in run.steps]
+    numbers = {step: value for step, value in values.items() if figure_data.is_finite_number(value)}
+    return [numbers.get(step) for step in run.steps]
 
 
 def _examples(run: RunFolder) -> dict[str, dict[str, str]]:
@@ -239,17 +244,24 @@ def _examples(run: RunFolder) -> dict[str, dict[str, str]]:
 
 
 class _CachedRun(RunFolder):
-    """A run folder at one moment: fixed steps, each probe's scores read once and kept without the edges."""
+    """A run folder at one moment: each probe's scores read once and kept without the edges; lost probes left out.
+
+    Attributes:
+        steps_with_edges: steps whose scores include edges.
+        lost: step -> what is wrong with it, of the probes that cannot be read.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._steps = super().steps
+        self._steps: list[int] | None = None
         self._scores: dict[int, ProbeScores] = {}
         self.steps_with_edges: set[int] = set()
+        _, self.lost = super().probes()
+        self._steps = sorted(self._scores)
 
     @property
     def steps(self) -> list[int]:
-        return self._steps
+        return super().steps if self._steps is None else self._steps
 
     def read_scores(self, step: int) -> ProbeScores:
         if step not in self._scores:
@@ -258,6 +270,9 @@ class _CachedRun(RunFolder):
                 self.steps_with_edges.add(step)
             self._scores[step] = replace(scores, edges_mean_abs=None)
         return self._scores[step]
+
+    def probes(self) -> tuple[dict[int, ProbeScores], dict[int, str]]:
+        return dict(self._scores), {}
 
     def edges(self, step: int, family: int) -> np.ndarray[Any, Any] | None:
         """Mean |edge score| [S, R] of a family at a step, read from the file each time: edges are large."""

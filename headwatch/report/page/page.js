@@ -326,6 +326,7 @@ function drawDetails() {
     add("Probed", run.steps.length ? `${count(run.steps.length, "time")}, steps ${whole(run.steps[0])} to ${whole(run.steps[run.steps.length - 1])}` : "");
     add("Time of a probe", isNumber(run.cost.seconds) ? `${number(run.cost.seconds)} s` : "");
     add("Status", run.status);
+    add("Lost", run.lost);
     add("Created", run.created);
     add("W&B", run.wandb);
     add("Probes", `${count(p.n_pairs, "pair")} of ${p.families.join(", ")}; tokenizer ${p.tokenizer}`);

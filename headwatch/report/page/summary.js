@@ -17,8 +17,9 @@ function drawTitles() {
     const block = element(titles, "div"), view = viewOf(run), name = element(block, "h1", { class: "run-name" });
     badge(name, run);
     element(name, "span", {}, run.name);
-    element(name, "span", { class: "status" + (["running", "failed"].includes(run.status) ? " " + run.status : "") }, run.status);
+    element(name, "span", { class: "status" + (["running", "failed", "interrupted"].includes(run.status) ? " " + run.status : "") }, run.status);
     element(block, "p", { class: "headline" }, view ? view.headline : missingText(run));
+    if (run.lost) element(block, "p", { class: "facts" }, `Note: ${run.lost}.`);
     drawFacts(element(block, "p", { class: "facts" }), run);
     drawSummary(block, run);
     drawAlerts(block, run);
