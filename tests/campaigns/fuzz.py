@@ -284,8 +284,10 @@ def run_format(name: str, what: Format, seeds: range) -> tuple[dict[str, int], l
                 warnings.simplefilter("ignore")
                 what.read(given)
             counts[READ] += 1
-        except UserError:
+        except UserError as error:
             counts[REFUSED] += 1
+            if not str(error).strip():
+                failures.append(f"{name}, seed {seed}: refused without a reason")
         except (Exception, SystemExit) as error:
             where = traceback.extract_tb(error.__traceback__)
             ours = [f"{Path(at.filename).name}:{at.lineno}" for at in where if "/headwatch/headwatch/" in at.filename]
