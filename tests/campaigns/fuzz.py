@@ -33,13 +33,13 @@ import yaml
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from headwatch.training.answers import expression, final_answer  # noqa: E402
 from helpers.synthetic_runs import write_synthetic_run  # noqa: E402
 
 from campaigns.mutations import mutated_bytes, mutated_json, mutated_lines, mutated_words  # noqa: E402
 from headwatch import ProbeSet, UserError  # noqa: E402
 from headwatch.attribution.base_kl import BaseAnswers  # noqa: E402
 from headwatch.cli import main as command_line  # noqa: E402
+from headwatch.grading.answers import expression, final_answer  # noqa: E402
 from headwatch.monitor.resume import find_record  # noqa: E402
 from headwatch.probes.questions import load_questions  # noqa: E402
 from headwatch.record.base_answers import load_base_answers, save_base_answers  # noqa: E402
