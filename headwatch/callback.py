@@ -191,6 +191,9 @@ class HeadWatchCallback(TrainerCallback):
             run = self.run
             status = "failed" if self._failed else "finished"
             self._guarded(lambda: run.update_manifest(status=status), state, "could not close the record")
+        if self._recorder is not None:
+            recorder = self._recorder
+            self._guarded(lambda: recorder.finish(self._sinks), state, "could not show the last probe")
         for sink in self._sinks:
             self._guarded(sink.finish, state, f"could not finish {type(sink).__name__}")
         if self._claim is not None:
@@ -230,7 +233,7 @@ class HeadWatchCallback(TrainerCallback):
             check_same_run(resumed, self.probes, shape, self._recorded)
             run = resumed
         else:
-            run = RunFolder.create(path, self._manifest(args, model, anatomy))
+            run = RunFolder.create(path, self._manifest(args, model, anatomy, tokenizer))
             self.probes.save(path / "probes.safetensors")
         circuit = self.settings.circuit
         rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
@@ -242,9 +245,9 @@ class HeadWatchCallback(TrainerCallback):
             self._base = load_base_answers(run.path)
             run.update_manifest(status="running")
         self._recorder = recorder
-        self._sinks = make_sinks(
-            self.settings.sinks, self.settings.wandb, args, config=self._recorded, wandb_run=earlier
-        )
+        config = {"version": __version__, **self._recorded}
+        config |= {key: run.manifest["probes"].get(key) for key in ("families", "n_pairs", "fingerprint")}
+        self._sinks = make_sinks(self.settings.sinks, self.settings.wandb, args, config=config, wandb_run=earlier)
 
     def _claim_record(self, path: Path, state: Any) -> None:
         self._claim = claim(path, state)
@@ -259,7 +262,7 @@ class HeadWatchCallback(TrainerCallback):
             )
             self._recorder = None
 
-    def _manifest(self, args: Any, model: Any, anatomy: Anatomy) -> dict[str, Any]:
+    def _manifest(self, args: Any, model: Any, anatomy: Anatomy, tokenizer: Any) -> dict[str, Any]:
         config = getattr(model, "config", None)
         return {
             "headwatch_version": __version__,
@@ -275,7 +278,7 @@ class HeadWatchCallback(TrainerCallback):
                 "head_dim": anatomy.head_dim,
                 "d_model": anatomy.d_model,
             },
-            "probes": describe_probes(self.probes),
+            "probes": describe_probes(self.probes, tokenizer),
             "trainer": getattr(args, "recorded_by", None)  # a command, without a trainer
             or re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
             "name": getattr(args, "run_name", None) or Path(args.output_dir).name,

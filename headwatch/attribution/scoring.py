@@ -21,7 +21,7 @@ from headwatch.attribution.stream_check import check_stream
 from headwatch.attribution.tensor_pool import TensorPool
 from headwatch.errors import UserError
 from headwatch.model.anatomy import Anatomy
-from headwatch.model.forward import callers_autocast
+from headwatch.model.forward import callers_autocast, under_autocast
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet
 
@@ -42,8 +42,9 @@ def score_heads(
         model: a Hugging Face causal language model, plain or wrapped by PEFT; it is left unchanged.
         probes: the pairs.
         metric: "logit_diff", "kl", "nll", or a callable (`headwatch.attribution.Metric`).
-        steps: m, the points of the path; ignored by alphas="clean".
-        alphas: "midpoint", "right" (the paper), "left", or "clean" (plain attribution patching).
+        steps: m, the points of the path; ignored by alphas="clean" and "ends".
+        alphas: "midpoint", "right" (the paper), "left", "clean" (plain attribution patching), or "ends"
+            (the clean and the corrupted run; see docs/evidence/scores.md).
         batch_size: pairs per batch; None derives it from the memory budget.
         memory_budget_gb: estimated size of one batch's activations and differences, in GiB; None allows the size of the
             trainable parameters' gradients, and at least 2 GiB.
@@ -119,16 +120,14 @@ def score_pairs(
     budget = settings.memory_budget_gb or default_budget_gb(model)
     with ExitStack() as stack:
         stack.enter_context(read_only_pass(model, optimizer))
-        like = next(
-            model.parameters()
-        )  # of sharded models gathered only now, in the dtype that the forward computes in
+        like = next(model.parameters())  # sharded models are whole only now, in the dtype of the forward
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         scores = _Scores(anatomy, probes, settings, dtype)
         pool = TensorPool() if settings.edges else None
         size, points_at_once = batch_sizes(
             anatomy, probes, len(scores.path.points), settings.batch_size, budget, reuse_prefix
         )
-        peak, autocast = PeakMemory(like.device), torch.is_autocast_enabled(like.device.type)
+        peak, autocast = PeakMemory(like.device), under_autocast(like.device)
         stack.enter_context(peak)
         call = stack.enter_context(callers_autocast(anatomy.model, like.device))
         for number, batch in enumerate(batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64)):

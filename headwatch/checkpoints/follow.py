@@ -254,8 +254,8 @@ class Follower:
         if step:
             row = run.scalars()[-1]
             counts = (
-                f"{family}: {row.get(f'{family}/active', 0):.0f} active, {row.get(f'{family}/emerged', 0):.0f} emerged, "
-                f"{row.get(f'{family}/dropped', 0):.0f} dropped"
+                f"{family}: "
+                + ", ".join(f"{row.get(f'{family}/{name}', 0):.0f} {name}" for name in ("active", "emerged", "dropped"))
                 for family in run.families
             )
             self.say(f"step {step}: {'; '.join(counts)} ({seconds:.1f} s)")

@@ -23,8 +23,8 @@ from headwatch.record.schema import manifest_problem, row_problem
 from headwatch.record.set_aside import set_aside, set_aside_after
 
 
-def describe_probes(probes: Any) -> dict[str, Any]:
-    """The manifest's "probes" entry of a ProbeSet: fingerprint, families, and the family index of each pair."""
+def describe_probes(probes: Any, tokenizer: Any = None) -> dict[str, Any]:
+    """The manifest's "probes" entry of a ProbeSet: fingerprint, families, family index of each pair, first pairs."""
     names = list(dict.fromkeys(probes.families))
     return {
         "fingerprint": probes.fingerprint,
@@ -32,7 +32,20 @@ def describe_probes(probes: Any) -> dict[str, Any]:
         "families": names,
         "pair_families": [names.index(family) for family in probes.families],
         "tokenizer": probes.tokenizer_name,
+        "examples": {name: _example(probes, probes.families.index(name), tokenizer) for name in names},
     }
+
+
+def _example(probes: Any, index: int, tokenizer: Any) -> dict[str, str] | None:
+    """A pair as text, with the answers that the metric compares where a tokenizer can decode them; None without."""
+    texts, answers = probes.texts[index], probes.answers[index].tolist()
+    if not any(texts):
+        return None
+    example = dict(zip(("clean", "corrupted"), texts, strict=True))
+    if tokenizer is not None and min(answers) >= 0:
+        for side, answer in zip(("clean", "corrupted"), answers, strict=True):
+            example[f"{side}_answer"] = tokenizer.decode([answer])
+    return example
 
 
 class RunFolder:

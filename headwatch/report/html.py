@@ -28,7 +28,7 @@ from headwatch.version import __version__
 
 SCRIPTS = (  # in order of dependence; page.js draws the page
     *("util.js", "marks.js", "lives.js", "course.js", "maps.js", "raster.js", "compare.js", "signals.js", "events.js"),
-    *("head.js", "summary.js", "page.js"),
+    *("help.js", "head.js", "summary.js", "page.js"),
 )
 FILE_NAME = "report.html"
 
@@ -70,14 +70,17 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
     """The page of some runs' data (`run_data`) as one string of HTML."""
     families = list(dict.fromkeys(family for run in runs for family in run["families"]))
     rules = [rule for rule in RULES if any(rule in f["rules"] for run in runs for f in run["families"].values())]
+    opens_on = max(families, key=lambda family: _weight(runs, family), default=None)  # the first of equals
     data = {
         "headwatch_version": __version__,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "families": families,
+        "opens_on": opens_on,
         "rules": rules or ["evidence"],
         "runs": list(runs),
     }
-    first = [next((r["headline"] for f in run["families"].values() for r in f["rules"].values()), "") for run in runs]
+    shown = [run["families"][opens_on] for run in runs if opens_on in run["families"]]
+    first = [next((rule["headline"] for rule in family["rules"].values()), "") for family in shown]
     script = "\n".join(_part(f"page/{name}") for name in SCRIPTS)
     # Content security policy: nothing is loaded, and only this script runs, whatever a string in the data contains.
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
@@ -135,6 +138,11 @@ def run_data(run: RunFolder) -> dict[str, Any]:
         "alerts": sentences.alerts(run),
         "families": families,
     }
+
+
+def _weight(runs: Sequence[dict[str, Any]], family: str) -> int:
+    """How much the runs have to report of a family."""
+    return sum(run["families"][family]["summary"]["weight"] for run in runs if family in run["families"])
 
 
 def view_data(
@@ -221,17 +229,18 @@ def _logged(run: RunFolder, name: str) -> list[float | None]:
     return [numbers.get(step) for step in run.steps]
 
 
-def _examples(run: RunFolder) -> list[dict[str, str]]:
-    """The first pair of each family as text, where the run has its probe set and the set has texts."""
+def _examples(run: RunFolder) -> dict[str, dict[str, str]]:
+    """The first pair of each family as text: from the manifest with the answers, or from the probe set without."""
+    recorded = (run.manifest.get("probes") or {}).get("examples")
+    if isinstance(recorded, dict):
+        return {f: {str(k): str(v) for k, v in recorded[f].items()} for f in run.families if recorded.get(f)}
     try:
         texts = run.probe_texts()
     except UserError as error:
         warnings.warn(f"{error}; the report shows no example pairs", stacklevel=2)
-        return []
+        return {}
     first = dict(reversed(texts))
-    return [
-        {"family": f, "clean": first[f][0], "corrupted": first[f][1]} for f in run.families if any(first.get(f, ()))
-    ]
+    return {f: {"clean": first[f][0], "corrupted": first[f][1]} for f in run.families if any(first.get(f, ()))}
 
 
 class _CachedRun(RunFolder):

@@ -33,6 +33,7 @@ import yaml
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from headwatch.training.answers import expression, final_answer  # noqa: E402
 from helpers.synthetic_runs import write_synthetic_run  # noqa: E402
 
 from campaigns.mutations import mutated_bytes, mutated_json, mutated_lines, mutated_words  # noqa: E402
@@ -46,7 +47,6 @@ from headwatch.record.replay import history_from_run as run_history  # noqa: E40
 from headwatch.record.run_folder import RunFolder  # noqa: E402
 from headwatch.report import figure_data, sentences  # noqa: E402
 from headwatch.report.html import render, run_data  # noqa: E402
-from headwatch.training.answers import expression, final_answer  # noqa: E402
 from headwatch.training.options import parse  # noqa: E402
 
 SECONDS = 20  # one input may take; a longer one is a failure
