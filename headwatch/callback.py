@@ -341,7 +341,7 @@ class HeadWatchCallback(TrainerCallback):
             if self._recorder is not None and result is not None:
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
-                self._recorder.finish(result, began, self._sinks, final=step >= state.max_steps)
+                self._recorder.conclude(result, began, self._sinks, final=step >= state.max_steps)
         except Exception as caught:
             error = caught
         self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
@@ -354,9 +354,9 @@ class HeadWatchCallback(TrainerCallback):
         if not heads:
             return
         began = time.perf_counter()
-        effects = share.patch(
-            model, self.probes, self._metrics, heads, self.settings.scoring.memory_budget_gb, optimizer=optimizer
-        )
+        with whole_weights(model, optimizer):
+            budget = self.settings.scoring.memory_budget_gb
+            effects = share.patch(model, self.probes, self._metrics, heads, budget, optimizer=optimizer)
         self._patching = effects is not None
         if self._recorder is not None and result is not None and effects is not None:
             self._recorder.add_patched(result, effects, time.perf_counter() - began)

@@ -161,7 +161,7 @@ class Recorder:
         final: bool,
         patch: Patch | None = None,
     ) -> None:
-        """Process one probe: `update`, `add_patched` and `finish`.
+        """Process one probe: `update`, `add_patched` and `conclude`.
 
         Args:
             step: the trainer's global step.
@@ -175,7 +175,7 @@ class Recorder:
         result = self.update(step, scores, kl)
         if patch is not None and result.to_patch:
             self.add_patched(result, patch(result.to_patch))
-        self.finish(result, began, sinks, final)
+        self.conclude(result, began, sinks, final)
 
     def update(self, step: int, scores: EdgeScores | HeadScores, kl: Tensor | None) -> ProbeResult:
         """Add a probe to the histories; `to_patch` of the result names the heads to patch exactly."""
@@ -201,7 +201,7 @@ class Recorder:
             ]
         result.scalars["patching_seconds"] = seconds
 
-    def finish(self, result: ProbeResult, began: float, sinks: Sequence[Sink], final: bool) -> None:
+    def conclude(self, result: ProbeResult, began: float, sinks: Sequence[Sink], final: bool) -> None:
         """Add the alerts, write the record, then log to the console and the sinks."""
         self._add_alerts(result)
         for family, history in self.histories.items():

@@ -13,13 +13,9 @@ from headwatch.attribution import Checks, EdgeScores, HeadScores
 from headwatch.attribution.observer import renumbered
 from headwatch.attribution.per_family import Metrics, completeness
 from headwatch.attribution.scores import combine_pairs, heads_of, merge, place, replace_heads
-<<<<<<< HEAD
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.read_only import left_trace
-from headwatch.monitor.distributed import ERROR, OK, agree, is_sharded, reduce_over_ranks, world
-=======
-from headwatch.monitor.distributed import reduce_over_ranks, world
->>>>>>> main
+from headwatch.monitor.distributed import ERROR, OK, agree, reduce_over_ranks, world
 from headwatch.probes import ProbeSet
 
 logger = logging.getLogger(__name__)
@@ -78,8 +74,7 @@ class PairShard:
                 model, own, metrics, heads, shape, memory_budget_gb=memory_budget_gb, optimizer=optimizer
             )
         except Exception as caught:
-            # After a forward pass of a sharded model failed here, the others may wait inside it.
-            if left_trace(caught) or (world()[1] > 1 and is_sharded(model)):
+            if left_trace(caught):
                 raise
             error = caught
         if agree(OK if error is None else ERROR) == OK:
