@@ -26,7 +26,7 @@ from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
-from headwatch.monitor.recorder import Recorder
+from headwatch.monitor.recorder import ProbeResult, Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
 from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import PairShard
@@ -65,6 +65,8 @@ class HeadWatchCallback(TrainerCallback):
         evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
         openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...
         alerts: thresholds of the alerts (`AlertSettings`): min_drop, window, ...
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores), "all"
+            (all heads at the base probe, all new events later) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: services that show the probes, in addition to the run folder. "auto": the live W&B run, and trackio
             or tensorboard if the trainer reports to them; "none"; or names out of wandb, trackio and tensorboard.
@@ -92,6 +94,7 @@ class HeadWatchCallback(TrainerCallback):
         evidence: EvidenceSettings | Mapping[str, Any] | None = None,
         openers: Openers | Mapping[str, Any] | None = None,
         alerts: AlertSettings | Mapping[str, Any] | None = None,
+        patching: str = "events",
         folder: str | PathLike[str] | None = None,
         report_to: str | Sequence[str] = "auto",
         wandb: str = "auto",
@@ -100,7 +103,7 @@ class HeadWatchCallback(TrainerCallback):
         given: dict[str, Any] = {
             **{"probes": probes, "every": every, "n_pairs": n_pairs, "seed": seed},
             **{"scoring": scoring, "circuit": circuit, "evidence": evidence, "openers": openers, "alerts": alerts},
-            **{"folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
+            **{"patching": patching, "folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
         }
         self.settings = WatchSettings(**given)
         self._tokenizer = tokenizer
@@ -120,6 +123,7 @@ class HeadWatchCallback(TrainerCallback):
         self._base: BaseAnswers | None = None
         self._probed: int | None = None
         self._has_probe = False  # whether a probe is in the record
+        self._patching = self.settings.patching != "none"
         self._failed = False  # here
         self._off = False  # everywhere, by agreement
         self._sidecar_warned = False
@@ -237,7 +241,9 @@ class HeadWatchCallback(TrainerCallback):
             self.probes.save(path / "probes.safetensors")
         circuit = self.settings.circuit
         rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
-        recorder = Recorder(run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts)
+        recorder = Recorder(
+            run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts, self.settings.patching
+        )
         earlier = run.manifest.get("wandb") or {}
         if resumed is not None:
             self._probed = truncate_record(run, state.global_step, self.settings.every)
@@ -324,17 +330,41 @@ class HeadWatchCallback(TrainerCallback):
             error = caught
         if not self._all_fine(error, step, "the probe failed"):
             return
+        result: ProbeResult | None = None
         try:
             scores = share.gather(part, probes, self._metrics)
             kl = self._answers(share, observer)
             self.on_scores(step, scores)
             if self._recorder is not None:
+                result = self._recorder.update(step, scores, kl)
+        except Exception as caught:
+            error = caught
+        if not self._all_fine(error, step, "the probe failed"):
+            return
+        self._patch(result, share, model, optimizer)
+        try:
+            if self._recorder is not None and result is not None:
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
-                self._recorder.probe(step, scores, kl, began, self._sinks, final=step >= state.max_steps)
+                self._recorder.conclude(result, began, self._sinks, final=step >= state.max_steps)
         except Exception as caught:
             error = caught
         self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
+
+    def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
+        """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""
+        if not self._patching or self.probes is None:
+            return
+        heads = from_main(None if result is None else dict(result.to_patch))
+        if not heads:
+            return
+        began = time.perf_counter()
+        with whole_weights(model, optimizer):
+            budget = self.settings.scoring.memory_budget_gb
+            effects = share.patch(model, self.probes, self._metrics, heads, budget, optimizer=optimizer)
+        self._patching = effects is not None
+        if self._recorder is not None and result is not None and effects is not None:
+            self._recorder.add_patched(result, effects, time.perf_counter() - began)
 
     def _answers(self, share: PairShard, observer: AnswerObserver | None) -> Any:
         """KL from the base, [N]; the base probe itself stores its answers."""

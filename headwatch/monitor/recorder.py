@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headwatch.analysis.event_patching import HeadsByFamily, heads_to_patch
 from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.base_kl import mean_by_family
 from headwatch.circuits.circuit import Graph
 from headwatch.circuits.stability import CircuitHeads, circuit_heads
 from headwatch.errors import StartError
 from headwatch.lives.events import Event
+from headwatch.lives.exact_patching import CONTRADICTS
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
 from headwatch.monitor.alert_rules import find_alerts
@@ -29,6 +31,9 @@ from headwatch.sinks import Notice, Sink
 from headwatch.stats import EvidenceSettings
 
 logger = logging.getLogger(__name__)
+
+Patch = Callable[[HeadsByFamily], Tensor]
+"""patch(heads of each family) -> exact effects [N, L, H], NaN for other heads."""
 
 COUPLED = "reward"  # the logged value whose correlation with the heads is tested
 
@@ -46,6 +51,8 @@ class ProbeResult:
         alerts: alerts of this probe.
         circuits: circuit heads of each family; empty if edges are not scored.
         edges_mean_abs: mean |edge score| of each family, [S, R]; empty if edges are not scored.
+        to_patch: heads to patch exactly, by family.
+        patched: exact effects of these heads, [N, L, H]; NaN for others, None if nothing is patched.
     """
 
     step: int
@@ -56,6 +63,8 @@ class ProbeResult:
     alerts: list[Alert] = field(default_factory=list)
     circuits: list[CircuitHeads] = field(default_factory=list)
     edges_mean_abs: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    to_patch: HeadsByFamily = field(default_factory=dict)
+    patched: Tensor | None = None
 
     @property
     def alerts_text(self) -> str:
@@ -71,6 +80,7 @@ class ProbeResult:
             metric_corrupted=readings.metric_corrupted.float().numpy(),
             correct=readings.correct.to(torch.uint8).numpy(),
             kl_from_base=None if self.kl is None else self.kl.numpy(),
+            patched=None if self.patched is None else self.patched.numpy(),
             circuit_active=np.stack([c.active for c in circuits]) if circuits else None,
             circuit_stability=np.stack([c.stability for c in circuits]).astype(np.float32) if circuits else None,
             importance=np.stack([c.importance for c in circuits]).astype(np.float32) if circuits else None,
@@ -89,6 +99,7 @@ class Recorder:
         evidence: settings of the evidence rule.
         circuit_rule: top_n, tau and seed of the paper's circuit rule; None if edges are not scored.
         thresholds: alert thresholds.
+        patching: see `WatchSettings`.
 
     Attributes:
         histories: family -> HeadHistory by the evidence rule.
@@ -104,7 +115,9 @@ class Recorder:
         evidence: EvidenceSettings,
         circuit_rule: tuple[float, float | None, int] | None,
         thresholds: AlertSettings = DEFAULTS,
+        patching: str = "none",
     ) -> None:
+        self._patching = patching
         self.run, self.probes, self.thresholds = run, probes, thresholds
         self._rule = circuit_rule
         names = probes.family_names
@@ -146,8 +159,9 @@ class Recorder:
         began: float,
         sinks: Sequence[Sink],
         final: bool,
+        patch: Patch | None = None,
     ) -> None:
-        """Process one probe.
+        """Process one probe: `update`, `add_patched` and `conclude`.
 
         Args:
             step: the trainer's global step.
@@ -156,9 +170,45 @@ class Recorder:
             began: time.perf_counter() at the start of the pass.
             sinks: where the probe is shown.
             final: whether it is the last probe of the run.
+            patch: patches heads exactly; None patches nothing.
         """
+        result = self.update(step, scores, kl)
+        if patch is not None and result.to_patch:
+            self.add_patched(result, patch(result.to_patch))
+        self.conclude(result, began, sinks, final)
+
+    def update(self, step: int, scores: EdgeScores | HeadScores, kl: Tensor | None) -> ProbeResult:
+        """Add a probe to the histories; `to_patch` of the result names the heads to patch exactly."""
         result = self._update_histories(step, scores, kl)
+        passes = 2.0 * result.heads.steps  # a point of the path costs a forward and a backward pass
+        to_patch = {name: heads_to_patch(h, self._patching, passes) for name, h in self.histories.items()}
+        result.to_patch = {family: heads for family, heads in to_patch.items() if heads}
+        return result
+
+    def add_patched(self, result: ProbeResult, effects: Tensor, seconds: float = 0.0) -> None:
+        """Complete the events of a probe with the exact effects of their heads, [N, L, H], NaN for other heads."""
+        result.patched = effects
+        families, readings = np.array(result.heads.families), result.heads.readings
+        for family in result.to_patch:
+            rows, history = families == family, self.histories[family]
+            clean, corrupted = (x.numpy()[rows] for x in (readings.metric_clean, readings.metric_corrupted))
+            known = {(e.layer, e.head): e for e in history.add_patched(effects.numpy()[rows], clean, corrupted)}
+            result.events = [
+                known.get((e.layer, e.head), e)
+                if (e.family, e.step, e.rule) == (family, result.step, "evidence")
+                else e
+                for e in result.events
+            ]
+        result.scalars["patching_seconds"] = seconds
+
+    def conclude(self, result: ProbeResult, began: float, sinks: Sequence[Sink], final: bool) -> None:
+        """Add the alerts, write the record, then log to the console and the sinks."""
         self._add_alerts(result)
+        for family, history in self.histories.items():
+            verdicts = [event.patching for event in history.events if event.patching is not None]
+            if verdicts:
+                result.scalars[f"{family}/events_patched"] = len(verdicts)
+                result.scalars[f"{family}/events_contradicted"] = verdicts.count(CONTRADICTS)
         result.scalars |= _cost(result.heads, began)
         self._write(result)
         self._warn_of(result.alerts)

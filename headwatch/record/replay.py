@@ -45,7 +45,10 @@ def history_from_run(
         warnings.warn(lost_probes(found, lost), stacklevel=2)
     for step, scores in found.items():
         if rule == "evidence":
-            history.add(step, scores.head_scores[pairs], scores.metric_clean[pairs], scores.metric_corrupted[pairs])
+            metric = scores.metric_clean[pairs], scores.metric_corrupted[pairs]
+            history.add(step, scores.head_scores[pairs], *metric)
+            if scores.patched is not None:
+                history.add_patched(scores.patched[pairs], *metric)
         else:
             history.add_membership(step, *_membership(run, step, scores, index))
     return history
