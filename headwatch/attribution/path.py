@@ -15,8 +15,8 @@ def path_points(alphas: str, steps: int, metric_name: str) -> list[float]:
     """The alphas at which gradients are taken, each of weight 1/m: x(alpha) = corrupted + alpha (clean - corrupted).
 
     "midpoint" (k + 1/2)/m, "right" k/m for k = 1..m (the paper), "left" k/m for k = 0..m-1 (the reference
-    implementation of EAP-IG), "clean" a single gradient at the clean run (plain attribution patching), "ends" one at the
-    clean and one at the corrupted run, whatever `steps` is.
+    implementation of EAP-IG), "clean" a single gradient at the clean run (plain attribution patching), "ends" one at
+    the clean and one at the corrupted run, whatever `steps` is.
 
     Raises:
         UserError: an unknown rule, fewer than one step, or a rule whose only point is the clean run with "kl", whose

@@ -1,6 +1,7 @@
 """A history rebuilt from a run folder, probe by probe."""
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from headwatch.errors import UserError
@@ -30,21 +31,50 @@ def history_from_run(
     >>> hw.HeadHistory.from_run("outputs/grpo", "addition").cohorts()        # doctest: +SKIP
     """
     run = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
-    manifest = run.manifest
     if not run.families:
         raise UserError(f"{run.path / 'manifest.json'} names no probe family (probes.families)")
     family = run.families[0] if family is None else family
-    pairs, index = run.pairs_of(family), run.families.index(family)
+    return histories_from_run(run, {family: (rule,)}, settings=settings)[family, rule]
+
+
+def histories_from_run(
+    run: RunFolder,
+    rules: Mapping[str, Sequence[str]],
+    correct: Callable[[str, Any], None] | None = None,
+    settings: EvidenceSettings | None = None,
+) -> dict[tuple[str, str], HeadHistory]:
+    """Histories of several families and rules; each probe's file is read once.
+
+    Args:
+        run: the run folder.
+        rules: family -> the rules to follow, "evidence" and "circuit".
+        correct: called with each family and its pairs' `correct` at every probe (None where it was not recorded).
+        settings: of the evidence rule; None takes those of the manifest, else the defaults.
+
+    Returns:
+        (family, rule) -> history.
+    """
+    manifest, names = run.manifest, run.families
     settings = settings or EvidenceSettings.from_dict((manifest.get("settings") or {}).get("evidence") or {})
-    model = manifest["model"]
-    history = HeadHistory(model["n_layers"], model["n_heads"], rule=rule, settings=settings, family=family)
+    shape = manifest["model"]["n_layers"], manifest["model"]["n_heads"]
+    pairs = {family: run.pairs_of(family) for family in rules}
+    histories = {
+        (family, rule): HeadHistory(*shape, rule=rule, settings=settings, family=family)
+        for family, own in rules.items()
+        for rule in own
+    }
     for step in run.steps:
         scores = run.read_scores(step)
-        if rule == "evidence":
-            history.add(step, scores.head_scores[pairs], scores.metric_clean[pairs], scores.metric_corrupted[pairs])
-        else:
-            history.add_membership(step, *_membership(run, step, scores, index))
-    return history
+        for (family, rule), history in histories.items():
+            rows = pairs[family]
+            if rule == "evidence":
+                history.add(step, scores.head_scores[rows], scores.metric_clean[rows], scores.metric_corrupted[rows])
+            else:
+                history.add_membership(step, *_membership(run, step, scores, names.index(family)))
+        if correct is not None:
+            for family, rows in pairs.items():
+                correct(family, None if scores.correct is None else scores.correct[rows])
+    return histories
 
 
 def _membership(run: RunFolder, step: int, scores: ProbeScores, index: int) -> tuple[Any, ...]:
