@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from headwatch.commands import demo, follow, report, score, train, workspace
+from headwatch.commands import ablate, demo, evaluate, follow, report, score, train, workspace
 from headwatch.errors import UserError
 from headwatch.version import __version__
 
-COMMANDS = (demo, train, score, follow, report, workspace)
+COMMANDS = (demo, train, score, follow, evaluate, ablate, report, workspace)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,13 +34,14 @@ OPTIONAL = {
         "bitsandbytes",
         "datasets",
         "latex2sympy2_extended",
+        "lm_eval",
         "math_verify",
         "matplotlib",
         "peft",
         "plotly",
         "tensorboard",
     ),
-    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch"),
+    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch", "vllm"),
 }
 
 
