@@ -21,8 +21,9 @@ from headwatch.errors import StartError, UnsupportedModelError, UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.read_only import left_trace
+from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
-from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, is_sharded, on_main, world
+from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.recorder import Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
@@ -30,6 +31,7 @@ from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import PairShard
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
+from headwatch.record.owner import Claim, claim
 from headwatch.record.run_folder import RunFolder, describe_probes
 from headwatch.sinks import Sink, make_sinks
 from headwatch.stats import EvidenceSettings
@@ -120,6 +122,7 @@ class HeadWatchCallback(TrainerCallback):
         self._failed = False  # here
         self._off = False  # everywhere, by agreement
         self._sidecar_warned = False
+        self._claim: Claim | None = None  # on the main process
 
     @property
     def run(self) -> RunFolder | None:
@@ -158,6 +161,7 @@ class HeadWatchCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Record what the trainer logs (reward, loss), on the step axis of the probes."""
+        self._check_claim(state)
         if logs and self._recorder is not None:
             recorder = self._recorder
             self._guarded(lambda: recorder.log(state.global_step, logs), state, "could not record the trainer's log")
@@ -186,8 +190,13 @@ class HeadWatchCallback(TrainerCallback):
             run = self.run
             status = "failed" if self._failed else "finished"
             self._guarded(lambda: run.update_manifest(status=status), state, "could not close the record")
+        if self._recorder is not None:
+            recorder = self._recorder
+            self._guarded(lambda: recorder.finish(self._sinks), state, "could not show the last probe")
         for sink in self._sinks:
             self._guarded(sink.finish, state, f"could not finish {type(sink).__name__}")
+        if self._claim is not None:
+            self._claim.release()
 
     def on_scores(self, step: int, scores: HeadScores | EdgeScores) -> None:
         """For subclasses: called on every process with the scores of all pairs, before they are recorded."""
@@ -200,6 +209,7 @@ class HeadWatchCallback(TrainerCallback):
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
         folder = self.settings.folder
         path = Path(folder) if folder is not None else Path(args.output_dir) / "headwatch"
+        on_main(lambda: self._claim_record(path, state))
         resumed: RunFolder | None = None
         if state.global_step > 0:  # the record is the main process's alone
             resumed = on_main(lambda: find_record(args, state.global_step, path))
@@ -218,7 +228,7 @@ class HeadWatchCallback(TrainerCallback):
             check_same_run(resumed, self.probes, shape, self._recorded)
             run = resumed
         else:
-            run = RunFolder.create(path, self._manifest(args, model, anatomy))
+            run = RunFolder.create(path, self._manifest(args, model, anatomy, tokenizer))
             self.probes.save(path / "probes.safetensors")
         circuit = self.settings.circuit
         rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
@@ -230,11 +240,24 @@ class HeadWatchCallback(TrainerCallback):
             self._base = load_base_answers(run.path)
             run.update_manifest(status="running")
         self._recorder = recorder
-        self._sinks = make_sinks(
-            self.settings.sinks, self.settings.wandb, args, config=self._recorded, wandb_run=earlier
-        )
+        config = {"version": __version__, **self._recorded}
+        config |= {key: run.manifest["probes"].get(key) for key in ("families", "n_pairs", "fingerprint")}
+        self._sinks = make_sinks(self.settings.sinks, self.settings.wandb, args, config=config, wandb_run=earlier)
 
-    def _manifest(self, args: Any, model: Any, anatomy: Anatomy) -> dict[str, Any]:
+    def _claim_record(self, path: Path, state: Any) -> None:
+        self._claim = claim(path, state)
+
+    def _check_claim(self, state: Any) -> None:
+        """Fail if a later training of this process has taken the record over."""
+        if self._claim is not None and not self._claim.is_held and not self._failed:
+            self._fail(
+                StartError(f"another training now writes the record in {self._claim.folder}"),
+                state.global_step,
+                "the record was taken over",
+            )
+            self._recorder = None
+
+    def _manifest(self, args: Any, model: Any, anatomy: Anatomy, tokenizer: Any) -> dict[str, Any]:
         config = getattr(model, "config", None)
         return {
             "headwatch_version": __version__,
@@ -250,7 +273,7 @@ class HeadWatchCallback(TrainerCallback):
                 "head_dim": anatomy.head_dim,
                 "d_model": anatomy.d_model,
             },
-            "probes": describe_probes(self.probes),
+            "probes": describe_probes(self.probes, tokenizer),
             "trainer": getattr(args, "recorded_by", None)  # a command, without a trainer
             or re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
             "name": getattr(args, "run_name", None) or Path(args.output_dir).name,
@@ -268,6 +291,7 @@ class HeadWatchCallback(TrainerCallback):
         """One probe, on every process. All agree on whether one has failed before they exchange anything."""
         if self._off or self.probes is None or model is None:
             return
+        self._check_claim(state)
         if agree(ERROR if self._failed else OK) != OK:  # a record may fail on the main process alone
             self._off = True
             return
@@ -275,26 +299,23 @@ class HeadWatchCallback(TrainerCallback):
         first = self._probed is None
         self._probed = step
         began = time.perf_counter()
-        share = PairShard.of(len(probes), model)
+        share = PairShard.of(len(probes))
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
         error: Exception | None = None
         try:
-            part = share.score(
-                score_by_metric,
-                model,
-                probes,
-                metrics=self._metrics,
-                settings=self.settings.scoring,
-                optimizer=optimizer,
-                observe=observer,
-            )
+            with whole_weights(model, optimizer):  # gathered once: ranks may run different numbers of passes inside
+                part = share.score(
+                    score_by_metric,
+                    model,
+                    probes,
+                    metrics=self._metrics,
+                    settings=self.settings.scoring,
+                    optimizer=optimizer,
+                    observe=observer,
+                )
         except Exception as caught:
-            if world()[1] > 1 and is_sharded(
-                model
-            ):  # the others may be waiting inside the pass, so agreeing would hang
-                raise
             error = caught
         if not self._all_fine(error, step, "the probe failed"):
             return

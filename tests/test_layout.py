@@ -21,7 +21,7 @@ FLOORS = (
     {"report", "sinks"},
     {"monitor"},
     {"callback"},
-    {"checkpoints", "evaluation", "demo"},
+    {"adapters", "checkpoints", "evaluation", "demo"},
     {"training"},
     {"commands"},
     {"cli"},
@@ -37,11 +37,12 @@ OPTIONAL = {
         "lm_eval",
         "math_verify",
         "matplotlib",
+        "deepspeed",
         "peft",
         "plotly",
         "tensorboard",
     ),
-    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch", "vllm"),
+    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch", "swift", "vllm"),
 }
 
 

@@ -104,7 +104,7 @@ def patch_heads(
     anatomy = Anatomy.of(model)
     shape = (anatomy.n_layers, anatomy.n_heads)
     every = [(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
-    chosen = every if heads is None else parse_heads(heads, shape)  # type: ignore[arg-type]
+    chosen = every if heads is None else parse_heads(heads, shape)
     name, function = resolve_metric(metric)
     require_answers(name, probes)
     directions = DIRECTIONS if direction == "both" else (direction,)
@@ -281,7 +281,8 @@ class _Sizes:
         endpoint, kept; per run: the logits at its read positions, twice; per token of the prefix: its keys and values.
         """
         like = next(anatomy.model.parameters())
-        config = anatomy.model.config.get_text_config()  # type: ignore[operator]
+        config: Any = anatomy.model.config
+        config = config.get_text_config()
         hidden = getattr(config, "intermediate_size", None) or 4 * anatomy.d_model
         every = spans(probes)
         tokens, prefix = max(s.suffix for s in every), max(s.length - s.suffix for s in every)

@@ -48,7 +48,8 @@ class Loader:
             raise
         except Exception as error:  # transformers, safetensors and huggingface_hub each raise their own
             raise UserError(f"model {str(name)!r} could not be loaded: {_first_line(error)}") from error
-        return model.to(self.device).eval()
+        moved: Any = model
+        return moved.to(self.device).eval()
 
     def _adapter(self, folder: Path, base: str | Path | None) -> Any:
         if base is None:

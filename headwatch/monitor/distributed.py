@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headwatch.errors import UserError
 
@@ -27,20 +27,6 @@ def agree(outcome: int) -> int:
     worst = torch.tensor([outcome], device=_device())
     torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
     return int(worst)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether a forward pass of this model is a collective of all processes (FSDP2, ZeRO-3).
-
-    There every process must run the same passes, and one that fails alone leaves the others waiting.
-    """
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        return True
-    try:
-        from torch.distributed.fsdp import FSDPModule
-    except ImportError:  # a torch built without distributed
-        return False
-    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def from_main(value: Any) -> Any:

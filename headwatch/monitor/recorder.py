@@ -14,17 +14,18 @@ from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.base_kl import mean_by_family
 from headwatch.circuits.circuit import Graph
 from headwatch.circuits.stability import CircuitHeads, circuit_heads
+from headwatch.errors import StartError
 from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
 from headwatch.monitor.alert_rules import find_alerts
-from headwatch.monitor.alerts import DEFAULTS, Alert, AlertSettings, alert_scalars
+from headwatch.monitor.alerts import DEFAULTS, WARNING, Alert, AlertSettings, alert_scalars
 from headwatch.probes import ProbeSet
 from headwatch.record.probe_scores import ProbeScores
-from headwatch.record.replay import history_from_run
+from headwatch.record.replay import history_from_run, lost_probes
 from headwatch.record.run_folder import RunFolder
-from headwatch.report import figure_data, plotly
-from headwatch.sinks import Sink
+from headwatch.report import figure_data, plotly, sentences
+from headwatch.sinks import Notice, Sink
 from headwatch.stats import EvidenceSettings
 
 logger = logging.getLogger(__name__)
@@ -112,18 +113,23 @@ class Recorder:
         self.training: list[dict[str, Any]] = []
         self._correct: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in names}
         self._warned: set[str] = set()
+        self._noticed: set[tuple[str, str]] = set()  # kind and family of the alerts that the sinks were sent
+        self._last: ProbeResult | None = None  # the last probe of the run, shown when training has ended
         self._linked = False  # whether the manifest names the W&B run
 
     def restore(self) -> None:
         """Restore the histories from the run folder, to continue them."""
         self.training = self.run.training()
+        found, lost = self.run.probes()
+        if lost and found and min(lost) < min(found):
+            raise StartError(
+                f"{lost_probes(found, lost)}: events need the base that the run began with; move {self.run.path} away "
+                "to begin a new record"
+            )
         for family in self.histories:
             self.histories[family] = history_from_run(self.run, family)
             pairs = self.run.pairs_of(family)
-            for step in self.run.steps:
-                correct = self.run.read_scores(step).correct
-                if correct is not None:
-                    self._correct[family].append(correct[pairs])
+            self._correct[family] += [at.correct[pairs] for at in found.values() if at.correct is not None]
         for family in self.circuits:
             self.circuits[family] = history_from_run(self.run, family, rule="circuit")
 
@@ -156,7 +162,16 @@ class Recorder:
         result.scalars |= _cost(result.heads, began)
         self._write(result)
         self._warn_of(result.alerts)
-        self._log_to_sinks(result, sinks, final)
+        if final:  # the trainer logs the loss of this step later: the figures wait for it
+            self._last = result
+        else:
+            self._log_to_sinks(result, sinks, final=False)
+
+    def finish(self, sinks: Sequence[Sink]) -> None:
+        """Show the last probe, now that the trainer has logged its last step."""
+        if self._last is not None:
+            result, self._last = self._last, None
+            self._log_to_sinks(result, sinks, final=True)
 
     # --- update the histories ---------------------------------------------------------------------------------------
 
@@ -248,14 +263,29 @@ class Recorder:
             "the figures",
         )
         draw = None if data is None else lambda: _drawn(data)
+        more: dict[str, Any] = {"texts": texts, "final": final, "notices": self._notices(result.alerts)}
+        more["summary"] = self._or_warn(self.lines, "the summary")
         for sink in sinks:
             self._or_warn(
-                lambda s=sink: s.log(result.step, result.scalars, draw, texts=texts, final=final),  # type: ignore[misc]
+                lambda s=sink: s.log(result.step, result.scalars, draw, **more),  # type: ignore[misc]
                 f"{type(sink).__name__}",
             )
             if not self._linked and (info := sink.run_info()):
                 self.run.update_manifest(wandb=info)
                 self._linked = True
+
+    def lines(self) -> dict[str, str]:
+        """Each family's result so far in a few words."""
+        return {
+            family: sentences.summary(history, accuracy=[float(c.mean()) for c in self._correct[family]])["line"]
+            for family, history in self.histories.items()
+        }
+
+    def _notices(self, raised: list[Alert]) -> list[Notice]:
+        """The alerts of a kind that was not raised on this family before."""
+        new = [alert for alert in raised if (alert.kind, alert.family) not in self._noticed]
+        self._noticed |= {(alert.kind, alert.family) for alert in new}
+        return [Notice(f"headwatch: {a.kind.replace('_', ' ')}", a.text, a.level == WARNING) for a in new]
 
     def _or_warn(self, action: Callable[[], Any], what: str) -> Any:
         """The result of `action`; None if it raises, with a warning the first time."""

@@ -48,7 +48,7 @@ def read_sidecar(checkpoint: Path) -> dict[str, Any] | None:
     """The sidecar of a checkpoint; None if it is missing or unreadable."""
     try:
         note = json.loads((checkpoint / SIDECAR).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return note if isinstance(note, dict) else None
 

@@ -11,7 +11,7 @@ from headwatch.attribution import Checks, EdgeScores, HeadScores
 from headwatch.attribution.observer import renumbered
 from headwatch.attribution.per_family import Metrics, completeness
 from headwatch.attribution.scores import combine_pairs, heads_of, merge, place, replace_heads
-from headwatch.monitor.distributed import is_sharded, reduce_over_ranks, world
+from headwatch.monitor.distributed import reduce_over_ranks, world
 from headwatch.probes import ProbeSet
 
 Scores = TypeVar("Scores", bound=HeadScores | EdgeScores)
@@ -19,9 +19,10 @@ Scores = TypeVar("Scores", bound=HeadScores | EdgeScores)
 
 @dataclass(frozen=True)
 class PairShard:
-    """The pairs that this rank scores: r, r + W, ... of W ranks; all pairs if the model is sharded or pairs are few.
+    """The pairs that this rank scores: r, r + W, ... of W ranks; all pairs if there are fewer of them than ranks.
 
-    Under DDP a forward pass is not a collective, so ranks may run different numbers of batches.
+    The model's weights are whole during a probe (`whole_weights`), so a forward pass is not a collective and ranks may
+    run different numbers of batches.
 
     Attributes:
         rows: which of the n pairs.
@@ -33,10 +34,10 @@ class PairShard:
     split: bool
 
     @classmethod
-    def of(cls, n_pairs: int, model: nn.Module) -> "PairShard":
+    def of(cls, n_pairs: int) -> "PairShard":
         """The pairs of this rank."""
         rank, size = world()
-        split = 1 < size <= n_pairs and not is_sharded(model)
+        split = 1 < size <= n_pairs
         return cls(tuple(range(rank, n_pairs, size) if split else range(n_pairs)), n_pairs, split)
 
     def score(self, score: Callable[..., Scores], model: nn.Module, probes: ProbeSet, **options: Any) -> Scores:

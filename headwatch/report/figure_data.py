@@ -319,7 +319,7 @@ def _binned(points: list[tuple[int, float]], max_points: int) -> Figure:
     size = math.ceil(len(points) / max_points)
     bins = [np.array(points[start : start + size]) for start in range(0, len(points), size)]
     return {
-        "steps": [round(float(b[:, 0].mean())) for b in bins],
+        "steps": [int(b[-1, 0]) for b in bins],  # a point is the mean of the logs up to its step
         "values": [significant(float(b[:, 1].mean()), 4) for b in bins],
         "logs_per_point": size,
     }

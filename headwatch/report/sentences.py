@@ -56,7 +56,8 @@ def summary(
         null_band: of the circuit rule, (low, high) membership changes between two halves of the last probe's pairs.
 
     Returns:
-        family; status ("ok", "insufficient signal", "base only" or "no probe"); sentences.
+        family; status ("ok", "insufficient signal", "base only" or "no probe"); line: the result in a few words;
+        weight: how much there is to report, to compare families; sentences.
     """
     status = _status(history)
     sentences: list[str] = []
@@ -75,7 +76,9 @@ def summary(
     if circuit is not None and len(circuit.steps) > 1:
         sentences.append(_circuit_membership(circuit, null_band))
     sentences.append(_task(history, accuracy))
-    return {"family": history.family, "status": status, "sentences": [text for text in sentences if text]}
+    line, weight = _line(history, status, accuracy)
+    found = [text for text in sentences if text]
+    return {"family": history.family, "status": status, "line": line, "weight": weight, "sentences": found}
 
 
 def coupling(history: HeadHistory, training: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -142,6 +145,30 @@ def _status(history: HeadHistory) -> str:
     if not signal[-1]:
         return "insufficient signal"
     return "base only" if sum(signal) == 1 else OK
+
+
+def _line(history: HeadHistory, status: str, accuracy: Sequence[float | None]) -> tuple[str, int]:
+    """The family in a few words, and how much there is to report: signal before none, then events, then heads."""
+    if status == "no probe":
+        return "no probe yet", 0
+    if status == "insufficient signal":
+        when = f" at step {history.steps[-1]:,}" if any(has_signal(history)) else ""
+        return f"insufficient signal{when}, no result", 0
+    active = int(history.active[-1].sum())
+    if status == "base only":
+        return f"{_count(active, 'active head')} in the base model", 1 + active
+    newly, pruned = history.newly_active()[-1], history.counts()["pruned"][-1]
+    parts = [
+        f"{newly} emerged" if newly else "",
+        f"{pruned} emerged and pruned" if pruned else "",
+        _dropped(history).replace(" were ", " ").replace(" was ", " "),
+    ]
+    known = [value for value in accuracy if value is not None]
+    if len(known) > 1:
+        parts.append(f"accuracy {known[0]:.0%} → {known[-1]:.0%}".replace("%", "\u00a0%"))
+    if not (newly or pruned or _dropped(history)):
+        parts.insert(0, f"no event, {_count(active, 'active head')}")
+    return "; ".join(part for part in parts if part), 1_000 * (1 + len(history.events)) + active
 
 
 def _changed_shares(history: HeadHistory) -> str:

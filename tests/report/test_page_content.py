@@ -27,7 +27,7 @@ def texts(page: Page, selector: str) -> list[str]:
 
 def test_summary_of_each_family(grpo: RunFolder, visit: Visit, tmp_path: Path):
     page = visit(write_report(grpo, tmp_path))
-    summaries = {name: texts(page, f".summary > div:nth-child({i + 1}) li") for i, name in enumerate(grpo.families)}
+    summaries = {name: texts(page, f".summary > details:nth-child({i + 1}) li") for i, name in enumerate(grpo.families)}
     for family, shown in summaries.items():
         history, circuit = HeadHistory.from_run(grpo, family), HeadHistory.from_run(grpo, family, "circuit")
         accuracy = [float(grpo.read_scores(s).correct[grpo.pairs_of(family)].mean()) for s in grpo.steps]
@@ -124,7 +124,7 @@ def test_hostile_names_stay_text(visit: Visit, tmp_path: Path):
     assert page.run("document.title").endswith(HOSTILE)
     assert HOSTILE in page.run("document.getElementById('head-about').textContent")
     assert texts(page, ".run-name span:nth-child(2)") == [HOSTILE] * 2
-    assert texts(page, ".summary h2")[0].startswith(HOSTILE)
+    assert texts(page, ".summary summary b")[0] == HOSTILE
     assert page.problems == []
 
 
@@ -142,7 +142,7 @@ def test_without_edges_or_signal(visit: Visit, tmp_path: Path):
     page = visit(write_report(write_plain_run(tmp_path / "a", [0, 10])), "head=L1.H1")
     assert "scored by heads only, without edges" in page.run("document.getElementById('head-body').textContent")
     no_signal = visit(write_report(write_plain_run(tmp_path / "b", [0, 10], gap=0.0)), "head=L1.H1")
-    assert texts(no_signal, ".family-status") == ["insufficient signal"]
+    assert texts(no_signal, ".family-status") == ["insufficient signal, no result"]
     assert page.problems == no_signal.problems == []
 
 
