@@ -20,6 +20,7 @@ from headwatch.circuits.circuit import CircuitSettings
 from headwatch.errors import StartError, UnsupportedModelError, UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.placement import check_parallelism
 from headwatch.model.read_only import left_trace
 from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
@@ -27,7 +28,7 @@ from headwatch.monitor.console import ProbeProgress, say, say_closed, say_opened
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
 from headwatch.monitor.family_choice import FamilyChoice
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
-from headwatch.monitor.recorder import Recorder
+from headwatch.monitor.recorder import ProbeResult, Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
 from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import PairShard
@@ -67,6 +68,8 @@ class HeadWatchCallback(TrainerCallback):
         evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
         openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...
         alerts: thresholds of the alerts (`AlertSettings`): min_drop, window, ...
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores), "all"
+            (all heads at the base probe, all new events later) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: services that show the probes, in addition to the run folder. "auto": the live W&B run, and trackio
             or tensorboard if the trainer reports to them; "none"; or names out of wandb, trackio and tensorboard.
@@ -94,6 +97,7 @@ class HeadWatchCallback(TrainerCallback):
         evidence: EvidenceSettings | Mapping[str, Any] | None = None,
         openers: Openers | Mapping[str, Any] | None = None,
         alerts: AlertSettings | Mapping[str, Any] | None = None,
+        patching: str = "events",
         folder: str | PathLike[str] | None = None,
         report_to: str | Sequence[str] = "auto",
         wandb: str = "auto",
@@ -102,7 +106,7 @@ class HeadWatchCallback(TrainerCallback):
         given: dict[str, Any] = {
             **{"probes": probes, "every": every, "n_pairs": n_pairs, "seed": seed},
             **{"scoring": scoring, "circuit": circuit, "evidence": evidence, "openers": openers, "alerts": alerts},
-            **{"folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
+            **{"patching": patching, "folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
         }
         self.settings = WatchSettings(**given)
         self._tokenizer = tokenizer
@@ -124,6 +128,7 @@ class HeadWatchCallback(TrainerCallback):
         self._base: BaseAnswers | None = None
         self._probed: int | None = None
         self._has_probe = False  # whether a probe is in the record
+        self._patching = self.settings.patching != "none"
         self._failed = False  # here
         self._off = False  # everywhere, by agreement
         self._sidecar_warned = False
@@ -207,12 +212,16 @@ class HeadWatchCallback(TrainerCallback):
             self._claim.release()
 
     def on_scores(self, step: int, scores: HeadScores | EdgeScores) -> None:
-        """For subclasses: called on every process with the scores of all pairs, before they are recorded."""
+        """For subclasses: called on every process with the scores of all pairs, before they are recorded.
+
+        If several processes share the pairs, only the main one has edge scores; the others get head scores.
+        """
 
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
         self._shows_bars = state.is_world_process_zero and not getattr(args, "disable_tqdm", False)
+        check_parallelism(_parallelism())
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
@@ -244,7 +253,9 @@ class HeadWatchCallback(TrainerCallback):
             self.probes.save(path / "probes.safetensors")
         circuit = self.settings.circuit
         rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
-        recorder = Recorder(run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts)
+        recorder = Recorder(
+            run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts, self.settings.patching
+        )
         earlier = run.manifest.get("wandb") or {}
         if resumed is not None:
             self._probed = truncate_record(run, state.global_step, self.settings.every)
@@ -335,17 +346,41 @@ class HeadWatchCallback(TrainerCallback):
             progress.close()
         if not self._all_fine(error, step, "the probe failed"):
             return
+        result: ProbeResult | None = None
         try:
             scores = share.gather(part, probes, self._metrics)
             kl = self._answers(share, observer)
             self.on_scores(step, scores)
             if self._recorder is not None:
+                result = self._recorder.update(step, scores, kl)
+        except Exception as caught:
+            error = caught
+        if not self._all_fine(error, step, "the probe failed"):
+            return
+        self._patch(result, share, model, optimizer)
+        try:
+            if self._recorder is not None and result is not None:
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
-                self._recorder.probe(step, scores, kl, began, self._sinks, final=step >= state.max_steps)
+                self._recorder.conclude(result, began, self._sinks, final=step >= state.max_steps)
         except Exception as caught:
             error = caught
         self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
+
+    def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
+        """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""
+        if not self._patching or self.probes is None:
+            return
+        heads = from_main(None if result is None else dict(result.to_patch))
+        if not heads:
+            return
+        began = time.perf_counter()
+        with whole_weights(model, optimizer):
+            budget = self.settings.scoring.memory_budget_gb
+            effects = share.patch(model, self.probes, self._metrics, heads, budget, optimizer=optimizer)
+        self._patching = effects is not None
+        if self._recorder is not None and result is not None and effects is not None:
+            self._recorder.add_patched(result, effects, time.perf_counter() - began)
 
     def _answers(self, share: PairShard, observer: AnswerObserver | None) -> Any:
         """KL from the base, [N]; the base probe itself stores its answers."""
@@ -399,6 +434,15 @@ class HeadWatchCallback(TrainerCallback):
             type(error).__name__,
             error,
         )
+
+
+def _parallelism() -> Any:
+    """How accelerate divides the processes (`ParallelismConfig`); None without accelerate or such a configuration."""
+    try:
+        from accelerate.state import AcceleratorState, is_initialized
+    except ImportError:
+        return None
+    return getattr(AcceleratorState(), "parallelism_config", None) if is_initialized() else None
 
 
 def _model_name(model: Any) -> str:
