@@ -115,6 +115,7 @@ def score_pairs(
     _require_answers(settings.metric_name, probes)
     began = time.perf_counter()
     anatomy = Anatomy.of(model)
+    reuse_prefix = reuse_prefix and not anatomy.has_whole_layers
     like = next(model.parameters())
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     scores = _Scores(anatomy, probes, settings, dtype)
