@@ -7,6 +7,7 @@ from torch import nn
 from headwatch.attribution.batching import spans
 from headwatch.attribution.run_layout import should_pack
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.whole_weights import trainable_bytes
 from headwatch.probes import ProbeSet
 
 GIB = 2**30
@@ -14,17 +15,17 @@ MIN_BUDGET_GB = 2.0
 
 
 def default_budget_gb(model: nn.Module) -> float:
-    """The size of the trainable parameters' gradients, and at least 2 GiB, in GiB.
+    """The size of the trainable parameters' gradients on this device, and at least 2 GiB, in GiB.
 
     A training step needs this memory and a probe runs between steps, so within this budget it does not raise the peak.
     The budget depends only on the model: batches have the same shapes at every probe, and equal weights equal scores.
     """
-    return budget_gb(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
+    return budget_gb(trainable_bytes(model))
 
 
-def budget_gb(trainable_bytes: int) -> float:
-    """`default_budget_gb` from the bytes of the trainable parameters."""
-    return max(MIN_BUDGET_GB, trainable_bytes / GIB)
+def budget_gb(gradient_bytes: int) -> float:
+    """`default_budget_gb` from the bytes of the trainable parameters that this device holds."""
+    return max(MIN_BUDGET_GB, gradient_bytes / GIB)
 
 
 def batch_sizes(

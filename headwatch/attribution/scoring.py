@@ -1,13 +1,14 @@
 """score_heads and score_edges: one EAP-IG pass over all pairs, on the unmodified model."""
 
 import time
+from contextlib import ExitStack
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from headwatch.attribution.batch_pass import BatchPass, BatchScores
-from headwatch.attribution.batch_size import batch_sizes
+from headwatch.attribution.batch_size import batch_sizes, default_budget_gb
 from headwatch.attribution.batching import Batch, batches
 from headwatch.attribution.metrics import Metric, resolve_metric
 from headwatch.attribution.observer import Observer
@@ -20,7 +21,7 @@ from headwatch.attribution.stream_check import check_stream
 from headwatch.attribution.tensor_pool import TensorPool
 from headwatch.errors import UserError
 from headwatch.model.anatomy import Anatomy
-from headwatch.model.forward import callers_autocast
+from headwatch.model.forward import callers_autocast, under_autocast
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet
 
@@ -41,8 +42,9 @@ def score_heads(
         model: a Hugging Face causal language model, plain or wrapped by PEFT; it is left unchanged.
         probes: the pairs.
         metric: "logit_diff", "kl", "nll", or a callable (`headwatch.attribution.Metric`).
-        steps: m, the points of the path; ignored by alphas="clean".
-        alphas: "midpoint", "right" (the paper), "left", or "clean" (plain attribution patching).
+        steps: m, the points of the path; ignored by alphas="clean" and "ends".
+        alphas: "midpoint", "right" (the paper), "left", "clean" (plain attribution patching), or "ends"
+            (the clean and the corrupted run; see docs/evidence/scores.md).
         batch_size: pairs per batch; None derives it from the memory budget.
         memory_budget_gb: estimated size of one batch's activations and differences, in GiB; None allows the size of the
             trainable parameters' gradients, and at least 2 GiB.
@@ -112,19 +114,23 @@ def score_pairs(
         optimizer: the trainer's optimizer; required only under ZeRO-3.
         observe: called with every batch's clean run.
     """
-    _require_answers(settings.metric_name, probes)
+    require_answers(settings.metric_name, probes)
     began = time.perf_counter()
     anatomy = Anatomy.of(model)
     reuse_prefix = reuse_prefix and not anatomy.has_whole_layers
-    like = next(model.parameters())
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    scores = _Scores(anatomy, probes, settings, dtype)
-    pool = TensorPool() if settings.edges else None
-    size, points_at_once = batch_sizes(
-        anatomy, probes, len(scores.path.points), settings.batch_size, settings.memory_budget_gb, reuse_prefix
-    )
-    peak, autocast = PeakMemory(like.device), torch.is_autocast_enabled(like.device.type)
-    with peak, read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call:
+    budget = settings.memory_budget_gb or default_budget_gb(model)
+    with ExitStack() as stack:
+        stack.enter_context(read_only_pass(model, optimizer))
+        like = next(model.parameters())  # sharded models are whole only now, in the dtype of the forward
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        scores = _Scores(anatomy, probes, settings, dtype)
+        pool = TensorPool() if settings.edges else None
+        size, points_at_once = batch_sizes(
+            anatomy, probes, len(scores.path.points), settings.batch_size, budget, reuse_prefix
+        )
+        peak, autocast = PeakMemory(like.device), under_autocast(like.device)
+        stack.enter_context(peak)
+        call = stack.enter_context(callers_autocast(anatomy.model, like.device))
         for number, batch in enumerate(batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64)):
             # The first batch suffices for the stream check, which costs as much as all o_proj.
             first = number == 0
@@ -137,7 +143,8 @@ def score_pairs(
     return scores.result(time.perf_counter() - began, peak.mib)
 
 
-def _require_answers(metric: str, probes: ProbeSet) -> None:
+def require_answers(metric: str, probes: ProbeSet) -> None:
+    """Raise UserError if the metric needs answers that some pairs do not have."""
     missing = {"logit_diff": probes.answers, "nll": probes.targets[:, 0]}.get(metric)
     if missing is not None and bool((missing < 0).any()):
         what = "a clean and a corrupted answer" if metric == "logit_diff" else "a clean continuation"

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headwatch.errors import UnsupportedModelError
 from headwatch.model.layouts import LAYOUTS, REFUSED, Fused, Layout, NormKind
+from headwatch.model.placement import check_placement
 from headwatch.model.precision import at_least_float32
 
 Kind = Literal["q", "k", "v"]
@@ -248,6 +249,7 @@ class Anatomy:
             UnsupportedModelError: the architecture is unknown or not a sum of its parts, or a part is missing.
         """
         model = _bare(model)
+        check_placement(model)
         _refuse_added_tokens(model)
         wrapper: Any = model
         inner: Any = _bare(wrapper.get_base_model()) if hasattr(wrapper, "get_base_model") else model

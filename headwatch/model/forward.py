@@ -29,6 +29,10 @@ def callers_autocast(model: nn.Module, device: torch.device) -> Iterator[Call]:
         The model's forward pass.
     """
     kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        with torch.compiler.set_stance("force_eager"):
+            yield model
+        return
     outside = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
     def call(**inputs: Any) -> Any:
@@ -37,6 +41,11 @@ def callers_autocast(model: nn.Module, device: torch.device) -> Iterator[Call]:
 
     with torch.compiler.set_stance("force_eager"), torch.autocast(kind, enabled=False), _callable_attention(model):
         yield call
+
+
+def under_autocast(device: torch.device) -> bool:
+    """Whether autocast is enabled for the device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """A history rebuilt from a run folder, probe by probe."""
 
 import os
+import warnings
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from headwatch.errors import UserError
@@ -38,13 +40,26 @@ def history_from_run(
     settings = settings or EvidenceSettings.from_dict((manifest.get("settings") or {}).get("evidence") or {})
     model = manifest["model"]
     history = HeadHistory(model["n_layers"], model["n_heads"], rule=rule, settings=settings, family=family)
-    for step in run.steps:
-        scores = run.read_scores(step)
+    found, lost = run.probes()
+    if lost:
+        warnings.warn(lost_probes(found, lost), stacklevel=2)
+    for step, scores in found.items():
         if rule == "evidence":
-            history.add(step, scores.head_scores[pairs], scores.metric_clean[pairs], scores.metric_corrupted[pairs])
+            metric = scores.metric_clean[pairs], scores.metric_corrupted[pairs]
+            history.add(step, scores.head_scores[pairs], *metric)
+            if scores.patched is not None:
+                history.add_patched(scores.patched[pairs], *metric)
         else:
             history.add_membership(step, *_membership(run, step, scores, index))
     return history
+
+
+def lost_probes(found: Collection[int], lost: Mapping[int, str]) -> str:
+    """One line on probes that cannot be read; states then start from a later probe if the base is among them."""
+    steps, first = ", ".join(map(str, lost)), min(found, default=None)
+    what = f"step {steps}" if len(lost) == 1 else f"steps {steps}"
+    base = f"; the base is lost, so states are relative to step {first}" if found and min(lost) < min(found) else ""
+    return f"the probe of {what} cannot be read{base} ({next(iter(lost.values()))})"
 
 
 def _membership(run: RunFolder, step: int, scores: ProbeScores, index: int) -> tuple[Any, ...]:
