@@ -75,12 +75,16 @@ class Projection:
         """The module whose output is split into heads: the norm after the projection, or the projection."""
         return self.module if self.norm is None else self.norm.module
 
-    def rows(self, kind: Kind, copied: bool = False) -> slice | Tensor:
-        """Indices of one kind in the output of `last`, head by head; or in the output of `copy_heads`, if `copied`."""
+    def rows(self, kind: Kind, copied: bool = False, device: torch.device | None = None) -> slice | Tensor:
+        """Indices of one kind in the output of `last`, head by head; or in the output of `copy_heads`, if `copied`.
+
+        On `device` where they are a tensor.
+        """
         if self.fused is None:
             return slice(None)
         if self.fused == "interleaved":
-            places = torch.arange(3 * self.n_heads * self.head_dim).unflatten(0, (self.n_heads, 3, self.head_dim))
+            count = 3 * self.n_heads * self.head_dim
+            places = torch.arange(count, device=device).unflatten(0, (self.n_heads, 3, self.head_dim))
             return places[:, KINDS.index(kind)].flatten()
         queries = self.n_heads * self.head_dim
         keys = queries if copied else self.n_kv_heads * self.head_dim
