@@ -208,6 +208,8 @@ class BatchPass:
     def _head_hooks(self) -> list[RemovableHandle]:
         handles = []
         for index, layer in enumerate(self.anatomy.layers):
+            if layer.whole:
+                continue
             if layer.attn_post_norm is None:
                 handles.append(layer.out.register_forward_pre_hook(self._at_z(index)))
             else:

@@ -118,6 +118,7 @@ def score_pairs(
     require_answers(settings.metric_name, probes)
     began = time.perf_counter()
     anatomy = Anatomy.of(model)
+    reuse_prefix = reuse_prefix and not anatomy.has_whole_layers
     budget = settings.memory_budget_gb or default_budget_gb(model)
     with ExitStack() as stack:
         stack.enter_context(read_only_pass(model, optimizer))
