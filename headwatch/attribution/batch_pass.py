@@ -1,5 +1,6 @@
 """The pass over one batch of pairs: the prefix, both endpoints, and the points between them forward and backward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ class BatchPass:
         points_at_once: points per forward and backward pass.
         pool: allocates the tensors of edges; None scores heads only.
         measure_rounding: also measure the stream's rounding (stream_check.py).
+        at_peak: called between each forward and backward pass, where most memory is in use.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class BatchPass:
         points_at_once: int,
         pool: TensorPool | None,
         measure_rounding: bool = False,
+        at_peak: Callable[[], None] | None = None,
     ) -> None:
         self.anatomy, self.call, self.batch = anatomy, call, batch
         self.metric, self.path, self.points_at_once = metric, path, points_at_once
         self.output = OutputMatrix(anatomy)
         self.recorder = EndpointRecorder(anatomy)
         self.rounding = RoundingRecorder(anatomy) if measure_rounding else None
+        self.at_peak = at_peak
         self.differences: EndpointDifferences | None = None
         self.masks: Masks | None = None
         self.edges = None if pool is None else EdgeCollector(anatomy, batch.size, pool)
@@ -179,6 +183,8 @@ class BatchPass:
             values = self.metric(
                 at_least_float32(logits.flatten(0, 1)), clean.repeat(repeats, 1, 1), reads.repeat(repeats)
             )
+            if self.at_peak is not None:
+                self.at_peak()
             (gradient,) = torch.autograd.grad(values.sum(), leaf[0])
         if self.edges is not None:
             self.edges.finish()

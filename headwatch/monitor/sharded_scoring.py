@@ -1,13 +1,14 @@
 """The pairs of a probe distributed over the ranks, and their scores gathered."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from headwatch.attribution import Checks, EdgeScores, HeadScores
+from headwatch.attribution import Checks, EdgeScores, HeadScores, ScoringSettings
+from headwatch.attribution.batch_size import default_budget_gb, free_bytes
 from headwatch.attribution.observer import renumbered
 from headwatch.attribution.per_family import Metrics, completeness
 from headwatch.attribution.scores import combine_pairs, heads_of, merge, place, replace_heads
@@ -72,6 +73,18 @@ class PairShard:
             seconds=seconds,
             peak_memory_mb=None if heads.peak_memory_mb is None else memory,
         )
+
+
+def with_agreed_budget(settings: ScoringSettings, model: nn.Module) -> ScoringSettings:
+    """The settings with the default memory budget that fits every rank; unchanged where it does not depend on the rank.
+
+    Call it once per run: with one budget, batches have the same shapes at every probe.
+    """
+    free = free_bytes(next(model.parameters()).device)
+    if free is None or settings.batch_size is not None or settings.memory_budget_gb is not None:
+        return settings
+    budget = torch.tensor([default_budget_gb(model, free)], dtype=torch.float64)
+    return replace(settings, memory_budget_gb=float(reduce_over_ranks(budget, "MIN")))
 
 
 def _summed(values: Tensor) -> Tensor:
