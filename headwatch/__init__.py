@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from headwatch.version import __version__
 
 if TYPE_CHECKING:
+    from headwatch.analysis.interventions import mean_ablated_heads, scaled_heads, write_scaled_heads
+    from headwatch.analysis.patching import HeadPatches, patch_heads
     from headwatch.attribution import EdgeScores, HeadScores, score_edges, score_heads
     from headwatch.callback import HeadWatchCallback
     from headwatch.circuits.circuit import Circuit
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 # The module of each public name. Modules are imported on first use, because torch and transformers take seconds to
 # import and reading a record needs neither.
 _HOMES = {
+    "analysis.interventions": ("mean_ablated_heads", "scaled_heads", "write_scaled_heads"),
+    "analysis.patching": ("HeadPatches", "patch_heads"),
     "attribution": ("EdgeScores", "HeadScores", "score_edges", "score_heads"),
     "callback": ("HeadWatchCallback",),
     "circuits.circuit": ("Circuit",),
@@ -49,6 +53,7 @@ __all__ = [
     "EdgeScores",
     "EvidenceSettings",
     "HeadHistory",
+    "HeadPatches",
     "HeadScores",
     "HeadWatchCallback",
     "Openers",
@@ -58,9 +63,13 @@ __all__ = [
     "UserError",
     "__version__",
     "effect",
+    "mean_ablated_heads",
+    "patch_heads",
     "read_only_pass",
+    "scaled_heads",
     "score_edges",
     "score_heads",
+    "write_scaled_heads",
 ]
 
 

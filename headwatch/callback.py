@@ -20,16 +20,19 @@ from headwatch.circuits.circuit import CircuitSettings
 from headwatch.errors import StartError, UnsupportedModelError, UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.placement import check_parallelism
 from headwatch.model.read_only import left_trace
+from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
-from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, is_sharded, on_main, world
+from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
-from headwatch.monitor.recorder import Recorder
+from headwatch.monitor.recorder import ProbeResult, Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
 from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import PairShard, with_agreed_budget
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
+from headwatch.record.owner import Claim, claim
 from headwatch.record.run_folder import RunFolder, describe_probes
 from headwatch.sinks import Sink, make_sinks
 from headwatch.stats import EvidenceSettings
@@ -62,6 +65,8 @@ class HeadWatchCallback(TrainerCallback):
         evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
         openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...
         alerts: thresholds of the alerts (`AlertSettings`): min_drop, window, ...
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores), "all"
+            (all heads at the base probe, all new events later) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: services that show the probes, in addition to the run folder. "auto": the live W&B run, and trackio
             or tensorboard if the trainer reports to them; "none"; or names out of wandb, trackio and tensorboard.
@@ -89,6 +94,7 @@ class HeadWatchCallback(TrainerCallback):
         evidence: EvidenceSettings | Mapping[str, Any] | None = None,
         openers: Openers | Mapping[str, Any] | None = None,
         alerts: AlertSettings | Mapping[str, Any] | None = None,
+        patching: str = "events",
         folder: str | PathLike[str] | None = None,
         report_to: str | Sequence[str] = "auto",
         wandb: str = "auto",
@@ -97,7 +103,7 @@ class HeadWatchCallback(TrainerCallback):
         given: dict[str, Any] = {
             **{"probes": probes, "every": every, "n_pairs": n_pairs, "seed": seed},
             **{"scoring": scoring, "circuit": circuit, "evidence": evidence, "openers": openers, "alerts": alerts},
-            **{"folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
+            **{"patching": patching, "folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
         }
         self.settings = WatchSettings(**given)
         self._tokenizer = tokenizer
@@ -118,9 +124,11 @@ class HeadWatchCallback(TrainerCallback):
         self._agreed: ScoringSettings | None = None
         self._probed: int | None = None
         self._has_probe = False  # whether a probe is in the record
+        self._patching = self.settings.patching != "none"
         self._failed = False  # here
         self._off = False  # everywhere, by agreement
         self._sidecar_warned = False
+        self._claim: Claim | None = None  # on the main process
 
     @property
     def run(self) -> RunFolder | None:
@@ -159,6 +167,7 @@ class HeadWatchCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Record what the trainer logs (reward, loss), on the step axis of the probes."""
+        self._check_claim(state)
         if logs and self._recorder is not None:
             recorder = self._recorder
             self._guarded(lambda: recorder.log(state.global_step, logs), state, "could not record the trainer's log")
@@ -187,20 +196,30 @@ class HeadWatchCallback(TrainerCallback):
             run = self.run
             status = "failed" if self._failed else "finished"
             self._guarded(lambda: run.update_manifest(status=status), state, "could not close the record")
+        if self._recorder is not None:
+            recorder = self._recorder
+            self._guarded(lambda: recorder.finish(self._sinks), state, "could not show the last probe")
         for sink in self._sinks:
             self._guarded(sink.finish, state, f"could not finish {type(sink).__name__}")
+        if self._claim is not None:
+            self._claim.release()
 
     def on_scores(self, step: int, scores: HeadScores | EdgeScores) -> None:
-        """For subclasses: called on every process with the scores of all pairs, before they are recorded."""
+        """For subclasses: called on every process with the scores of all pairs, before they are recorded.
+
+        If several processes share the pairs, only the main one has edge scores; the others get head scores.
+        """
 
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
+        check_parallelism(_parallelism())
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
         folder = self.settings.folder
         path = Path(folder) if folder is not None else Path(args.output_dir) / "headwatch"
+        on_main(lambda: self._claim_record(path, state))
         resumed: RunFolder | None = None
         if state.global_step > 0:  # the record is the main process's alone
             resumed = on_main(lambda: find_record(args, state.global_step, path))
@@ -219,11 +238,13 @@ class HeadWatchCallback(TrainerCallback):
             check_same_run(resumed, self.probes, shape, self._recorded)
             run = resumed
         else:
-            run = RunFolder.create(path, self._manifest(args, model, anatomy))
+            run = RunFolder.create(path, self._manifest(args, model, anatomy, tokenizer))
             self.probes.save(path / "probes.safetensors")
         circuit = self.settings.circuit
         rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
-        recorder = Recorder(run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts)
+        recorder = Recorder(
+            run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts, self.settings.patching
+        )
         earlier = run.manifest.get("wandb") or {}
         if resumed is not None:
             self._probed = truncate_record(run, state.global_step, self.settings.every)
@@ -231,11 +252,24 @@ class HeadWatchCallback(TrainerCallback):
             self._base = load_base_answers(run.path)
             run.update_manifest(status="running")
         self._recorder = recorder
-        self._sinks = make_sinks(
-            self.settings.sinks, self.settings.wandb, args, config=self._recorded, wandb_run=earlier
-        )
+        config = {"version": __version__, **self._recorded}
+        config |= {key: run.manifest["probes"].get(key) for key in ("families", "n_pairs", "fingerprint")}
+        self._sinks = make_sinks(self.settings.sinks, self.settings.wandb, args, config=config, wandb_run=earlier)
 
-    def _manifest(self, args: Any, model: Any, anatomy: Anatomy) -> dict[str, Any]:
+    def _claim_record(self, path: Path, state: Any) -> None:
+        self._claim = claim(path, state)
+
+    def _check_claim(self, state: Any) -> None:
+        """Fail if a later training of this process has taken the record over."""
+        if self._claim is not None and not self._claim.is_held and not self._failed:
+            self._fail(
+                StartError(f"another training now writes the record in {self._claim.folder}"),
+                state.global_step,
+                "the record was taken over",
+            )
+            self._recorder = None
+
+    def _manifest(self, args: Any, model: Any, anatomy: Anatomy, tokenizer: Any) -> dict[str, Any]:
         config = getattr(model, "config", None)
         return {
             "headwatch_version": __version__,
@@ -251,8 +285,9 @@ class HeadWatchCallback(TrainerCallback):
                 "head_dim": anatomy.head_dim,
                 "d_model": anatomy.d_model,
             },
-            "probes": describe_probes(self.probes),
-            "trainer": re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
+            "probes": describe_probes(self.probes, tokenizer),
+            "trainer": getattr(args, "recorded_by", None)  # a command, without a trainer
+            or re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
             "name": getattr(args, "run_name", None) or Path(args.output_dir).name,
             "training": {
                 key: getattr(args, key, None)
@@ -268,6 +303,7 @@ class HeadWatchCallback(TrainerCallback):
         """One probe, on every process. All agree on whether one has failed before they exchange anything."""
         if self._off or self.probes is None or model is None:
             return
+        self._check_claim(state)
         if agree(ERROR if self._failed else OK) != OK:  # a record may fail on the main process alone
             self._off = True
             return
@@ -275,37 +311,43 @@ class HeadWatchCallback(TrainerCallback):
         first = self._probed is None
         self._probed = step
         began = time.perf_counter()
-        share = PairShard.of(len(probes), model)
+        share = PairShard.of(len(probes))
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
         error: Exception | None = None
         try:
-            part = share.score(
-                score_by_metric,
-                model,
-                probes,
-                metrics=self._metrics,
-                settings=self._scoring_settings(model),
-                optimizer=optimizer,
-                observe=observer,
-            )
+            with whole_weights(model, optimizer):  # gathered once: ranks may run different numbers of passes inside
+                part = share.score(
+                    score_by_metric,
+                    model,
+                    probes,
+                    metrics=self._metrics,
+                    settings=self._scoring_settings(model),
+                    optimizer=optimizer,
+                    observe=observer,
+                )
         except Exception as caught:
-            if world()[1] > 1 and is_sharded(
-                model
-            ):  # the others may be waiting inside the pass, so agreeing would hang
-                raise
             error = caught
         if not self._all_fine(error, step, "the probe failed"):
             return
+        result: ProbeResult | None = None
         try:
             scores = share.gather(part, probes, self._metrics)
             kl = self._answers(share, observer)
             self.on_scores(step, scores)
             if self._recorder is not None:
+                result = self._recorder.update(step, scores, kl)
+        except Exception as caught:
+            error = caught
+        if not self._all_fine(error, step, "the probe failed"):
+            return
+        self._patch(result, share, model, optimizer)
+        try:
+            if self._recorder is not None and result is not None:
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
-                self._recorder.probe(step, scores, kl, began, self._sinks, final=step >= state.max_steps)
+                self._recorder.conclude(result, began, self._sinks, final=step >= state.max_steps)
         except Exception as caught:
             error = caught
         self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
@@ -315,6 +357,21 @@ class HeadWatchCallback(TrainerCallback):
         if self._agreed is None:
             self._agreed = with_agreed_budget(self.settings.scoring, model)
         return self._agreed
+
+    def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
+        """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""
+        if not self._patching or self.probes is None:
+            return
+        heads = from_main(None if result is None else dict(result.to_patch))
+        if not heads:
+            return
+        began = time.perf_counter()
+        with whole_weights(model, optimizer):
+            budget = self.settings.scoring.memory_budget_gb
+            effects = share.patch(model, self.probes, self._metrics, heads, budget, optimizer=optimizer)
+        self._patching = effects is not None
+        if self._recorder is not None and result is not None and effects is not None:
+            self._recorder.add_patched(result, effects, time.perf_counter() - began)
 
     def _answers(self, share: PairShard, observer: AnswerObserver | None) -> Any:
         """KL from the base, [N]; the base probe itself stores its answers."""
@@ -368,6 +425,15 @@ class HeadWatchCallback(TrainerCallback):
             type(error).__name__,
             error,
         )
+
+
+def _parallelism() -> Any:
+    """How accelerate divides the processes (`ParallelismConfig`); None without accelerate or such a configuration."""
+    try:
+        from accelerate.state import AcceleratorState, is_initialized
+    except ImportError:
+        return None
+    return getattr(AcceleratorState(), "parallelism_config", None) if is_initialized() else None
 
 
 def _model_name(model: Any) -> str:

@@ -5,18 +5,19 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from headwatch.commands import demo, report, score, train, workspace
+from headwatch.commands import demo, doctor, follow, report, score, train, workspace
 from headwatch.errors import UserError
 from headwatch.version import __version__
 
-COMMANDS = (demo, train, score, report, workspace)
+COMMANDS = (demo, train, score, doctor, follow, report, workspace)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 on success, 2 after a user's mistake (one line on standard error), 130 after an interrupt.
+        0 on success, 2 after a user's mistake or where a path cannot be used (one line on standard error), 130 after an
+        interrupt.
     """
     parser = _parser()
     try:
@@ -27,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except UserError as error:
         print(f"headwatch: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a path that cannot be used, a full disk
+        what = f" ({str(error.filename)[:200]})" if error.filename else ""
+        print(f"headwatch: {error.strerror or error}{what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("headwatch: interrupted", file=sys.stderr)

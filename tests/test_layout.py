@@ -12,7 +12,7 @@ TOP = {"__init__", "callback", "cli", "errors", "version"}
 # Rooms from the lowest floor up. A file may import files of its own room and of lower floors.
 FLOORS = (
     {"errors", "version", "io"},
-    {"model", "stats"},
+    {"model", "stats", "grading"},
     {"probes"},
     {"attribution"},
     {"circuits", "lives"},
@@ -21,7 +21,7 @@ FLOORS = (
     {"report", "sinks"},
     {"monitor"},
     {"callback"},
-    {"evaluation", "demo"},
+    {"adapters", "checkpoints", "evaluation", "demo"},
     {"training"},
     {"commands"},
     {"cli"},
@@ -31,16 +31,18 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Packages that a user may not have, or that take seconds to import: only these are imported inside a function.
 OPTIONAL = {
     *(
+        "accelerate",
         "bitsandbytes",
         "datasets",
         "latex2sympy2_extended",
         "math_verify",
         "matplotlib",
+        "deepspeed",
         "peft",
         "plotly",
         "tensorboard",
     ),
-    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch"),
+    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch", "swift"),
 }
 
 

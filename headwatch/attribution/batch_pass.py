@@ -18,6 +18,7 @@ from headwatch.attribution.run_layout import MaskRecorder, Masks, RunLayout, sho
 from headwatch.attribution.skipped_work import OutputMatrix
 from headwatch.attribution.stream_check import RoundingRecorder
 from headwatch.attribution.tensor_pool import TensorPool
+from headwatch.attribution.user_hooks import HookCheck
 from headwatch.model.anatomy import Anatomy, Layer, Norm, compute_type
 from headwatch.model.forward import Call
 from headwatch.model.hooks import hooked
@@ -54,7 +55,8 @@ class BatchPass:
         path: the points at which gradients are taken.
         points_at_once: points per forward and backward pass.
         pool: allocates the tensors of edges; None scores heads only.
-        measure_rounding: also measure the stream's rounding (stream_check.py).
+        first: whether this is a pass's first batch: also measure the stream's rounding (stream_check.py), and check for
+            hooks that change values (user_hooks.py).
         at_peak: called between each forward and backward pass, where most memory is in use.
     """
 
@@ -67,14 +69,15 @@ class BatchPass:
         path: Path,
         points_at_once: int,
         pool: TensorPool | None,
-        measure_rounding: bool = False,
+        first: bool = False,
         at_peak: Callable[[], None] | None = None,
     ) -> None:
         self.anatomy, self.call, self.batch = anatomy, call, batch
         self.metric, self.path, self.points_at_once = metric, path, points_at_once
         self.output = OutputMatrix(anatomy)
         self.recorder = EndpointRecorder(anatomy)
-        self.rounding = RoundingRecorder(anatomy) if measure_rounding else None
+        self.rounding = RoundingRecorder(anatomy) if first else None
+        self.user_hooks = HookCheck(anatomy) if first else None
         self.at_peak = at_peak
         self.differences: EndpointDifferences | None = None
         self.masks: Masks | None = None
@@ -129,7 +132,8 @@ class BatchPass:
         layout = RunLayout(self.batch.size, len(endpoints))
         ids = layout.join(torch.stack([self._ids(endpoint) for endpoint in endpoints]))
         masks = MaskRecorder(self.anatomy, self.batch.size)
-        with hooked(*self._endpoint_hooks(layout, runs), *masks.hooks()), self.output.whole():
+        checks = [] if self.user_hooks is None else self.user_hooks.hooks()
+        with hooked(*checks, *self._endpoint_hooks(layout, runs), *masks.hooks()), self.output.whole():
             logits = run(self.call, self.anatomy, self.batch, ids, cache, layout)
         self.recorder.record_logits(runs, logits)
         self.masks = masks.masks()

@@ -8,6 +8,7 @@ from torch import nn
 from headwatch.attribution.batching import spans
 from headwatch.attribution.run_layout import should_pack
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.whole_weights import trainable_bytes
 from headwatch.probes import ProbeSet
 
 GIB = 2**30
@@ -17,7 +18,8 @@ RESERVED_COPIES = 3  # of the trainable parameters: gradients and the two moment
 
 
 def default_budget_gb(model: nn.Module, free: int | None = None) -> float:
-    """The size of the trainable parameters' gradients, and at least 2 GiB, in GiB; on CUDA more, where memory is free.
+    """The size of the trainable parameters' gradients on this device, and at least 2 GiB; on CUDA more, where memory is
+    free. In GiB.
 
     A training step needs the memory of the gradients and a probe runs between steps, so within this budget it does not
     raise the peak. Small batches are bound by launches of kernels on a GPU, so there half of the memory is used that is
@@ -29,7 +31,7 @@ def default_budget_gb(model: nn.Module, free: int | None = None) -> float:
         model: the model.
         free: free bytes of its CUDA device (`free_bytes`), or None.
     """
-    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    trainable = trainable_bytes(model)
     if free is None:
         return budget_gb(trainable)
     return max(budget_gb(trainable), PART_OF_FREE * (free - RESERVED_COPIES * trainable) / GIB)
@@ -43,9 +45,9 @@ def free_bytes(device: torch.device) -> int | None:
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
-def budget_gb(trainable_bytes: int) -> float:
-    """`default_budget_gb` from the bytes of the trainable parameters."""
-    return max(MIN_BUDGET_GB, trainable_bytes / GIB)
+def budget_gb(gradient_bytes: int) -> float:
+    """`default_budget_gb` from the bytes of the trainable parameters that this device holds."""
+    return max(MIN_BUDGET_GB, gradient_bytes / GIB)
 
 
 def batch_sizes(

@@ -71,6 +71,7 @@ class EdgeCollector:
         self.anatomy, self.pairs, self.pool = anatomy, pairs, pool
         self._layout = RunLayout(pairs, 1)
         self._reads: list[_AttentionReads] = []
+        self._residual: dict[int, Tensor] = {}  # inputs of norms that attention and MLP share, until the MLP runs
         n_layers = anatomy.n_layers
         waves: list[list[int]] = [[] for _ in range(n_layers + 1)]
         for index, layer in enumerate(anatomy.layers):
@@ -111,7 +112,9 @@ class EdgeCollector:
                 handles.append(layer.attn_norm.module.register_forward_pre_hook(self._keep_x(index)))
             for projection in layer.projections:
                 handles.append(projection.last.register_forward_hook(self._copy_heads(index, projection)))
-            handles.append(layer.mlp_reads.register_forward_pre_hook(self._own_copy(self._mlp_gradient(index))))
+            shared = (index, layer.attn_norm) if layer.shared_norm and layer.attn_norm is not None else None
+            own_copy = self._own_copy(self._mlp_gradient(index), shared)
+            handles.append(layer.mlp_reads.register_forward_pre_hook(own_copy))
         return handles
 
     def finish(self) -> None:
@@ -136,17 +139,22 @@ class EdgeCollector:
 
     # Forward: every target reads its own copy, whose gradient is hooked.
 
-    def _own_copy(self, on_gradient: Callable[[Tensor], None]) -> Any:
+    def _own_copy(self, on_gradient: Callable[[Tensor], None], shared_norm: tuple[int, Norm] | None = None) -> Any:
+        """Hook before a module that reads the residual vector, or the output of a norm shared with attention."""
+
         def hook(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            copy = args[0].view_as(args[0])
+            x = args[0] if shared_norm is None else self._residual.pop(shared_norm[0])
+            copy = x.view_as(x)
             copy.register_hook(on_gradient)
-            return (copy, *args[1:])
+            return (copy if shared_norm is None else shared_norm[1].module.forward(copy), *args[1:])
 
         return hook
 
     def _keep_x(self, index: int) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...]) -> None:
             self._reads[index].x = args[0].detach()
+            if self.anatomy.layers[index].shared_norm:
+                self._residual[index] = args[0]
 
         return hook
 

@@ -66,7 +66,7 @@ class EndpointRecorder:
             return lambda module, args: self._record(key, rows(args[0]))
 
         def after(key: Any, scale: float) -> Any:
-            return lambda module, args, output: self._record(key, rows(first_output(output)), scale)
+            return lambda module, args, output: self._record(key, rows(first_output(output, args)), scale)
 
         def keep_embedding(module: Any, args: Any, output: Tensor) -> None:
             self.embeddings.update(rows(output))
@@ -133,10 +133,15 @@ def rows_of(states: Tensor, layout: RunLayout, runs: RunsOf) -> dict[Endpoint, T
     return {endpoint: layout.by_run(states.detach())[run] for endpoint, run in runs.items()}
 
 
-def first_output(output: Any) -> Tensor:
-    """A module's output, or the first of several (expert blocks may also return router logits)."""
+def first_output(output: Any, args: tuple[Tensor, ...]) -> Tensor:
+    """A module's output, or the first of several (expert blocks may also return router logits), [B, T, M].
+
+    Args:
+        output: what the module returned; Llama 4's expert blocks return a flat list of tokens, [B T, M].
+        args: the module's inputs, the first of [B, T, M].
+    """
     first: Tensor = output[0] if isinstance(output, tuple) else output
-    return first
+    return first.view_as(args[0]) if first.dim() < args[0].dim() else first
 
 
 def interpolated(clean: Tensor, corrupted: Tensor, alphas: Sequence[float]) -> Tensor:

@@ -75,7 +75,11 @@ def _outputs(anatomy: Anatomy, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return lambda module, args: states.__setitem__(key, args[0])
 
     def keep_output(key: Any) -> Any:
-        return lambda module, args, output: states.__setitem__(key, output[0] if isinstance(output, tuple) else output)
+        def hook(module: Any, args: tuple[Tensor, ...], output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            states[key] = first.view_as(args[0]) if first.dim() == 2 and args[0].dim() == 3 else first
+
+        return hook
 
     handles = [
         anatomy.embedding.register_forward_hook(keep_output("e")),
@@ -135,6 +139,17 @@ def _run_with_copies(anatomy: Anatomy, embeddings: Tensor) -> tuple[Tensor, list
 
         return hook
 
+    def through_shared_norm(index: int) -> Any:
+        """The MLP reads its own copy of the residual vector through the norm that it shares with attention."""
+
+        def hook(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            copies[index, "mlp"] = residual[index].clone()
+            norm = anatomy.layers[index].attn_norm
+            assert norm is not None
+            return (norm.module.forward(copies[index, "mlp"]), *args[1:])
+
+        return hook
+
     def keep_residual(index: int) -> Any:
         return lambda module, args: residual.__setitem__(index, args[0])
 
@@ -143,7 +158,8 @@ def _run_with_copies(anatomy: Anatomy, embeddings: Tensor) -> tuple[Tensor, list
         handles.append(anatomy.decoder_layers[index].register_forward_pre_hook(keep_residual(index)))
         for projection in layer.projections:
             handles.append(projection.last.register_forward_hook(by_head(index, projection)))
-        handles.append(layer.mlp_reads.register_forward_pre_hook(own_copy((index, "mlp"))))
+        reads = through_shared_norm(index) if layer.shared_norm else own_copy((index, "mlp"))
+        handles.append(layer.mlp_reads.register_forward_pre_hook(reads))
     handles.append(anatomy.final_norm.register_forward_pre_hook(own_copy("logits")))
     with hooked(*handles), query_head_copies(anatomy):
         ids = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)

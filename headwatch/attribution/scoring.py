@@ -1,13 +1,14 @@
 """score_heads and score_edges: one EAP-IG pass over all pairs, on the unmodified model."""
 
 import time
+from contextlib import ExitStack
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from headwatch.attribution.batch_pass import BatchPass, BatchScores
-from headwatch.attribution.batch_size import batch_sizes
+from headwatch.attribution.batch_size import batch_sizes, default_budget_gb, free_bytes
 from headwatch.attribution.batching import Batch, batches
 from headwatch.attribution.metrics import Metric, logit_diff, resolve_metric
 from headwatch.attribution.observer import Observer
@@ -114,30 +115,35 @@ def score_pairs(
         optimizer: the trainer's optimizer; required only under ZeRO-3.
         observe: called with every batch's clean run.
     """
-    _require_answers(settings.metric_name, probes)
-    anatomy = Anatomy.of(model)
-    like = next(model.parameters())
-    wait_for(like.device)  # what the training has queued is not part of the pass
+    require_answers(settings.metric_name, probes)
+    device = next(model.parameters()).device
+    wait_for(device)  # what the training has queued is not part of the pass
     began = time.perf_counter()
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    scores = _Scores(anatomy, probes, settings, dtype)
-    pool = TensorPool() if settings.edges else None
-    size, points_at_once = batch_sizes(
-        anatomy,
-        probes,
-        len(scores.path.points),
-        settings.batch_size,
-        settings.memory_budget_gb,
-        reuse_prefix,
-        scores.metric is not logit_diff,
-    )
-    peak, autocast = PeakMemory(like.device), under_autocast(like.device)
-    with peak, read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call:
+    anatomy = Anatomy.of(model)
+    budget = settings.memory_budget_gb or default_budget_gb(model, free_bytes(device))
+    with ExitStack() as stack:
+        stack.enter_context(read_only_pass(model, optimizer))
+        like = next(model.parameters())  # sharded models are whole only now, in the dtype of the forward
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        scores = _Scores(anatomy, probes, settings, dtype)
+        pool = TensorPool() if settings.edges else None
+        size, points_at_once = batch_sizes(
+            anatomy,
+            probes,
+            len(scores.path.points),
+            settings.batch_size,
+            budget,
+            reuse_prefix,
+            scores.metric is not logit_diff,
+        )
+        peak, autocast = PeakMemory(like.device), under_autocast(like.device)
+        stack.enter_context(peak)
+        call = stack.enter_context(callers_autocast(anatomy.model, like.device))
         for number, batch in enumerate(batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64)):
             # The first batch suffices for the stream check, which costs as much as all o_proj.
             first = number == 0
             parts = anatomy, call, batch, scores.metric, scores.path, points_at_once, pool
-            found = BatchPass(*parts, measure_rounding=first, at_peak=peak.sample).run()
+            found = BatchPass(*parts, first=first, at_peak=peak.sample).run()
             if found.rounding is not None:
                 scores.stream_error = check_stream(anatomy, found.differences, found.rounding)
             if first and found.edges is not None:
@@ -147,7 +153,8 @@ def score_pairs(
     return scores.result(time.perf_counter() - began, peak.mib)
 
 
-def _require_answers(metric: str, probes: ProbeSet) -> None:
+def require_answers(metric: str, probes: ProbeSet) -> None:
+    """Raise UserError if the metric needs answers that some pairs do not have."""
     missing = {"logit_diff": probes.answers, "nll": probes.targets[:, 0]}.get(metric)
     if missing is not None and bool((missing < 0).any()):
         what = "a clean and a corrupted answer" if metric == "logit_diff" else "a clean continuation"

@@ -88,6 +88,8 @@ def last_mlp_where_read(anatomy: Anatomy, columns: Tensor) -> Iterator[None]:
 
     def widen(module: Any, args: Any, output: Any) -> Any:
         states = output[0] if isinstance(output, tuple) else output
+        if states.dim() < args[0].dim():  # a flat list of tokens
+            states = states.view_as(args[0])
         whole = states.new_zeros(states.shape[0], length, states.shape[2]).index_copy(1, columns, states)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 

@@ -58,7 +58,7 @@ class RoundingRecorder:
             add(args[0], 2.0)
 
         def of_output(multiplier: float) -> Any:
-            return lambda module, args, output: add(first_output(output), multiplier**2)
+            return lambda module, args, output: add(first_output(output, args), multiplier**2)
 
         handles = [self._anatomy.final_norm.register_forward_pre_hook(of_stream)]
         for decoder_layer, layer in zip(self._anatomy.decoder_layers, self._anatomy.layers, strict=True):

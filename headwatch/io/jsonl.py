@@ -3,11 +3,12 @@
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+Check = Callable[[Row], str | None]  # what is wrong with a row; None if it is valid
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -23,37 +24,50 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
         file.write(text.encode())
 
 
-def read_lines(path: Path) -> list[tuple[str, Row | None]]:
-    """Every line of a log with its row; the row is None, with a warning, where the line is not valid.
+def read_lines(path: Path, check: Check | None = None) -> list[tuple[str, Row | None]]:
+    """Every line of a log with its row; the row is None where the line is not valid, with one warning for all of them.
 
     Args:
         path: the log; a missing file has no lines.
+        check: what is wrong with a row.
     """
     if not path.is_file():
         return []
     found: list[tuple[str, Row | None]] = []
+    problems: list[str] = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            warnings.warn(f"{path}, line {number}: cut short or not a row of a run folder; ignored", stacklevel=3)
-            row = None
+        row, problem = _parsed(line, check)
+        if problem is not None:
+            problems.append(f"line {number}: {problem}")
         found.append((line, row))
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        warnings.warn(f"{path}, {problems[0]}; ignored{more}", stacklevel=3)
     return found
 
 
-def latest_rows(path: Path) -> list[Row]:
+def _parsed(line: str, check: Check | None) -> tuple[Row | None, str | None]:
+    """The row of a line, or what is wrong with it."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None, "cut short or not JSON"
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None, "not a row of a run folder"
+    problem = None if check is None else check(row)
+    return (row, None) if problem is None else (None, problem)
+
+
+def latest_rows(path: Path, check: Check | None = None) -> list[Row]:
     """The valid rows of a log, sorted by step.
 
     Where the steps go back (a run was resumed and its log was not cut), later rows replace earlier rows of the same or
     a later step.
     """
     latest: list[Row] = []
-    for _, row in read_lines(path):
+    for _, row in read_lines(path, check):
         if row is None:
             continue
         if latest and row["step"] < latest[-1]["step"]:

@@ -15,6 +15,7 @@ from headwatch.lives import states
 from headwatch.lives.circuit_rule import CircuitRule
 from headwatch.lives.events import PENDING, WITHDRAWN, Event
 from headwatch.lives.evidence_rule import EvidenceRule
+from headwatch.lives.exact_patching import EventPatching
 from headwatch.lives.history_arrays import HistoryArrays, Verdict
 from headwatch.lives.reward_coupling import Coupling, couple
 from headwatch.lives.running_summary import RunningSummary
@@ -87,6 +88,7 @@ class HeadHistory:
         self.arrays = HistoryArrays((self.n_layers, self.n_heads))
         self._evidence = EvidenceRule(self.settings, family)
         self._circuit = CircuitRule(family)
+        self._patching = EventPatching(self.settings)
         self._n_pairs: int | None = None
         self._effect_draws = EffectDraws()
         self._base: int | None = None  # index of the base probe
@@ -153,6 +155,26 @@ class HeadHistory:
         if draws is not None:
             self._check_heads("importance_draws", draws.shape[1:])
         return self._append(step, self._circuit.judge(step, member, size, keeps, draws))
+
+    def add_patched(self, effects: ArrayLike, metric_clean: ArrayLike, metric_corrupted: ArrayLike) -> list[Event]:
+        """Add exact effects of some heads at the last probe, and complete the events that this probe found.
+
+        Args:
+            effects: exact effects, [N, L, H]; NaN where a head was not patched.
+            metric_clean: [N].
+            metric_corrupted: [N].
+
+        Returns:
+            The new events of the last probe, with their patched shares (`lives.exact_patching`).
+        """
+        values, clean, corrupted = (_float32(x) for x in (effects, metric_clean, metric_corrupted))
+        step = self.steps[-1]
+        self._check_pairs(step, values, clean, corrupted)
+        if self.signal[-1] == stats.OK and np.isfinite(values).all(axis=0).any():
+            self.events = self._patching.complete(self.events, (values, clean, corrupted), step, self.base_step)
+        found = [event for event in self.events if event.step == step]
+        self._evidence.pending = [event for event in found if event.status == PENDING]
+        return found
 
     # --- arrays over probes, [P, L, H] --------------------------------------------------------------------------------
 

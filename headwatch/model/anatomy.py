@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headwatch.errors import UnsupportedModelError
 from headwatch.model.layouts import LAYOUTS, REFUSED, Fused, Layout, NormKind
+from headwatch.model.placement import check_placement
 from headwatch.model.precision import at_least_float32
 
 Kind = Literal["q", "k", "v"]
@@ -116,7 +117,9 @@ class Layer:
         projections: the modules that compute queries, keys and values: three, or one.
         out: o_proj; its input is the concatenated z of all heads, [..., H * D].
         attn_post_norm: the norm after o_proj, if any.
-        mlp_reads: the module whose input is the residual vector read by the MLP: the norm before the MLP, or the MLP.
+        mlp_reads: the module whose input is the residual vector read by the MLP: the norm before it, or the MLP;
+            or, if attention and MLP share a norm, the MLP, whose input is the output of that norm.
+        shared_norm: whether the MLP reads the output of `attn_norm`.
         mlp: the MLP, or the expert block.
         mlp_adds: the module whose output, times `multiplier`, the MLP adds to the residual stream.
         multiplier: scales what attention and MLP add to the stream.
@@ -133,6 +136,7 @@ class Layer:
     mlp_adds: nn.Module
     multiplier: float = 1.0
     parallel: bool = False
+    shared_norm: bool = False
 
     def scaled(self, out: Tensor) -> Tensor:
         """o_proj's output as it enters the stream, [..., M], without the post-norm's 1 / rms, which varies by token."""
@@ -228,6 +232,7 @@ class Anatomy:
             UnsupportedModelError: the architecture is unknown or not a sum of its parts, or a part is missing.
         """
         model = _bare(model)
+        check_placement(model)
         _refuse_added_tokens(model)
         wrapper: Any = model
         inner: Any = _bare(wrapper.get_base_model()) if hasattr(wrapper, "get_base_model") else model
@@ -237,9 +242,10 @@ class Anatomy:
             reason = REFUSED.get(str(model_type), "headwatch has no layout for it")
             if getattr(config, "is_encoder_decoder", False):
                 reason = "it is an encoder-decoder, and headwatch scores decoder-only models"
+            name = getattr(config, "_name_or_path", "") or "MODEL"
             raise UnsupportedModelError(
                 f"model: {type(inner).__name__} (config.model_type {model_type!r}) is not supported: {reason}; "
-                f"supported: {', '.join(sorted(LAYOUTS))}"
+                f"`headwatch doctor {name}` looks for a layout entry (list: docs/reference/models.md)"
             )
         if inner.get_output_embeddings() is None:
             raise UnsupportedModelError(
@@ -261,6 +267,7 @@ class Anatomy:
         n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
         decoder_layers = tuple(_find(inner, layout.layers, model_type))
+        _refuse_fused_lora(decoder_layers)
         layers = tuple(
             _layer(_Finder(layer, layout, model_type, f"{layout.layers}.{index}."), (n_heads, n_kv_heads, head_dim))
             for index, layer in enumerate(decoder_layers)
@@ -314,17 +321,19 @@ def _layer(find: _Finder, shape: tuple[int, int, int]) -> Layer:
         projections.append(Projection(find.part(f"{layout.attention}.{path}"), made, layout.fused, norm, *shape))
     mlp = find.part(layout.mlp)
     mlp_post_norm = find.norm(layout.mlp_post_norm)
+    shared = layout.mlp_norm is not None and layout.mlp_norm == layout.attn_norm
     return Layer(
         attention=find.part(layout.attention),
         attn_norm=find.norm(layout.attn_norm),
         projections=tuple(projections),
         out=find.part(f"{layout.attention}.{layout.out}"),
         attn_post_norm=find.norm(layout.attn_post_norm),
-        mlp_reads=mlp if layout.mlp_norm is None else find.part(layout.mlp_norm),
+        mlp_reads=mlp if layout.mlp_norm is None or shared else find.part(layout.mlp_norm),
         mlp=mlp,
         mlp_adds=mlp if mlp_post_norm is None else mlp_post_norm.module,
         multiplier=1.0 if layout.multiplier is None else float(find.part(layout.multiplier)),
         parallel=bool(find.part(layout.parallel)) if isinstance(layout.parallel, str) else layout.parallel,
+        shared_norm=shared,
     )
 
 
@@ -355,6 +364,19 @@ def _refuse_added_tokens(model: nn.Module) -> None:
         )
 
 
+def _refuse_fused_lora(decoder_layers: Sequence[nn.Module]) -> None:
+    """Refuse Unsloth's attention, whose fused LoRA computes o_proj and the others without calling these modules."""
+    for layer in decoder_layers:
+        for module in layer.modules():
+            own = vars(module)
+            patched = [getattr(module.forward, "__func__", module.forward), own.get("apply_o"), own.get("apply_qkv")]
+            if any(str(getattr(function, "__module__", "")).startswith("unsloth") for function in patched):
+                raise UnsupportedModelError(
+                    "model: Unsloth has replaced its attention by fused kernels that do not call q_proj, k_proj, "
+                    "v_proj and o_proj, so no head can be located; train with transformers or TRL alone to watch heads"
+                )
+
+
 @torch.no_grad()
 def linear_map(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
     """The effective weight and bias of a module that is one linear map, in float32 or float64.
@@ -369,7 +391,7 @@ def linear_map(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
     Returns:
         Weight [out, in] and bias [out].
     """
-    if type(module) in (nn.Linear, Conv1D):
+    if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module):
         own: Any = module
         weight = at_least_float32(own.weight.detach() if type(module) is nn.Linear else own.weight.detach().T)
         return weight, weight.new_zeros(len(weight)) if own.bias is None else at_least_float32(own.bias.detach())

@@ -1,5 +1,7 @@
 """Layouts: one entry per supported architecture, with the names of its parts and its differences from Llama."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,7 +20,8 @@ class Layout:
         layers, final_norm: paths relative to the model.
         norm: the kind of all norms named here. "rms": w x / rms(x); "rms+1": (1 + w) x / rms(x); "layer": LayerNorm;
             "layer+1": LayerNorm with scale 1 + w.
-        attn_norm, mlp_norm: the norms before attention and MLP; None if they read the residual vector directly.
+        attn_norm, mlp_norm: the norms before attention and MLP, the same name if they share one; None if they read the
+            residual vector directly.
         attention, out, mlp: the attention module, its output projection, the MLP (an expert block is one MLP).
         qkv: the projections of queries, keys and values; a single one if they are fused.
         fused: row order of a fused projection. "stacked": all queries, all keys, all values; "interleaved": query, key,
@@ -66,23 +69,52 @@ _OLMO2 = replace(
 )
 
 
-def _text_path(layout: Layout) -> Layout:
+def _text_path(layout: Layout, path: str = "model.language_model") -> Layout:
     """The same layout for the text model inside a vision-language model."""
-    return replace(layout, layers="model.language_model.layers", final_norm="model.language_model.norm")
+    return replace(layout, layers=f"{path}.layers", final_norm=f"{path}.norm")
+
+
+_GRANITE = replace(_LLAMA, multiplier="residual_multiplier")
+_COHERE = replace(_LLAMA, norm="layer", mlp_norm="input_layernorm", parallel=True)
+_GLM4 = replace(_LLAMA, attn_post_norm="post_self_attn_layernorm", mlp_post_norm="post_mlp_layernorm")
 
 
 LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(("arcee", "ernie4_5", "glm", "helium", "hunyuan_v1_dense", "mellum", "seed_oss"), _LLAMA),
-    **dict.fromkeys(("ministral", "ministral3"), _LLAMA),
+    **dict.fromkeys(("aria_text", "cwm", "flint", "internlm3", "iquestcoder", "ministral", "ministral3"), _LLAMA),
     **dict.fromkeys(("dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "hunyuan_v1_moe", "solar_open"), _LLAMA),
-    **dict.fromkeys(("jais2", "stablelm"), replace(_LLAMA, norm="layer")),
+    **dict.fromkeys(("exaone_moe", "hy_v3"), _LLAMA),
+    **dict.fromkeys(("jais2", "phimoe", "stablelm"), replace(_LLAMA, norm="layer")),
+    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), _COHERE),
+    **dict.fromkeys(("granite", "granite_swa"), _GRANITE),
+    **dict.fromkeys(("granitemoe", "granitemoe_swa"), replace(_GRANITE, mlp="block_sparse_moe")),
     "nemotron": replace(_LLAMA, norm="layer+1"),
     "apertus": replace(_LLAMA, attn_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
     "exaone4": replace(_OLMO2, width_norms=None),
-    "glm4": replace(_LLAMA, attn_post_norm="post_self_attn_layernorm", mlp_post_norm="post_mlp_layernorm"),
+    "glm4": _GLM4,
+    "kolibri1": _GLM4,
+    "llama4_text": replace(_LLAMA, mlp="feed_forward"),
+    "llama4": _text_path(replace(_LLAMA, mlp="feed_forward"), "language_model.model"),
+    "minimax_m3_vl_text": replace(_LLAMA, norm="rms+1"),
+    "phi": replace(_COHERE, final_norm="model.final_layernorm", out="dense"),
+    "persimmon": replace(
+        _LLAMA,
+        final_norm="model.final_layernorm",
+        norm="layer",
+        qkv=("query_key_value",),
+        fused="interleaved",
+        out="dense",
+    ),
+    "vaultgemma": replace(_LLAMA, norm="rms+1", mlp_norm="pre_feedforward_layernorm"),
     "minimax_m2": replace(_LLAMA, width_norms=("q_norm", "k_norm")),
     # Vision-language models: their text path. The images' tokens have no probe pairs.
     **dict.fromkeys(("internvl", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"), _text_path(_LLAMA)),
+    **dict.fromkeys(("aria", "glm4v_moe", "got_ocr2", "lighton_ocr", "llava_next"), _text_path(_LLAMA)),
+    **dict.fromkeys(("deepseek_vl", "llava_onevision", "qwen3_vl_moe"), _text_path(_LLAMA)),
+    **dict.fromkeys(("aya_vision", "cohere2_vision"), _text_path(_COHERE)),
+    **dict.fromkeys(("idefics3", "smolvlm"), _text_path(_LLAMA, "model.text_model")),
+    **dict.fromkeys(("glm46v", "glm4v", "glm_ocr"), _text_path(_GLM4)),
+    "exaone4_5": _text_path(replace(_OLMO2, width_norms=None)),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -92,8 +124,6 @@ LAYOUTS: dict[str, Layout] = {
     "qwen2_moe": _LLAMA,
     "qwen3_moe": _LLAMA,
     "starcoder2": replace(_LLAMA, norm="layer"),
-    "granite": replace(_LLAMA, multiplier="residual_multiplier"),
-    "granitemoe": replace(_LLAMA, mlp="block_sparse_moe", multiplier="residual_multiplier"),
     "phi3": replace(_LLAMA, qkv=("qkv_proj",), fused="stacked"),
     "gemma": replace(_LLAMA, norm="rms+1"),
     "gemma2": _GEMMA,
@@ -101,6 +131,7 @@ LAYOUTS: dict[str, Layout] = {
     "gemma3": _text_path(_GEMMA),
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
+    "flex_olmo": _OLMO2,
     "olmoe": replace(_LLAMA, width_norms=("q_norm", "k_norm")),
     "gpt2": Layout(
         layers="transformer.h",
@@ -123,15 +154,23 @@ LAYOUTS: dict[str, Layout] = {
         out="dense",
         parallel="use_parallel_residual",
     ),
+    "gptj": Layout(
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        norm="layer",
+        attn_norm="ln_1",
+        attention="attn",
+        out="out_proj",
+        mlp_norm="ln_1",
+        parallel=True,
+    ),
 }
 
 _NOT_ATTENTION = "some or all of its layers are recurrent or convolutional and have no attention heads to score"
 _LATENT = "its heads read keys and values from a shared compressed vector after a norm of its own"
 _POST_LN = "it normalises the residual stream itself after every block, so the stream is not a sum of outputs"
 _PER_LAYER = "its layers differ in head width, and each adds an embedding of its own to the stream"
-_FLATTENED = "its expert block returns a flat list of tokens"
 _TWO_MLPS = "a layer adds the outputs of two MLPs"
-_SHARED_NORM = "attention and MLP of a layer share one norm"
 _NO_SCALE = "its norms have no weights"
 _SEVERAL = "it mixes several residual streams, so none of them is a sum of the heads' and MLPs' outputs"
 
@@ -142,10 +181,22 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(["deepseek_v2", "deepseek_v3"], _LATENT),
     **dict.fromkeys(["openai-gpt", "bert", "roberta"], _POST_LN),
     **dict.fromkeys(["gemma4", "gemma4_text"], _PER_LAYER),
-    **dict.fromkeys(["llama4", "llama4_text"], _FLATTENED),
+    "paligemma": "its prompts attend in both directions",
     "granitemoeshared": _TWO_MLPS,
     "olmo": _NO_SCALE,
-    **dict.fromkeys(["cohere", "cohere2", "persimmon", "phi"], _SHARED_NORM),
     **dict.fromkeys(["gemma3n", "gemma3n_text"], _SEVERAL),
 }
 """Why an architecture is not supported, for the error message."""
+
+
+@contextmanager
+def registered(model_type: str, layout: Layout) -> Iterator[None]:
+    """Use a layout for a model type inside the block, whether or not the type has an entry."""
+    before = LAYOUTS.get(model_type)
+    LAYOUTS[model_type] = layout
+    try:
+        yield
+    finally:
+        del LAYOUTS[model_type]
+        if before is not None:
+            LAYOUTS[model_type] = before

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -37,3 +40,31 @@ def without_tf32() -> Iterator[None]:
             matmul.fp32_precision = "tf32"
         else:
             torch.set_float32_matmul_precision(before)
+
+
+class KeepFloat64(TorchFunctionMode):
+    """Inside the block, float64 tensors stay float64 where a model casts to float32 (norms, softmax, routers).
+
+    Without it a comparison in float64 has an error of about 1e-7.
+
+    >>> with KeepFloat64():
+    ...     torch.zeros(1, dtype=torch.float64).float().dtype
+    torch.float64
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func` without a cast of float64 to float32."""
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            if func is Tensor.to:
+                args = (args[0], *(_kept(each) for each in args[1:]))
+            if func in (Tensor.to, F.softmax, torch.softmax, Tensor.softmax, Tensor.type, Tensor.sum, torch.sum):
+                kwargs = {name: _kept(value) for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _kept(argument: Any) -> Any:
+    """float32 as float64; every other argument as it is."""
+    return torch.float64 if argument is torch.float32 else argument

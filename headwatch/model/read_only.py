@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, CheckpointWrapper
 
 from headwatch.model.hooks import overridden
+from headwatch.model.whole_weights import sharding, whole_weights
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,9 @@ class PassScope:
 def read_only_pass(model: nn.Module, optimizer: object | None = None) -> Iterator[PassScope]:
     """Run the body with `model` in eval mode, gradients enabled and all parameters frozen; then restore everything.
 
+    Parameters that FSDP2 or ZeRO-3 shard are whole inside (`whole_weights`), so with these every process must enter.
+    Activation checkpointing is off inside.
+
     Restored, whether the body returns or raises: the random states (Python, numpy, torch on the CPU, the current CUDA
     device and MPS), `.training` of every module, `.requires_grad` of every parameter, the state of length-dependent
     rotary embeddings, the sharding of FSDP2 and ZeRO-3 parameters, and what the body registers with the yielded
@@ -68,13 +73,17 @@ def read_only_pass(model: nn.Module, optimizer: object | None = None) -> Iterato
             step failed. If the body raised, its own exception propagates, with these problems as a note: see
             `left_trace`.
     """
-    own = PassScope()
-    scope = PassScope()
-    check_parameters = _parameter_check(model)
-    own.on_exit(_random_state())
-    own.on_exit(_flags(model))
-    own.on_exit(_rotary_state(model))
-    own.on_exit(_four_bit_state(model))
+    outer, inner, scope = PassScope(), PassScope(), PassScope()  # undone in reverse order
+    outer.on_exit(_random_state())
+    checks = [_parameter_check(model)]
+    gathered = ExitStack()
+    gathered.enter_context(whole_weights(model, optimizer))
+    if sharding(model):
+        checks.append(_parameter_check(model))  # the gathered parameters are others
+    inner.on_exit(_flags(model))
+    inner.on_exit(_rotary_state(model))
+    inner.on_exit(_four_bit_state(model))
+    inner.on_exit(_checkpoint_wrappers(model))
     body_failed: BaseException | None = None
     try:
         with torch.inference_mode(False), torch.enable_grad():
@@ -86,12 +95,11 @@ def read_only_pass(model: nn.Module, optimizer: object | None = None) -> Iterato
         body_failed = error
         raise
     finally:
-        problems = scope._run()
-        # Sharding first: flags and gradients below belong to the sharded parameters.
-        resharding = PassScope()
-        resharding.on_exit(lambda: _release_zero3(optimizer))
-        resharding.on_exit(lambda: _reshard_fsdp2(model, failed=body_failed is not None))
-        problems += resharding._run() + own._run() + check_parameters()
+        problems = scope._run() + inner._run()
+        problems += [line for check in checks[1:] for line in check()]
+        failure = (None, None, None) if body_failed is None else (type(body_failed), body_failed, None)
+        outer.on_exit(lambda: gathered.__exit__(*failure))
+        problems += outer._run() + checks[0]()
         if problems:
             message = _TRACE + "; ".join(problems)
             if body_failed is None:
@@ -178,6 +186,24 @@ def _four_bit_state(model: nn.Module) -> Undo:
         return stack.pop_all().close
 
 
+def _checkpoint_wrappers(model: nn.Module) -> Undo:
+    """Let torch's checkpoint_wrapper call its module directly; it recomputes the forward pass in eval mode as well.
+
+    FSDP_ACTIVATION_CHECKPOINTING uses it. The hooks of the pass would run twice, the second time during backward.
+    """
+
+    def direct(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return module(*args, **kwargs)
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, CheckpointWrapper):
+                stack.enter_context(
+                    overridden(module, checkpoint_fn=direct, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
+                )
+        return stack.pop_all().close
+
+
 def _parameter_check(model: nn.Module) -> Callable[[], list[str]]:
     """Remember every parameter and its gradient; the returned check lists what changed, one line each."""
     before = [
@@ -218,32 +244,3 @@ def _content(tensor: Tensor | None) -> tuple[object, ...]:
 def _same(content: tuple[object, ...], before: tuple[object, ...]) -> bool:
     """Whether two fingerprints are equal; quantisation states are compared by identity."""
     return not before or (content[:-1] == before[:-1] and content[-1] is before[-1])
-
-
-def _reshard_fsdp2(model: nn.Module, *, failed: bool) -> None:
-    """Reshard FSDP2's parameters; after an exception also reset its state, which is still FORWARD or BACKWARD.
-
-    After a forward without a backward the root's parameters stay gathered, and the next forward after an optimizer step
-    would read the old weights.
-    """
-    try:
-        from torch.distributed.fsdp import FSDPModule
-    except ImportError:  # a torch built without distributed
-        return
-    for module in model.modules():
-        if not isinstance(module, FSDPModule):
-            continue
-        state: Any = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None  # private: see the test
-        if failed and getattr(state, "_is_root", False):  # unset before the first forward: nothing to reset
-            if hasattr(module, "reset_iter_state"):  # torch 2.13
-                module.reset_iter_state()
-            else:  # what FSDP2 runs at the end of every backward
-                state._root_post_backward_final_callback()
-        module.reshard()
-
-
-def _release_zero3(optimizer: object | None) -> None:
-    """Partition the parameters that ZeRO-3 gathered; its engine does so only after its own backward."""
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps DeepSpeed's optimizer
-    if hasattr(inner, "empty_partition_cache"):
-        inner.empty_partition_cache()

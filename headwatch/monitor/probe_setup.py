@@ -8,7 +8,8 @@ from torch import nn
 
 from headwatch.attribution.metrics import Metric
 from headwatch.attribution.per_family import Metrics
-from headwatch.monitor.distributed import is_sharded, on_main
+from headwatch.model.whole_weights import whole_weights
+from headwatch.monitor.distributed import on_main
 from headwatch.monitor.settings import WatchSettings
 from headwatch.probes import Openers, ProbeSet
 from headwatch.probes.families import OPENERS
@@ -71,11 +72,10 @@ class ProbeSpec:
         def make() -> ProbeSet:
             return self.openers.make(tokenizer, self.n_pairs, self.seed, sample, longest)
 
-        # A forward pass of a sharded model is a collective: all processes sample, and the main one's set is kept.
-        if self.openers.source == "sampled" and is_sharded(model):
-            made = make()
-            return on_main(lambda: made)
-        return on_main(make)
+        if self.openers.source != "sampled":
+            return on_main(make)
+        with whole_weights(model, optimizer):  # gathered by all processes, so that the main one can sample alone
+            return on_main(make)
 
 
 def _frozen(resumed: RunFolder | None) -> ProbeSet | None:

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headwatch.analysis.event_patching import HeadsByFamily, heads_to_patch
 from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.base_kl import mean_by_family
 from headwatch.circuits.circuit import Graph
@@ -20,20 +22,25 @@ from headwatch.circuits.stability import (
     real_edges,
     whole_matrix,
 )
+from headwatch.errors import StartError
 from headwatch.lives.events import Event
+from headwatch.lives.exact_patching import CONTRADICTS
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
 from headwatch.monitor.alert_rules import find_alerts
-from headwatch.monitor.alerts import DEFAULTS, Alert, AlertSettings, alert_scalars
+from headwatch.monitor.alerts import DEFAULTS, WARNING, Alert, AlertSettings, alert_scalars
 from headwatch.probes import ProbeSet
 from headwatch.record.probe_scores import ProbeScores
-from headwatch.record.replay import histories_from_run
+from headwatch.record.replay import histories_from_run, lost_probes
 from headwatch.record.run_folder import RunFolder
-from headwatch.report import figure_data, plotly
-from headwatch.sinks import Sink
+from headwatch.report import figure_data, plotly, sentences
+from headwatch.sinks import Notice, Sink
 from headwatch.stats import EvidenceSettings
 
 logger = logging.getLogger(__name__)
+
+Patch = Callable[[HeadsByFamily], Tensor]
+"""patch(heads of each family) -> exact effects [N, L, H], NaN for other heads."""
 
 COUPLED = "reward"  # the logged value whose correlation with the heads is tested
 EVERY_PROBE, COUPLING_GROWTH = 50, 1.05  # at which probes it is
@@ -52,6 +59,8 @@ class ProbeResult:
         alerts: alerts of this probe.
         circuits: circuit heads of each family; empty if edges are not scored.
         edges_mean_abs: mean |edge score| of each family, [S, R]; empty if edges are not scored.
+        to_patch: heads to patch exactly, by family.
+        patched: exact effects of these heads, [N, L, H]; NaN for others, None if nothing is patched.
     """
 
     step: int
@@ -62,6 +71,8 @@ class ProbeResult:
     alerts: list[Alert] = field(default_factory=list)
     circuits: list[CircuitHeads] = field(default_factory=list)
     edges_mean_abs: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    to_patch: HeadsByFamily = field(default_factory=dict)
+    patched: Tensor | None = None
 
     @property
     def alerts_text(self) -> str:
@@ -77,6 +88,7 @@ class ProbeResult:
             metric_corrupted=readings.metric_corrupted.float().numpy(),
             correct=readings.correct.to(torch.uint8).numpy(),
             kl_from_base=None if self.kl is None else self.kl.numpy(),
+            patched=None if self.patched is None else self.patched.numpy(),
             circuit_active=np.stack([c.active for c in circuits]) if circuits else None,
             circuit_stability=np.stack([c.stability for c in circuits]).astype(np.float32) if circuits else None,
             importance=np.stack([c.importance for c in circuits]).astype(np.float32) if circuits else None,
@@ -95,6 +107,7 @@ class Recorder:
         evidence: settings of the evidence rule.
         circuit_rule: top_n, tau and seed of the paper's circuit rule; None if edges are not scored.
         thresholds: alert thresholds.
+        patching: see `WatchSettings`.
 
     Attributes:
         histories: family -> HeadHistory by the evidence rule.
@@ -110,7 +123,9 @@ class Recorder:
         evidence: EvidenceSettings,
         circuit_rule: tuple[float, float | None, int] | None,
         thresholds: AlertSettings = DEFAULTS,
+        patching: str = "none",
     ) -> None:
+        self._patching = patching
         self.run, self.probes, self.thresholds = run, probes, thresholds
         self._rule = circuit_rule
         names = probes.family_names
@@ -120,20 +135,29 @@ class Recorder:
         self._has_reward, self._coupled = False, 0
         self._correct: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in names}
         self._warned: set[str] = set()
+        self._noticed: set[tuple[str, str]] = set()  # kind and family of the alerts that the sinks were sent
+        self._last: ProbeResult | None = None  # the last probe of the run, shown when training has ended
         self._linked = False  # whether the manifest names the W&B run
 
     def restore(self) -> None:
         """Restore the histories from the run folder, to continue them; each probe's file is read once."""
         self.training = self.run.training()
         self._has_reward = any(COUPLED in row for row in self.training)
+        found, lost = self.run.probes()
+        if lost and found and min(lost) < min(found):
+            raise StartError(
+                f"{lost_probes(found, lost)}: events need the base that the run began with; move {self.run.path} away "
+                "to begin a new record"
+            )
+        if lost:
+            warnings.warn(lost_probes(found, lost), stacklevel=2)
         rules = {family: ("evidence", "circuit")[: 1 + (family in self.circuits)] for family in self.histories}
-        found = histories_from_run(self.run, rules, self._restore_correct)
-        self.histories = {family: found[family, "evidence"] for family in self.histories}
-        self.circuits = {family: found[family, "circuit"] for family in self.circuits}
-
-    def _restore_correct(self, family: str, correct: np.ndarray[Any, Any] | None) -> None:
-        if correct is not None:
-            self._correct[family].append(correct)
+        histories = histories_from_run(self.run, found, rules)
+        self.histories = {family: histories[family, "evidence"] for family in self.histories}
+        self.circuits = {family: histories[family, "circuit"] for family in self.circuits}
+        for family in self.histories:
+            pairs = self.run.pairs_of(family)
+            self._correct[family] += [at.correct[pairs] for at in found.values() if at.correct is not None]
 
     def log(self, step: int, logs: dict[str, Any]) -> None:
         """Record what the trainer logged."""
@@ -149,8 +173,9 @@ class Recorder:
         began: float,
         sinks: Sequence[Sink],
         final: bool,
+        patch: Patch | None = None,
     ) -> None:
-        """Process one probe.
+        """Process one probe: `update`, `add_patched` and `conclude`.
 
         Args:
             step: the trainer's global step.
@@ -159,13 +184,58 @@ class Recorder:
             began: time.perf_counter() at the start of the pass.
             sinks: where the probe is shown.
             final: whether it is the last probe of the run.
+            patch: patches heads exactly; None patches nothing.
         """
+        result = self.update(step, scores, kl)
+        if patch is not None and result.to_patch:
+            self.add_patched(result, patch(result.to_patch))
+        self.conclude(result, began, sinks, final)
+
+    def update(self, step: int, scores: EdgeScores | HeadScores, kl: Tensor | None) -> ProbeResult:
+        """Add a probe to the histories; `to_patch` of the result names the heads to patch exactly."""
         result = self._update_histories(step, scores, kl)
+        passes = 2.0 * result.heads.steps  # a point of the path costs a forward and a backward pass
+        to_patch = {name: heads_to_patch(h, self._patching, passes) for name, h in self.histories.items()}
+        result.to_patch = {family: heads for family, heads in to_patch.items() if heads}
+        return result
+
+    def add_patched(self, result: ProbeResult, effects: Tensor, seconds: float = 0.0) -> None:
+        """Complete the events of a probe with the exact effects of their heads, [N, L, H], NaN for other heads."""
+        result.patched = effects
+        families, readings = np.array(result.heads.families), result.heads.readings
+        for family in result.to_patch:
+            rows, history = families == family, self.histories[family]
+            clean, corrupted = (x.numpy()[rows] for x in (readings.metric_clean, readings.metric_corrupted))
+            known = {(e.layer, e.head): e for e in history.add_patched(effects.numpy()[rows], clean, corrupted)}
+            result.events = [
+                known.get((e.layer, e.head), e)
+                if (e.family, e.step, e.rule) == (family, result.step, "evidence")
+                else e
+                for e in result.events
+            ]
+        result.scalars["patching_seconds"] = seconds
+
+    def conclude(self, result: ProbeResult, began: float, sinks: Sequence[Sink], final: bool) -> None:
+        """Add the alerts, write the record, then log to the console and the sinks."""
         self._add_alerts(result)
+        for family, history in self.histories.items():
+            verdicts = [event.patching for event in history.events if event.patching is not None]
+            if verdicts:
+                result.scalars[f"{family}/events_patched"] = len(verdicts)
+                result.scalars[f"{family}/events_contradicted"] = verdicts.count(CONTRADICTS)
         result.scalars |= _cost(result.heads, began)
         self._write(result)
         self._warn_of(result.alerts)
-        self._log_to_sinks(result, sinks, final)
+        if final:  # the trainer logs the loss of this step later: the figures wait for it
+            self._last = result
+        else:
+            self._log_to_sinks(result, sinks, final=False)
+
+    def finish(self, sinks: Sequence[Sink]) -> None:
+        """Show the last probe, now that the trainer has logged its last step."""
+        if self._last is not None:
+            result, self._last = self._last, None
+            self._log_to_sinks(result, sinks, final=True)
 
     # --- update the histories ---------------------------------------------------------------------------------------
 
@@ -257,21 +327,37 @@ class Recorder:
         if not sinks:
             return
         texts = {"alerts_text": result.alerts_text}
-        # A sink that shows figures of this probe computes and draws them in its own thread while training continues.
+        # A sink computes and draws what it shows of this in its own thread while training continues.
         histories = {family: history.snapshot() for family, history in self.histories.items()}
-        training, rows = self.training, len(self.training)
+        training, rows, correct = self.training, len(self.training), self._correct
 
         def draw() -> dict[str, Any]:
             return _drawn({f: figure_data.all_figures(h, training[:rows]) for f, h in histories.items()})
 
+        def summary() -> dict[str, str]:
+            answers = {family: own[: len(histories[family].steps)] for family, own in correct.items()}
+            return summary_lines(histories, answers)
+
+        more: dict[str, Any] = {"texts": texts, "final": final, "notices": self._notices(result.alerts)}
+        more["summary"] = summary
         for sink in sinks:
             self._or_warn(
-                lambda s=sink: s.log(result.step, result.scalars, draw, texts=texts, final=final),  # type: ignore[misc]
+                lambda s=sink: s.log(result.step, result.scalars, draw, **more),  # type: ignore[misc]
                 f"{type(sink).__name__}",
             )
             if not self._linked and (info := sink.run_info()):
                 self.run.update_manifest(wandb=info)
                 self._linked = True
+
+    def lines(self) -> dict[str, str]:
+        """Each family's result so far in a few words."""
+        return summary_lines(self.histories, self._correct)
+
+    def _notices(self, raised: list[Alert]) -> list[Notice]:
+        """The alerts of a kind that was not raised on this family before."""
+        new = [alert for alert in raised if (alert.kind, alert.family) not in self._noticed]
+        self._noticed |= {(alert.kind, alert.family) for alert in new}
+        return [Notice(f"headwatch: {a.kind.replace('_', ' ')}", a.text, a.level == WARNING) for a in new]
 
     def _or_warn(self, action: Callable[[], Any], what: str) -> Any:
         """The result of `action`; None if it raises, with a warning the first time."""
@@ -284,6 +370,16 @@ class Recorder:
                     "headwatch: %s failed (%s: %s); the probes are recorded without.", what, type(error).__name__, error
                 )
             return None
+
+
+def summary_lines(
+    histories: Mapping[str, HeadHistory], correct: Mapping[str, Sequence[np.ndarray[Any, Any]]]
+) -> dict[str, str]:
+    """Each family's result in a few words; correct: which pairs were answered correctly, for each probe."""
+    return {
+        family: sentences.summary(history, accuracy=[float(c.mean()) for c in correct[family]])["line"]
+        for family, history in histories.items()
+    }
 
 
 def consecutive(rows: list[int]) -> slice | list[int]:

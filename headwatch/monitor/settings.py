@@ -7,6 +7,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from headwatch.analysis.event_patching import PATCHING
 from headwatch.attribution.path import path_points
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.circuits.circuit import CircuitSettings
@@ -43,6 +44,8 @@ class WatchSettings:
         evidence: the evidence rule.
         openers: how the pairs of the family "openers" are made and read.
         alerts: thresholds of the alerts.
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores), "all"
+            (all heads at the base probe, all new events later) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: where probes are shown: "auto", "none", or names out of wandb, trackio and tensorboard.
         wandb: "auto" (the W&B run that exists), "start" (or a new one) or "off".
@@ -63,6 +66,7 @@ class WatchSettings:
     evidence: EvidenceSettings = field(default_factory=EvidenceSettings)
     openers: Openers = field(default_factory=Openers)
     alerts: AlertSettings = field(default_factory=AlertSettings)
+    patching: str = "events"
     folder: str | PathLike[str] | None = None
     report_to: str | Sequence[str] = "auto"
     wandb: str = "auto"
@@ -81,6 +85,8 @@ class WatchSettings:
                 raise UserError(f"{name}={value!r} must be a whole number of at least {least}")
         if not isinstance(self.strict, bool):
             raise UserError(f"strict={self.strict!r} must be True or False")
+        if self.patching not in PATCHING:
+            raise UserError(f"patching={self.patching!r} is unknown; use one of {', '.join(PATCHING)}")
         _check_probes(self.probes)
         if names_openers(self.probes):
             try:

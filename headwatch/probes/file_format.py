@@ -141,7 +141,7 @@ def _parse_frozen(path: Path, data: bytes) -> ProbeSet:
             content = json.loads(data)
             tensors, metadata = content["tensors"], content[METADATA_KEY]
         version = metadata["format"]
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: not a frozen probe set of headwatch (your own pairs go into a .jsonl)") from error
     if version != FORMAT:
         raise UserError(f"{path}: probe file format {version}; this version of headwatch reads format {FORMAT}")
@@ -152,11 +152,12 @@ def _parse_frozen(path: Path, data: bytes) -> ProbeSet:
             families=metadata["families"],
             provenance=Provenance(**{field.name: metadata[field.name] for field in fields(Provenance)}),
         )
+        fingerprint = metadata["fingerprint"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{damaged} ({error}); generate it again") from error
-    if probes.fingerprint != metadata["fingerprint"]:
+    if probes.fingerprint != fingerprint:
         raise UserError(
-            f"{damaged}: its fingerprint is {probes.fingerprint} and should be {metadata['fingerprint']}; "
+            f"{damaged}: its fingerprint is {probes.fingerprint} and should be {str(fingerprint)[:40]}; "
             "generate it again, or write your own pairs into a .jsonl"
         )
     return probes
@@ -207,7 +208,7 @@ def _parse_row(line: str) -> dict[str, Any]:
     """The validated object of a line: either TEXT_KEYS or ID_KEYS, and optionally a family."""
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _BadLineError(f"not JSON ({error})") from error
     if not isinstance(row, dict):
         raise _BadLineError("not a JSON object")

@@ -5,6 +5,7 @@ It does not use model.generate, which keeps caches and reads settings that a tra
 
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +44,16 @@ def sample_continuations(
         n_tokens token ids per prompt.
     """
     anatomy = Anatomy.of(model)
-    like = next(model.parameters())
-    # In float64, eager attention gives NaN at padded positions (see attribution/batching.py).
-    size = 1 if like.dtype == torch.float64 else BATCH_SIZE
     # Prompts of similar length share a batch, which needs less padding.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     found: dict[int, list[int]] = {}
-    with read_only_pass(model, optimizer), callers_autocast(anatomy.model, like.device) as call, torch.no_grad():
+    with ExitStack() as stack:
+        stack.enter_context(read_only_pass(model, optimizer))
+        like = next(model.parameters())  # of sharded models gathered only now
+        call = stack.enter_context(callers_autocast(anatomy.model, like.device))
+        stack.enter_context(torch.no_grad())
+        # In float64, eager attention gives NaN at padded positions (see attribution/batching.py).
+        size = 1 if like.dtype == torch.float64 else BATCH_SIZE
         for first in range(0, len(order), size):
             rows = order[first : first + size]
             uniforms = torch.tensor([_uniforms(seeds[i], n_tokens) for i in rows], dtype=torch.float64)

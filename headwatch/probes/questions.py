@@ -64,7 +64,7 @@ def _rows(source: str) -> Iterable[tuple[str, Any]]:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return line
 
 

@@ -24,6 +24,7 @@ class ProbeScores:
         metric_clean, metric_corrupted: float32 [N].
         correct: uint8 [N], 1 where the most likely token is the clean answer.
         kl_from_base: float32 [N], KL of the clean answers' distribution from the base model's, in nats.
+        patched: float32 [N, L, H], exact effects of the heads that were patched at this probe; NaN for the others.
         circuit_active: bool [F, L, H], the heads of the circuit rule; families in the manifest's order.
         circuit_stability: float32 [F, L, H], share of bootstrap resamples whose circuit keeps the head.
         importance: float32 [F, L, H], the paper's I(l, h).
@@ -39,6 +40,7 @@ class ProbeScores:
     metric_corrupted: NDArray[Any]
     correct: NDArray[Any] | None = None
     kl_from_base: NDArray[Any] | None = None
+    patched: NDArray[Any] | None = None
     circuit_active: NDArray[Any] | None = None
     circuit_stability: NDArray[Any] | None = None
     importance: NDArray[Any] | None = None
@@ -56,6 +58,8 @@ class ProbeScores:
             array = getattr(self, name)
             if array is not None and array.shape != (n_pairs,):
                 raise UserError(f"{name} has shape {array.shape}: give [{n_pairs}], one value per pair")
+        if self.patched is not None and self.patched.shape != self.head_scores.shape:
+            raise UserError(f"patched has shape {self.patched.shape}: give {self.head_scores.shape}, as head_scores")
         for name in ("circuit_active", "circuit_stability", "importance"):
             array = getattr(self, name)
             if array is not None and (array.ndim != 3 or list(array.shape[1:]) != heads):

@@ -1,7 +1,8 @@
 """A history rebuilt from a run folder, probe by probe."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from headwatch.errors import UserError
@@ -34,21 +35,24 @@ def history_from_run(
     if not run.families:
         raise UserError(f"{run.path / 'manifest.json'} names no probe family (probes.families)")
     family = run.families[0] if family is None else family
-    return histories_from_run(run, {family: (rule,)}, settings=settings)[family, rule]
+    found, lost = run.probes()
+    if lost:
+        warnings.warn(lost_probes(found, lost), stacklevel=2)
+    return histories_from_run(run, found, {family: (rule,)}, settings)[family, rule]
 
 
 def histories_from_run(
     run: RunFolder,
+    probes: Mapping[int, ProbeScores],
     rules: Mapping[str, Sequence[str]],
-    correct: Callable[[str, Any], None] | None = None,
     settings: EvidenceSettings | None = None,
 ) -> dict[tuple[str, str], HeadHistory]:
-    """Histories of several families and rules; each probe's file is read once.
+    """Histories of several families and rules from probes that were read once.
 
     Args:
         run: the run folder.
+        probes: the arrays of every probe, by step (`RunFolder.probes`).
         rules: family -> the rules to follow, "evidence" and "circuit".
-        correct: called with each family and its pairs' `correct` at every probe (None where it was not recorded).
         settings: of the evidence rule; None takes those of the manifest, else the defaults.
 
     Returns:
@@ -63,18 +67,25 @@ def histories_from_run(
         for family, own in rules.items()
         for rule in own
     }
-    for step in run.steps:
-        scores = run.read_scores(step)
+    for step, scores in probes.items():
         for (family, rule), history in histories.items():
             rows = pairs[family]
             if rule == "evidence":
-                history.add(step, scores.head_scores[rows], scores.metric_clean[rows], scores.metric_corrupted[rows])
+                metric = scores.metric_clean[rows], scores.metric_corrupted[rows]
+                history.add(step, scores.head_scores[rows], *metric)
+                if scores.patched is not None:
+                    history.add_patched(scores.patched[rows], *metric)
             else:
                 history.add_membership(step, *_membership(run, step, scores, names.index(family)))
-        if correct is not None:
-            for family, rows in pairs.items():
-                correct(family, None if scores.correct is None else scores.correct[rows])
     return histories
+
+
+def lost_probes(found: Collection[int], lost: Mapping[int, str]) -> str:
+    """One line on probes that cannot be read; states then start from a later probe if the base is among them."""
+    steps, first = ", ".join(map(str, lost)), min(found, default=None)
+    what = f"step {steps}" if len(lost) == 1 else f"steps {steps}"
+    base = f"; the base is lost, so states are relative to step {first}" if found and min(lost) < min(found) else ""
+    return f"the probe of {what} cannot be read{base} ({next(iter(lost.values()))})"
 
 
 def _membership(run: RunFolder, step: int, scores: ProbeScores, index: int) -> tuple[Any, ...]:

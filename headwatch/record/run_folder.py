@@ -3,6 +3,8 @@
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from headwatch.io.jsonl import Row, append_rows, latest_rows, merged_rows
 from headwatch.io.plain_json import is_number, plain, to_number
 from headwatch.lives.events import WITHDRAWN, Event
 from headwatch.record.layout import FORMAT, MANIFEST, PROBES, RECORD, SCORES, scored_steps, scores_path
+from headwatch.record.owner import is_claimed
 from headwatch.record.probe_scores import ProbeScores, read_scores, write_scores
+from headwatch.record.schema import manifest_problem, row_problem
 from headwatch.record.set_aside import set_aside, set_aside_after
 
 
-def describe_probes(probes: Any) -> dict[str, Any]:
-    """The manifest's "probes" entry of a ProbeSet: fingerprint, families, and the family index of each pair."""
+def describe_probes(probes: Any, tokenizer: Any = None) -> dict[str, Any]:
+    """The manifest's "probes" entry of a ProbeSet: fingerprint, families, family index of each pair, first pairs."""
     names = list(dict.fromkeys(probes.families))
     return {
         "fingerprint": probes.fingerprint,
@@ -29,7 +33,20 @@ def describe_probes(probes: Any) -> dict[str, Any]:
         "families": names,
         "pair_families": [names.index(family) for family in probes.families],
         "tokenizer": probes.tokenizer_name,
+        "examples": {name: _example(probes, probes.families.index(name), tokenizer) for name in names},
     }
+
+
+def _example(probes: Any, index: int, tokenizer: Any) -> dict[str, str] | None:
+    """A pair as text, with the answers that the metric compares where a tokenizer can decode them; None without."""
+    texts, answers = probes.texts[index], probes.answers[index].tolist()
+    if not any(texts):
+        return None
+    example = dict(zip(("clean", "corrupted"), texts, strict=True))
+    if tokenizer is not None and min(answers) >= 0:
+        for side, answer in zip(("clean", "corrupted"), answers, strict=True):
+            example[f"{side}_answer"] = tokenizer.decode([answer])
+    return example
 
 
 class RunFolder:
@@ -68,11 +85,12 @@ class RunFolder:
         for folder in (given, given / "headwatch"):
             if (folder / MANIFEST).is_file():
                 run = cls(folder)
-                version = run.manifest.get("format")
+                version = run._read_manifest().get("format")
                 if version != FORMAT:
                     raise UserError(
-                        f"{folder} has run-folder format {version!r}; this headwatch reads {FORMAT}: update it"
+                        f"{folder} has run-folder format {str(version)[:40]}; this headwatch reads {FORMAT}: update it"
                     )
+                run.manifest  # noqa: B018 (refused here if it is damaged)
                 return run
         if not given.exists():
             raise UserError(
@@ -107,17 +125,33 @@ class RunFolder:
         Raises:
             UserError: it cannot be read.
         """
+        manifest = self._read_manifest()
+        if (problem := manifest_problem(manifest)) is not None:
+            raise UserError(f"{self.path / MANIFEST} is damaged: {problem}")
+        return manifest
+
+    def _read_manifest(self) -> dict[str, Any]:
         try:
-            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            manifest = plain(json.loads((self.path / MANIFEST).read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.path / MANIFEST} cannot be read: {error}") from error
         if not isinstance(manifest, dict):
             raise UserError(f"{self.path / MANIFEST} holds no JSON object, so it is not a run folder's manifest")
         return manifest
 
+    @property
+    def status(self) -> str:
+        """How the run is or ended: running, finished, failed (probing was turned off) or interrupted.
+
+        A run that no process writes any more, and that did not finish, was interrupted: by an exception in the
+        training, a signal or a crash.
+        """
+        status = str(self.manifest.get("status") or "unknown")
+        return "interrupted" if status == "running" and is_claimed(self.path) is False else status
+
     def update_manifest(self, **values: Any) -> None:
         """Set keys of the manifest, for example status="finished"."""
-        self._write_manifest({**self.manifest, **values})
+        self._write_manifest({**self._read_manifest(), **values})
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         text = json.dumps(plain(manifest), indent=1, allow_nan=False)
@@ -187,7 +221,46 @@ class RunFolder:
         path = scores_path(self.path, step)
         if not path.is_file():
             raise UserError(f"{self.path} has no scores of step {step}; it has {self.steps or 'none'}")
-        return read_scores(path)
+        scores = read_scores(path)
+        self._check_shape(path, scores)
+        return scores
+
+    def probes(self) -> tuple[dict[int, ProbeScores], dict[int, str]]:
+        """The arrays of every probe that can be read, by step, and what is wrong with each of the others.
+
+        Edges are left out: those of a whole run may not fit in memory.
+        A probe is lost where scalars.jsonl has its row and its arrays are missing or damaged: the rest of the record
+        can be read without it.
+        """
+        found: dict[int, ProbeScores] = {}
+        lost: dict[int, str] = {}
+        for step in self.steps:
+            try:
+                found[step] = replace(self.read_scores(step), edges_mean_abs=None)
+            except UserError as error:
+                lost[step] = str(error)
+        for row in self.scalars():
+            if row["step"] not in found:
+                lost.setdefault(row["step"], f"{scores_path(self.path, row['step'])} is missing")
+        return found, dict(sorted(lost.items()))
+
+    def _check_shape(self, path: Path, scores: ProbeScores) -> None:
+        """Refuse arrays of other pairs, families or another model than the manifest's."""
+        manifest = self.manifest
+        model, n_pairs = manifest["model"], manifest["probes"].get("n_pairs")
+        shape = (n_pairs, model["n_layers"], model["n_heads"])
+        if n_pairs and scores.head_scores.shape != shape:
+            raise UserError(
+                f"{path} holds scores of shape {scores.head_scores.shape}, and the manifest describes {shape}: move it "
+                "away to read the rest of the run"
+            )
+        for name in ("circuit_active", "circuit_stability", "importance", "importance_draws", "edges_mean_abs"):
+            array = getattr(scores, name)
+            if array is not None and len(array) != len(self.families):
+                raise UserError(
+                    f"{path} holds {name} of {len(array)} families, and the manifest names {len(self.families)}: move "
+                    "it away to read the rest of the run"
+                )
 
     def probe_texts(self) -> list[tuple[str, tuple[str, str]]]:
         """(family, (clean, corrupted) text) of every pair, read without torch; [] where no probe set is on disk.
@@ -210,18 +283,24 @@ class RunFolder:
 
     def scalars(self) -> list[Row]:
         """One row per probe, by step; a later row of the same step wins. A value that was not finite is None."""
-        return merged_rows(latest_rows(self.path / "scalars.jsonl"))
+        return merged_rows(self._rows("scalars.jsonl"))
 
     def training(self) -> list[Row]:
         """One row per step that the trainer logged; several logs of one step are merged, later values win."""
-        return merged_rows(latest_rows(self.path / "training.jsonl"))
+        return merged_rows(self._rows("training.jsonl"))
 
     def events(self) -> list[Event]:
         """All events by step, in their latest version: without what was withdrawn, or replaced by a later resume."""
-        events = (Event.from_json(row) for row in latest_rows(self.path / "events.jsonl"))
+        shape = self.manifest["model"]
+        events = (Event.from_json(row) for row in self._rows("events.jsonl"))
+        events = (e for e in events if e.layer < shape["n_layers"] and e.head < shape["n_heads"])
         latest = {(e.step, e.family, e.rule, e.layer, e.head): e for e in events}
         return [event for event in latest.values() if event.status != WITHDRAWN]
 
     def alerts(self) -> list[Row]:
         """All alerts, by step."""
-        return latest_rows(self.path / "alerts.jsonl")
+        return self._rows("alerts.jsonl")
+
+    def _rows(self, name: str) -> list[Row]:
+        """The valid rows of a log, by step."""
+        return latest_rows(self.path / name, partial(row_problem, name))

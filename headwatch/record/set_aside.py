@@ -1,11 +1,14 @@
 """Moving records aside instead of deleting them: a whole record, or what is later than a step."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 from headwatch.io.atomic import write_atomic
 from headwatch.io.jsonl import read_lines
 from headwatch.record.layout import LOGS, RECORD, SCORES, scored_steps, scores_path
+from headwatch.record.owner import LOCK
+from headwatch.record.schema import row_problem
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -14,6 +17,8 @@ def set_aside(folder: Path) -> Path | None:
     if not record:
         return None
     aside = _numbered(folder, "previous")
+    if (folder / LOCK).exists():  # without a writer: its status can be known there too
+        (aside / LOCK).touch()
     for name in record:  # the manifest goes last: until then the folder still opens as the old record
         os.replace(folder / name, aside / name)
     return aside
@@ -33,7 +38,7 @@ def set_aside_after(folder: Path, step: int, last_probe: int | None = None) -> P
     late: dict[str, list[str]] = {}
     for name in LOGS:
         last = step if name == "training.jsonl" else last_probe
-        for line, row in read_lines(folder / name):
+        for line, row in read_lines(folder / name, partial(row_problem, name)):
             # An invalid line comes from the crash, so it goes with the late ones.
             side = kept if row is not None and row["step"] <= last else late
             side.setdefault(name, []).append(line)

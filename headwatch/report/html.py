@@ -19,6 +19,7 @@ from headwatch.errors import UserError
 from headwatch.lives.history import RULES, HeadHistory
 from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.recorded_settings import recorded_settings
+from headwatch.record.replay import lost_probes
 from headwatch.record.run_folder import RunFolder
 from headwatch.report import figure_data, head_page_data, sentences
 from headwatch.report.palette import css_variables
@@ -27,7 +28,7 @@ from headwatch.version import __version__
 
 SCRIPTS = (  # in order of dependence; page.js draws the page
     *("util.js", "marks.js", "lives.js", "course.js", "maps.js", "raster.js", "compare.js", "signals.js", "events.js"),
-    *("head.js", "summary.js", "page.js"),
+    *("help.js", "head.js", "summary.js", "page.js"),
 )
 FILE_NAME = "report.html"
 
@@ -69,14 +70,17 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
     """The page of some runs' data (`run_data`) as one string of HTML."""
     families = list(dict.fromkeys(family for run in runs for family in run["families"]))
     rules = [rule for rule in RULES if any(rule in f["rules"] for run in runs for f in run["families"].values())]
+    opens_on = max(families, key=lambda family: _weight(runs, family), default=None)  # the first of equals
     data = {
         "headwatch_version": __version__,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "families": families,
+        "opens_on": opens_on,
         "rules": rules or ["evidence"],
         "runs": list(runs),
     }
-    first = [next((r["headline"] for f in run["families"].values() for r in f["rules"].values()), "") for run in runs]
+    shown = [run["families"][opens_on] for run in runs if opens_on in run["families"]]
+    first = [next((rule["headline"] for rule in family["rules"].values()), "") for family in shown]
     script = "\n".join(_part(f"page/{name}") for name in SCRIPTS)
     # Content security policy: nothing is loaded, and only this script runs, whatever a string in the data contains.
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
@@ -97,6 +101,8 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
 def run_data(run: RunFolder) -> dict[str, Any]:
     """Data of one run for the page, JSON-serialisable."""
     run = _CachedRun(run.path)
+    if run.lost:
+        warnings.warn(lost_probes(run.steps, run.lost), stacklevel=2)
     manifest, training, scalars = run.manifest, run.training(), run.scalars()
     probes = manifest.get("probes") or {}
     wandb = manifest.get("wandb") or {}
@@ -105,7 +111,7 @@ def run_data(run: RunFolder) -> dict[str, Any]:
     families = {family: _family_data(run, family, training) for family in run.families} if run.steps else {}
     return {
         "name": figure_data.run_name(run),
-        "status": str(manifest.get("status") or "unknown"),
+        "status": run.status,
         "trainer": manifest.get("trainer"),
         "created": manifest.get("created"),
         "headwatch_version": manifest.get("headwatch_version"),
@@ -121,6 +127,7 @@ def run_data(run: RunFolder) -> dict[str, Any]:
             "tokenizer": probes.get("tokenizer"),
         },
         "steps": run.steps,
+        "lost": lost_probes(run.steps, run.lost) if run.lost else None,
         "cost": {
             "seconds": figure_data.significant(float(np.median(costs)), 3) if costs else None,
             "peak_memory_mb": figure_data.significant(float(max(memory)), 4) if memory else None,
@@ -131,6 +138,11 @@ def run_data(run: RunFolder) -> dict[str, Any]:
         "alerts": sentences.alerts(run),
         "families": families,
     }
+
+
+def _weight(runs: Sequence[dict[str, Any]], family: str) -> int:
+    """How much the runs have to report of a family."""
+    return sum(run["families"][family]["summary"]["weight"] for run in runs if family in run["families"])
 
 
 def view_data(
@@ -213,34 +225,43 @@ def _metric(run: RunFolder, family: str) -> str:
 def _logged(run: RunFolder, name: str) -> list[float | None]:
     """A logged scalar at every probe, None where it is missing or not finite."""
     values = {row["step"]: row.get(name) for row in run.scalars()}
-    return [values.get(step) for step in run.steps]
+    numbers = {step: value for step, value in values.items() if figure_data.is_finite_number(value)}
+    return [numbers.get(step) for step in run.steps]
 
 
-def _examples(run: RunFolder) -> list[dict[str, str]]:
-    """The first pair of each family as text, where the run has its probe set and the set has texts."""
+def _examples(run: RunFolder) -> dict[str, dict[str, str]]:
+    """The first pair of each family as text: from the manifest with the answers, or from the probe set without."""
+    recorded = (run.manifest.get("probes") or {}).get("examples")
+    if isinstance(recorded, dict):
+        return {f: {str(k): str(v) for k, v in recorded[f].items()} for f in run.families if recorded.get(f)}
     try:
         texts = run.probe_texts()
     except UserError as error:
         warnings.warn(f"{error}; the report shows no example pairs", stacklevel=2)
-        return []
+        return {}
     first = dict(reversed(texts))
-    return [
-        {"family": f, "clean": first[f][0], "corrupted": first[f][1]} for f in run.families if any(first.get(f, ()))
-    ]
+    return {f: {"clean": first[f][0], "corrupted": first[f][1]} for f in run.families if any(first.get(f, ()))}
 
 
 class _CachedRun(RunFolder):
-    """A run folder at one moment: fixed steps, each probe's scores read once and kept without the edges."""
+    """A run folder at one moment: each probe's scores read once and kept without the edges; lost probes left out.
+
+    Attributes:
+        steps_with_edges: steps whose scores include edges.
+        lost: step -> what is wrong with it, of the probes that cannot be read.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._steps = super().steps
+        self._steps: list[int] | None = None
         self._scores: dict[int, ProbeScores] = {}
         self.steps_with_edges: set[int] = set()
+        _, self.lost = super().probes()
+        self._steps = sorted(self._scores)
 
     @property
     def steps(self) -> list[int]:
-        return self._steps
+        return super().steps if self._steps is None else self._steps
 
     def read_scores(self, step: int) -> ProbeScores:
         if step not in self._scores:
@@ -249,6 +270,9 @@ class _CachedRun(RunFolder):
                 self.steps_with_edges.add(step)
             self._scores[step] = replace(scores, edges_mean_abs=None)
         return self._scores[step]
+
+    def probes(self) -> tuple[dict[int, ProbeScores], dict[int, str]]:
+        return dict(self._scores), {}
 
     def edges(self, step: int, family: int) -> np.ndarray[Any, Any] | None:
         """Mean |edge score| [S, R] of a family at a step, read from the file each time: edges are large."""

@@ -13,7 +13,8 @@ from headwatch.report.figure_data import RULE_NAMES, Figure
 from headwatch.report.palette import BASE, CELL, GAIN, INK, LOSS, NEW, SOFT
 
 MAX_COHORTS = 8  # areas in the cohort chart
-MAX_ROWS = 80  # heads in the chart of lives: W&B's panels are too small for more
+MAX_ROWS = 20  # heads in the chart of lives: W&B draws a panel about 300 pixels high
+TICKS = 6  # on an axis, at most
 
 
 def draw(figures: Mapping[str, Figure]) -> dict[str, Figure]:
@@ -24,9 +25,9 @@ def draw(figures: Mapping[str, Figure]) -> dict[str, Figure]:
 def cohorts(figure: Figure) -> Figure:
     """Areas by step of first emergence, a line for their sum, retained base heads dashed; reward or loss below."""
     steps, bands = figure["steps"], _merged_cohorts(figure["cohorts"])
-    area = {"type": "scatter", "x": steps, "stackgroup": "cohorts", "mode": "none"}
+    area = {"type": "scatter", "x": steps, "stackgroup": "cohorts", "mode": "none", "showlegend": False}
     traces: list[Figure] = [
-        {**area, "name": f"since {name}", "y": active, "fillcolor": palette.ramp(k / max(1, len(bands) - 1))}
+        {**area, "name": f"since step {name}", "y": active, "fillcolor": palette.ramp(k / max(1, len(bands) - 1))}
         for k, (name, active) in enumerate(bands)
     ]
     traces += [
@@ -37,8 +38,8 @@ def cohorts(figure: Figure) -> Figure:
     below = [(name, curve) for name, curve in figure["training"].items() if name in ("reward", "loss")][:1]
     for name, curve in below:
         traces.append({**_line(name, curve["steps"], curve["values"], SOFT), "yaxis": "y2"})
-        layout["yaxis"]["domain"] = [0.3, 1]
-        layout["yaxis2"] = {"title": {"text": name}, "domain": [0, 0.22], "zeroline": False}
+        layout["yaxis"]["domain"] = [0.38, 1]
+        layout["yaxis2"] = {"title": {"text": name}, "domain": [0, 0.26], "zeroline": False, "nticks": 3}
         layout["xaxis"]["anchor"] = "y2"
     return {"data": traces, "layout": layout}
 
@@ -72,8 +73,16 @@ def activation_frequency(figure: Figure) -> Figure:
 
 
 def effect(figure: Figure) -> Figure:
-    """E(l, h) in [-1, 1], layers horizontally, heads vertically; the 95 % interval on hover."""
+    """E(l, h) in [-1, 1] of the heads whose share has changed significantly; the 95 % interval on hover.
+
+    Of a head of tiny share, E can be large by chance alone, so the others are left empty. Circuit rule: all heads.
+    """
     values, known = figure["effect"], figure["low"] is not None
+    if figure["rule"] == "evidence":
+        changed = {tuple(head) for head in figure["changed"]}
+        values = [
+            [e if (layer, head) in changed else None for head, e in enumerate(r)] for layer, r in enumerate(values)
+        ]
     spans = [
         [f"<br>95 %: {low} to {high}" if value else "" for value, low, high in zip(*sides, strict=True)]
         for sides in (zip(values, figure["low"], figure["high"], strict=True) if known else ())
@@ -84,20 +93,18 @@ def effect(figure: Figure) -> Figure:
         "hovertemplate": "L%{x}.H%{y}: %{z}" + ("%{text}" if known else "") + "<extra></extra>",
     }
     n_layers, n_heads = len(values), len(values[0]) if values else 0
-    title = f"Effect on {figure['measure']}, mean over probes"
+    title = "Effect of training on heads that changed"
     return {"data": [heatmap], "layout": _map_layout(figure, title, n_layers, n_heads)}
 
 
 def lives(figure: Figure) -> Figure:
-    """One row per head, its spells as bars; heads that emerged in training first, then base heads."""
-    order = {"joined": 0, "base": 1}
-    rows = [
-        (order[group], head, signs)
-        for head, group, signs in zip(figure["heads"], figure["group"], figure["lives"], strict=True)
-        if group in order
-    ]
-    rows = sorted(rows, key=lambda row: row[0])[:MAX_ROWS]  # stable: within a group by first activity
-    omitted = sum(group in order for group in figure["group"]) - len(rows)
+    """Heads that did something, one per row, their spells as bars: those that emerged, then dropped base heads."""
+    joined = _rows(figure, "joined")
+    dropped = [row for row in _rows(figure, "base") if re.search("[3d]", row[1])]
+    n_base = sum(group == "base" for group in figure["group"])
+    # Heads that are active now before those that are not; stable, so otherwise by first activity.
+    found = [(0, *row) for row in sorted(joined, key=lambda row: row[1][-1] not in "46eg")] + [(1, *r) for r in dropped]
+    rows = found[:MAX_ROWS]
     traces = []
     for name, states in (("base", "12"), ("emerged", "4"), ("re-emerged", "6")):
         color = palette.GROUPS[name]
@@ -107,14 +114,17 @@ def lives(figure: Figure) -> Figure:
             # The marker shows a spell that began at the last probe and has no length yet.
             bar |= {"line": {"color": color, "width": 6}, "marker": {"symbol": "square", "size": 6, "color": color}}
             traces.append(bar)
-    title = "Lives of heads" + (f" (the first {MAX_ROWS}; {omitted} omitted)" if omitted else "")
+    shown = f"{len(rows)} of {len(found)}" if len(rows) < len(found) else "all"
+    title = f"Heads that emerged or were dropped ({shown}); {n_base - len(dropped)} base heads stayed"
     layout = _layout(figure, title, "training step", "")
     layout["yaxis"] |= {
         "tickvals": list(range(len(rows))),
         "ticktext": [f"L{layer}.H{head}" for _, (layer, head), _ in rows],
-        "range": [len(rows) - 0.5, -0.5],
+        "tickfont": {"size": 9},
+        "range": [max(len(rows), 6) - 0.5, -0.5],
         "zeroline": False,
     }
+    del layout["yaxis"]["nticks"]
     return {"data": traces, "layout": layout}
 
 
@@ -162,20 +172,23 @@ DRAWERS: dict[str, Callable[[Figure], Figure]] = {
 
 def _layout(figure: Figure, title: str, x: str, y: str) -> dict[str, Any]:
     when = f"step {figure['step']}" if figure["step"] is not None else "no probe yet"
-    about = [title, when, figure["family"], RULE_NAMES.get(figure["rule"], figure["rule"])]
-    text = " · ".join(part for part in about if part)
+    rule = "" if figure["rule"] == "evidence" else RULE_NAMES.get(figure["rule"], figure["rule"])
+    text = f"{title}<br>{' · '.join(part for part in (figure['family'], when, rule) if part)}"
     return {
         "template": "none",
-        "title": {"text": text, "font": {"size": 13}, "x": 0.02, "xanchor": "left"},
-        "xaxis": {"title": {"text": x}, "zeroline": False},
-        "yaxis": {"title": {"text": y}, "rangemode": "tozero"},
-        "margin": {"l": 56, "r": 16, "t": 40, "b": 44},
+        "title": {"text": text, "font": {"size": 11}, "x": 0.02, "xanchor": "left", "y": 0.94, "yanchor": "top"},
+        "font": {"size": 10},
+        "xaxis": {"title": {"text": x, "standoff": 4}, "zeroline": False, "nticks": TICKS},
+        "yaxis": {"title": {"text": y, "standoff": 4}, "rangemode": "tozero", "nticks": TICKS},
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": {"size": 10}},
+        "margin": {"l": 52, "r": 12, "t": 58, "b": 36},
         "hovermode": "closest",
     }
 
 
 def _map_layout(figure: Figure, title: str, n_layers: int, n_heads: int) -> dict[str, Any]:
     layout = _layout(figure, title, "layer", "head")
+    layout["plot_bgcolor"] = CELL
     layout["xaxis"] |= {"range": [-0.5, n_layers - 0.5], "showgrid": False, "constrain": "domain"}
     layout["yaxis"] = {
         "title": {"text": "head"},
@@ -209,6 +222,12 @@ def _merged_cohorts(cohorts: list[Figure]) -> list[tuple[str, list[int]]]:
         )
         for g in groups
     ]
+
+
+def _rows(figure: Figure, wanted: str) -> list[tuple[list[int], str]]:
+    """(head, signs) of the heads of one group."""
+    columns = zip(figure["heads"], figure["group"], figure["lives"], strict=True)
+    return [(head, signs) for head, group, signs in columns if group == wanted]
 
 
 def _bars(rows: list[str], states: str, steps: list[int]) -> tuple[list[int | None], list[int | None]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from headwatch.lives.exact_patching import CONTRADICTS, LEVEL, SUPPORTS
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import NEWLY_ACTIVE, OF_BASE, is_in
 from headwatch.record.run_folder import RunFolder
@@ -56,7 +57,8 @@ def summary(
         null_band: of the circuit rule, (low, high) membership changes between two halves of the last probe's pairs.
 
     Returns:
-        family; status ("ok", "insufficient signal", "base only" or "no probe"); sentences.
+        family; status ("ok", "insufficient signal", "base only" or "no probe"); line: the result in a few words;
+        weight: how much there is to report, to compare families; sentences.
     """
     status = _status(history)
     sentences: list[str] = []
@@ -69,13 +71,21 @@ def summary(
     elif status == "base only":
         sentences.append(f"{_active_in_base(history)}; there is no later probe to compare with yet.")
     elif status == OK:
-        sentences += [_changed_shares(history), _lives(history), _pending(history), _membership(history)]
+        sentences += [
+            _changed_shares(history),
+            _lives(history),
+            _pending(history),
+            _patching(history),
+            _membership(history),
+        ]
     if status in (OK, "base only"):
         sentences.append(_detection_power(history))
     if circuit is not None and len(circuit.steps) > 1:
         sentences.append(_circuit_membership(circuit, null_band))
     sentences.append(_task(history, accuracy))
-    return {"family": history.family, "status": status, "sentences": [text for text in sentences if text]}
+    line, weight = _line(history, status, accuracy)
+    found = [text for text in sentences if text]
+    return {"family": history.family, "status": status, "line": line, "weight": weight, "sentences": found}
 
 
 def coupling(history: HeadHistory, training: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -144,6 +154,30 @@ def _status(history: HeadHistory) -> str:
     return "base only" if sum(signal) == 1 else OK
 
 
+def _line(history: HeadHistory, status: str, accuracy: Sequence[float | None]) -> tuple[str, int]:
+    """The family in a few words, and how much there is to report: signal before none, then events, then heads."""
+    if status == "no probe":
+        return "no probe yet", 0
+    if status == "insufficient signal":
+        when = f" at step {history.steps[-1]:,}" if any(has_signal(history)) else ""
+        return f"insufficient signal{when}, no result", 0
+    active = int(history.active[-1].sum())
+    if status == "base only":
+        return f"{_count(active, 'active head')} in the base model", 1 + active
+    newly, pruned = history.newly_active()[-1], history.counts()["pruned"][-1]
+    parts = [
+        f"{newly} emerged" if newly else "",
+        f"{pruned} emerged and pruned" if pruned else "",
+        _dropped(history).replace(" were ", " ").replace(" was ", " "),
+    ]
+    known = [value for value in accuracy if value is not None]
+    if len(known) > 1:
+        parts.append(f"accuracy {known[0]:.0%} → {known[-1]:.0%}".replace("%", "\u00a0%"))
+    if not (newly or pruned or _dropped(history)):
+        parts.insert(0, f"no event, {_count(active, 'active head')}")
+    return "; ".join(part for part in parts if part), 1_000 * (1 + len(history.events)) + active
+
+
 def _changed_shares(history: HeadHistory) -> str:
     up, down = (values[-1] for values in changes(history).values())
     tested = history.n_layers * history.n_heads
@@ -178,6 +212,18 @@ def _lives(history: HeadHistory) -> str:
 def _pending(history: HeadHistory) -> str:
     n = len(history.pending)
     return f"{_count(n, 'event')} of the last probe await{'s' if n == 1 else ''} confirmation by the next." if n else ""
+
+
+def _patching(history: HeadHistory) -> str:
+    said = [event.patching for event in history.events if event.patching is not None]
+    if not said:
+        return ""
+    n, against, supported = len(said), said.count(CONTRADICTS), said.count(SUPPORTS)
+    return (
+        f"Exact patching of the heads of {_count(n, 'event')}: the effect of {n - against} has the sign of the event "
+        f"({supported} with a significant paired change, p\u00a0≤\u00a0{LEVEL:g}), {against} "
+        f"contradict{'s' if against == 1 else ''} it."
+    )
 
 
 def _membership(history: HeadHistory) -> str:

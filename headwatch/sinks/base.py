@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +17,26 @@ Texts = Mapping[str, str]
 Figures = Mapping[str, Figure] | Callable[[], Mapping[str, Figure]]
 
 
+@dataclass(frozen=True)
+class Notice:
+    """A message for the service's own alert call: one line, its title, and whether it is a warning."""
+
+    title: str
+    text: str
+    is_warning: bool = True
+
+
 @dataclass
 class Row:
-    """One probe: finite scalars, texts and optional figures (see Sink.log)."""
+    """One probe: finite scalars, texts, optional figures, summary and notices (see Sink.log)."""
 
     step: int
     scalars: dict[str, float] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     figures: Figures | None = None
     final: bool = False
+    summary: Texts | Callable[[], Texts] = field(default_factory=dict)
+    notices: tuple[Notice, ...] = ()
 
 
 class Sink:
@@ -42,6 +53,8 @@ class Sink:
         *,
         texts: Texts | None = None,
         final: bool = False,
+        summary: Texts | Callable[[], Texts] | None = None,
+        notices: Iterable[Notice] = (),
     ) -> None:
         """Show one probe: scalars, texts and, if the sink draws them, figures.
 
@@ -52,8 +65,11 @@ class Sink:
                 thread, so it must own its data.
             texts: short lines by name ("alerts_text"); an empty line replaces an earlier one.
             final: this is the last probe of the run; its figures are always shown.
+            summary: what the run has come to, one line by name (a family), for services with a summary of a run; or a
+                function that writes it, under the same conditions as that of the figures.
+            notices: new alerts, for services with an alert call of their own.
         """
-        self.show(Row(step, finite(scalars), dict(texts or {}), figures, final))
+        self.show(Row(step, finite(scalars), dict(texts or {}), figures, final, summary or {}, tuple(notices)))
 
     def show(self, row: Row) -> None:
         """Show what the service supports of one row."""

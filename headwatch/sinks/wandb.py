@@ -3,6 +3,8 @@
 Design (measured with wandb 0.31):
 - `step=` is never passed: W&B drops a row whose step is below its own counter, and TRL's profiling rows advance that
   counter. The x axis is the `train/global_step` of each row, set by one `define_metric`.
+- Every name is defined before it is first logged: a few headlines get panels, all others are hidden
+  (`sinks/headlines.py`). A glob would do, but transformers defines "*" as well, and explicit names win over both.
 - No wandb.Table and no wandb.plot.*: each is a blocking call to the server. Scalars and Plotly figures are not.
 - A row's scalars and figures must reach `run.log` together, and drawing must not block the training: one daemon thread
   draws and logs whole rows, in order.
@@ -20,6 +22,7 @@ from headwatch.errors import UserError
 from headwatch.io.plain_json import plain
 from headwatch.sinks.base import PREFIX, STEP_KEY, FailureBreaker, Row, Sink
 from headwatch.sinks.figure_budget import FigureBudget
+from headwatch.sinks.headlines import is_headline
 from headwatch.sinks.wandb_run import existing_run, finish_run, run_info, start_run
 
 logger = logging.getLogger(__name__)
@@ -40,7 +43,8 @@ class WandbSink(Sink):
     Args:
         mode: "auto" uses the existing run and starts none; probes before there is a run are kept until there is one.
             "start" starts a run if there is none, offline if no server answers.
-        project, name, config: of the run that "start" starts; an existing run keeps its own.
+        project, name: of the run that "start" starts; an existing run keeps its own.
+        config: settings of the monitor, added to the run's config under "headwatch".
         run_id, entity: the run that "start" continues when training resumes from a checkpoint.
         media_limit: maximum number of figures in the whole run; W&B limits a run to 1,000 files.
     """
@@ -59,7 +63,9 @@ class WandbSink(Sink):
         if mode not in ("auto", "start"):
             raise UserError(f"wandb={mode!r}: use 'auto' (the run that exists), 'start' (or a new one) or 'off'")
         self._may_start = mode == "start"
-        self._start_options = (project, name, config, run_id, entity)
+        self._config = {"headwatch": plain(config)} if config else {}
+        self._start_options = (project, name, self._config, run_id, entity)
+        self._defined: set[str] = set()
         self._run: Any = None
         self._own_run: Any = None
         self._pending: deque[Row] = deque(maxlen=MAX_QUEUED)
@@ -124,15 +130,17 @@ class WandbSink(Sink):
                 self._logging.record(f"{MAX_QUEUED} rows are pending; the row of step {row.step} was dropped")
 
     def _current_run(self) -> Any:
-        """The run to log to; None if there is none. Metrics are defined once per run."""
+        """The run to log to; None if there is none. The config entry is written once per run."""
         run = existing_run()
         if run is None and self._may_start:
             run = self._own_run = start_run(*self._start_options)
             self._may_start = False
         if run is not None and run is not self._run:
-            self._run = run
+            self._run, self._defined = run, set()
             try:
-                run.define_metric(PREFIX + "*", step_metric=STEP_KEY)
+                run.define_metric(PREFIX + "*", step_metric=STEP_KEY, hidden=True)
+                if self._config:
+                    run.config.update(self._config, allow_val_change=True)
             except Exception as error:
                 self._logging.record(error)
         return self._run
@@ -145,15 +153,28 @@ class WandbSink(Sink):
                 self._log_row(row)
             self._queue.task_done()
         if self._skipped is not None:  # training ended without a probe marked as final
-            self._log_row(replace(self._skipped, scalars={}, texts={}, final=True))
+            self._log_row(replace(self._skipped, scalars={}, texts={}, notices=(), final=True))
 
     def _log_row(self, row: _QueuedRow) -> None:
         payload = {PREFIX + name: value for name, value in (row.scalars | row.texts).items()} | self._media(row)
         try:
             if payload:
+                self._define(row.run, payload)
                 row.run.log({**payload, STEP_KEY: row.step})
+            if summary := row.summary() if callable(row.summary) else row.summary:
+                row.run.summary.update({PREFIX + name: text for name, text in summary.items()})
+            for notice in row.notices:
+                level = "WARN" if notice.is_warning else "INFO"
+                row.run.alert(title=notice.title, text=notice.text, level=level, wait_duration=0)
         except Exception as error:
             self._logging.record(error)
+
+    def _define(self, run: Any, payload: Mapping[str, Any]) -> None:
+        """Define the names that are new in this run."""
+        for key in payload:
+            if key not in self._defined:
+                self._defined.add(key)
+                run.define_metric(key, step_metric=STEP_KEY, hidden=not is_headline(key.removeprefix(PREFIX)))
 
     def _media(self, row: _QueuedRow) -> dict[str, Any]:
         """The figures of a row as W&B media; empty if it has none, if they are skipped or if drawing fails."""

@@ -18,10 +18,10 @@ from typing import Any
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
 from headwatch.errors import UserError
+from headwatch.grading.problems import FORMATS, problem_of
 from headwatch.probes.system_prompts import SYSTEM_PROMPTS
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-FORMATS = {("question",): "answer", ("problem",): "answer", ("input",): "target", ("Body", "Question"): "Answer"}
 WORKED = ("answer", "solution", "messages", "generations")  # columns that may contain a worked solution, for SFT
 MIN_CHUNK = 256  # rows read at a time until the sample is complete
 
@@ -239,31 +239,6 @@ def convert(
     if outcome == KEPT and max_length is not None and _tokens(tokenizer, messages, False) > max_length:
         outcome = LONG_ROW
     return {"messages": messages, "outcome": outcome}
-
-
-def problem_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Problem, final answer and worked solution of a row in any of the known FORMATS; "" for what is missing.
-
-    GSM8K's answer "... #### 1,234" gives "1234"; its solution loses the <<48/2=24>> annotations. SVAMP's Body and
-    Question are joined as in Qwen2.5-Math's evaluation, with a full stop if the body lacks one.
-    """
-    problem, value = "", None
-    for columns, column in FORMATS.items():
-        parts = [str(row[name]).strip() for name in columns if row.get(name)]
-        if len(parts) == len(columns) and all(parts):
-            *before, last = parts
-            problem = " ".join([*(part.removesuffix(".") + "." for part in before), last])
-            value = row.get(column)
-            break
-    answer = "" if value is None else str(value)
-    solution = str(row.get("solution") or "").strip()
-    if "####" in answer:
-        solution, _, answer = answer.rpartition("####")
-        answer = answer.strip().replace(",", "")
-        while "<<" in solution and ">>" in solution[solution.index("<<") :]:
-            start = solution.index("<<")
-            solution = solution[:start] + solution[solution.index(">>", start) + 2 :]
-    return problem, answer.strip(), solution.strip()
 
 
 def reply_of(row: Mapping[str, Any], answer: str, solution: str) -> str:

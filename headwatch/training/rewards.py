@@ -20,8 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from headwatch.errors import UserError
-from headwatch.training.answers import expression, final_answer, final_latex, number, separators
-from headwatch.training.math_grader import MathGrader, Task
+from headwatch.grading.answers import final_answer, final_latex
+from headwatch.grading.grade import grade_answers
+from headwatch.grading.math_grader import MathGrader
 
 Completion = str | Sequence[Mapping[str, str]]  # plain text, or TRL's list of one assistant message
 Reward = Callable[..., "list[float] | list[float | None]"]
@@ -44,7 +45,7 @@ def accuracy(
 
     The answer is the content of the last <answer> block; without a block, the last \boxed{...}, or LaTeX after "the
     answer is". Dollar signs, a box, "The answer is", `x =`, units and thousands separators around a value are allowed
-    (`headwatch.training.answers`). A text that only contains, lists or ends in the right value is wrong.
+    (`headwatch.grading.answers`). A text that only contains, lists or ends in the right value is wrong.
 
     Args:
         completions: texts, or conversations, of which the last message counts.
@@ -56,7 +57,7 @@ def accuracy(
         One reward per completion. TRL skips rows whose reward is None.
     """
     found = [final_answer(text_of(completion)) for completion in completions]
-    return _graded(found, answer, solution, answer_first=True, log_metric=log_metric)
+    return _logged(grade_answers(found, answer, solution, _grader), log_metric)
 
 
 def strict_accuracy(
@@ -72,39 +73,11 @@ def strict_accuracy(
     `solution`, or from `answer` if that is missing. Arguments and return value are those of `accuracy`.
     """
     found = [final_latex(text_of(completion)) for completion in completions]
-    return _graded(found, answer, solution, answer_first=False, log_metric=log_metric)
+    return _logged(grade_answers(found, answer, solution, _grader, answer_first=False), log_metric)
 
 
-def _graded(
-    found: Sequence[str],
-    answer: Sequence[str],
-    solution: Sequence[str] | None,
-    *,
-    answer_first: bool,
-    log_metric: Callable[[str, float], None] | None,
-) -> list[float | None]:
-    solutions: Sequence[str | None] = solution if solution is not None else [None] * len(answer)
-    rewards: list[float | None] = []
-    undecided: dict[int, Task] = {}
-    for index, (text, right, worked) in enumerate(zip(found, answer, solutions, strict=True)):
-        given, gold = expression(text), expression(right)
-        value, gold_value = number(given), number(gold)
-        gold_texts = _gold_texts(gold or right, worked, answer_first=answer_first)
-        if value is not None and gold_value is not None and answer_first:
-            rewards.append(float(value == gold_value))
-        elif given and answer_first and given.replace(" ", "") == gold.replace(" ", ""):
-            rewards.append(1.0)
-        elif not gold_texts:
-            rewards.append(None)
-        elif not given or (gold and separators(given) != separators(gold)):
-            rewards.append(0.0)
-            if not gold:  # None instead of 0 if the gold answer cannot be parsed either
-                undecided[index] = Task(tuple(gold_texts), "0")
-        else:
-            rewards.append(0.0)
-            undecided[index] = Task(tuple(gold_texts), given)
-    for index, grade in zip(undecided, _grader.grade(list(undecided.values())), strict=True):
-        rewards[index] = None if grade is None else grade if expression(found[index]) else 0.0
+def _logged(rewards: list[float | None], log_metric: Callable[[str, float], None] | None) -> list[float | None]:
+    """The rewards, after logging the counts of comparisons."""
     if log_metric is not None:
         for name, total in vars(_grader.counts).items():
             log_metric(f"grader/{name}", float(total))
@@ -166,9 +139,3 @@ def text_of(completion: Completion) -> str:
         return completion
     content: Any = completion[-1].get("content") if completion else ""
     return content or ""
-
-
-def _gold_texts(answer: str, solution: str | None, *, answer_first: bool) -> list[str]:
-    boxed = [f"\\boxed{{{answer}}}"] if answer.strip() else []
-    worked = [solution] if solution else []
-    return boxed + worked if answer_first else worked + boxed

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.killable_training import Trainings, trainings
+from helpers.same_record import same_history
 from helpers.tiny_trainers import save_tiny_model
 
-from headwatch import HeadHistory, RunFolder
+from headwatch import RunFolder
 from headwatch.cli import main
-from headwatch.lives.history import RULES
 
 
 @pytest.fixture(scope="module")
@@ -34,35 +34,6 @@ def whole(fork: Trainings, model: Path, tmp_path_factory: pytest.TempPathFactory
     assert not ended["killed"]
     assert not ended["failed"]
     return RunFolder.open(output), ended["moments"]
-
-
-def same_history(one: RunFolder, other: RunFolder) -> None:
-    """Scores bit for bit, lives, events and what the trainer logged."""
-    assert one.steps == other.steps
-    for step in one.steps:
-        mine, yours = one.read_scores(step).arrays(), other.read_scores(step).arrays()
-        assert mine.keys() == yours.keys()
-        for name, array in mine.items():
-            assert np.array_equal(array, yours[name]), (step, name)
-    assert one.events() == other.events()
-    assert one.alerts() == other.alerts()
-    for family in one.families:
-        for rule in RULES:
-            mine, yours = (HeadHistory.from_run(run, family, rule=rule) for run in (one, other))
-            assert np.array_equal(mine.state, yours.state)
-    clock = (
-        "seconds",
-        "pass_seconds",
-        "peak_memory_mb",
-        "train_runtime",
-        "train_steps_per_second",
-        "train_samples_per_second",
-    )
-    for rows in ("scalars", "training"):
-        told = [[{k: v for k, v in r.items() if k not in clock} for r in getattr(run, rows)()] for run in (one, other)]
-        if rows == "training":  # the summary at the end of a resumed training is about its own steps
-            told = [[{k: r.get(k) for k in ("step", "loss", "grad_norm")} for r in side] for side in told]
-        assert told[0] == told[1]
 
 
 def check_and_resume(output: Path, ended: dict, whole: RunFolder, fork: Trainings, model: Path) -> str:

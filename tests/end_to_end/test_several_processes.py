@@ -14,7 +14,7 @@ from helpers.tiny_trainers import same_weights, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from headwatch import ProbeSet, RunFolder, score_edges
-from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, is_sharded, world
+from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, world
 from headwatch.monitor.sharded_scoring import PairShard
 
 pytestmark = pytest.mark.slow
@@ -132,7 +132,5 @@ def test_one_process_needs_nothing_of_this() -> None:
     assert world() == (0, 1)
     assert [agree(outcome) for outcome in (OK, ERROR, USER_ERROR)] == [OK, ERROR, USER_ERROR]
     assert from_main("value") == "value"
-    linear = torch.nn.Linear(2, 2)
-    assert not is_sharded(linear)
-    share = PairShard.of(5, linear)
+    share = PairShard.of(5)
     assert (share.rows, share.split) == ((0, 1, 2, 3, 4), False)

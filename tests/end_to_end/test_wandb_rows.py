@@ -1,5 +1,6 @@
 """What W&B keeps of whole trainings: the callback's rows are all there, the trainer's own are as without it."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,44 @@ def test_every_probe_has_its_row_and_the_trainers_rows_are_untouched(
         assert not [key for key in row if not key.startswith("headwatch/") and key != "train/global_step"]
     assert watched.metrics["headwatch/*"] == "train/global_step"
     assert folder.manifest["wandb"]["id"] == watched.id
+
+
+def test_few_names_of_two_families_get_a_panel(tiny_model: Path, tmp_path: Path) -> None:
+    """Read back from the offline file: panels, the config entry, the summary of each family, the alerts."""
+    callback = HeadWatchCallback(["addition", "recall"], every=2, n_pairs=16, strict=True)
+    run = train("grpo", tiny_model, tmp_path, callback)
+    logged = {key for row in run.rows for key in row if key.startswith("headwatch/")}
+    assert len(logged) > 100
+    visible = run.visible("headwatch/")
+    for family in ("addition", "recall"):
+        of_family = [key for key in visible if key.startswith(f"headwatch/{family}/")]
+        figures = [key for key in of_family if key.endswith(("/cohorts", "/lives", "/effect"))]
+        assert (len(of_family), len(figures)) == (12, 3)
+        assert f"headwatch/{family}/accuracy" in of_family
+    assert sorted(set(visible) - {k for k in visible if k.count("/") > 1}) == ["headwatch/alerts", "headwatch/seconds"]
+    assert len(visible) == 26
+    assert all(run.metrics[key] == "train/global_step" for key in logged)
+    folder = RunFolder.open(tmp_path / "headwatch")
+    config = run.config["headwatch"]
+    assert config["fingerprint"] == folder.manifest["probes"]["fingerprint"]
+    assert config["families"] == ["addition", "recall"]
+    assert config["evidence"]["q"] == 0.01
+    assert {"headwatch/addition", "headwatch/recall"} <= run.summary.keys()
+    recorded = {(row["kind"].replace("_", " "), row["text"], row["level"]) for row in folder.alerts()}
+    assert recorded  # the random model has no signal
+    levels = {"warning": "WARN", "status": "INFO"}
+    assert len(run.alerts) == len({(row["kind"], row["family"]) for row in folder.alerts()})
+    assert set(run.alerts) <= {(f"headwatch: {kind}", text, levels[level]) for kind, text, level in recorded}
+
+
+def test_the_last_figures_have_the_last_loss(tiny_model: Path, probes: ProbeSet, tmp_path: Path) -> None:
+    run = train("sft", tiny_model, tmp_path, HeadWatchCallback(probes, every=5, strict=True))
+    last = run.with_key("headwatch/")[-1]
+    figure = json.loads(
+        (run.folder / "files" / last[f"headwatch/{probes.family_names[0]}/cohorts"]["path"]).read_text()
+    )
+    loss = next(trace for trace in figure["data"] if trace.get("name") == "loss")
+    assert loss["x"][-1] == LAST_STEP["sft"]
 
 
 @pytest.mark.parametrize("kind", TRAINERS)

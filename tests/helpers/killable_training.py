@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,28 @@ class Trainings:
     def __init__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         here = Path(__file__)
-        environment["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here.parent.parent)])
+        environment["PYTHONPATH"] = os.pathsep.join(str(folder) for folder in here.parents[:3])
         self._process = subprocess.Popen(
             [sys.executable, str(here)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def train(self, model: Path, output: Path, **options: Any) -> dict[str, Any]:
         """One training in a child; {"killed": whether by SIGKILL, "moments": how many it passed, "probed": steps}."""
+        self.start(model=str(model), output=str(output), **options)
+        return self.ended()
+
+    def follow(self, folder: Path, base: Path, out: Path, kill_at: int | None = None) -> dict[str, Any]:
+        """`headwatch follow` in a child; the answer is that of `train`."""
+        return self.train(base, folder, follow_into=str(out), kill_at=kill_at)
+
+    def start(self, **order: Any) -> None:
+        """Start a child."""
         assert self._process.stdin is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+
+    def ended(self) -> dict[str, Any]:
+        """How the child ended, once it has."""
         assert self._process.stdout is not None
-        print(json.dumps({"model": str(model), "output": str(output), **options}), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError("the forking process has ended: its errors are on standard error")
@@ -152,11 +164,32 @@ def train(
     trainer.train(resume_from_checkpoint=resume)
 
 
+def follow(
+    model: str,
+    output: str,
+    follow_into: str,
+    kill_at: int | None = None,
+    options: Sequence[str] = ("--no-report",),
+    told: int = 1,
+) -> None:
+    """Follow the folder `output`, whose training began with `model`."""
+    import torch
+
+    from headwatch.cli import main
+
+    torch.set_num_threads(1)
+    _moments(kill_at, told)
+    if main(["follow", output, "--base", model, "--out", follow_into, "--pairs", "8", "--device", "cpu", *options]):
+        raise SystemExit(1)
+
+
 def _serve() -> None:
     import peft  # noqa: F401
     import trl
 
-    import headwatch.callback  # noqa: F401
+    import headwatch.callback
+    import headwatch.checkpoints.follow
+    import headwatch.report.html  # noqa: F401
     from helpers import tiny_trainers  # noqa: F401
 
     _ = trl.SFTConfig, trl.SFTTrainer  # imported on first use
@@ -170,7 +203,7 @@ def _serve() -> None:
         if child == 0:
             code = 1
             try:
-                train(**order, told=note)
+                (follow if "follow_into" in order else train)(**order, told=note)
                 code = 0
             except BaseException:
                 import traceback

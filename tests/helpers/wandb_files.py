@@ -31,6 +31,9 @@ class WandbRun:
     rows: list[Row] = field(default_factory=list)
     summary: Row = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)  # name or glob -> its step metric
+    hidden: dict[str, bool] = field(default_factory=dict)  # name or glob -> whether it is kept from automatic panels
+    config: Row = field(default_factory=dict)
+    alerts: list[tuple[str, str, str]] = field(default_factory=list)  # (title, text, level)
     exit_code: int | None = None
 
     def with_key(self, start: str) -> list[Row]:
@@ -40,6 +43,16 @@ class WandbRun:
             for row in self.rows
             if any(key.startswith(start) for key in row)
         ]
+
+    def visible(self, start: str) -> list[str]:
+        """Logged keys that begin so and get a panel: numbers and media that are defined, and not as hidden."""
+        logged = {
+            key
+            for row in self.rows
+            for key, value in row.items()
+            if key.startswith(start) and not isinstance(value, str)
+        }
+        return sorted(key for key in logged if not self.hidden.get(key, True))
 
     def media(self) -> list[Path]:
         return sorted(path for path in (self.folder / "files" / "media").rglob("*") if path.is_file())
@@ -65,12 +78,18 @@ def _read(file: Path) -> WandbRun:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run.id, run.project = record.run.run_id, record.run.project
+            run.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update if item.key}
         elif kind == "history":
             run.rows.append(_items(record.history.item))
         elif kind == "summary":
             run.summary |= _items(record.summary.update)
         elif kind == "metric":
-            run.metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+            name = record.metric.name or record.metric.glob_name
+            run.metrics[name], run.hidden[name] = record.metric.step_metric, record.metric.options.hidden
+        elif kind == "config":
+            run.config |= {item.key: json.loads(item.value_json) for item in record.config.update if item.key}
+        elif kind == "alert":
+            run.alerts.append((record.alert.title, record.alert.text, record.alert.level))
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run

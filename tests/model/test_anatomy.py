@@ -1,9 +1,13 @@
 """Anatomy: sizes, names and existing edges."""
 
+from typing import Any
+
+import pytest
 from helpers.tiny_models import tiny_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
 
-from headwatch import Anatomy
+from headwatch import Anatomy, UnsupportedModelError
 
 
 def test_sizes_and_names() -> None:
@@ -35,3 +39,19 @@ def test_real_edges_of_a_parallel_layer() -> None:
     assert real[parallel.mlp_source(0), parallel.mlp_target(1)]
     assert real[: parallel.head_source(1).start, parallel.mlp_target(1)].all()
     assert int(sequential.is_real().sum()) - int(real.sum()) == 2 * 4  # L layers of H heads each
+
+
+def test_unsloth_is_refused_whether_it_patches_the_class_or_the_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth sets `LlamaAttention.forward` and, with LoRA, `self_attn.apply_o` (unsloth 015bdef, August 2026)."""
+
+    def apply_lora_o(self: Any, x: Any) -> Any:
+        raise AssertionError
+
+    apply_lora_o.__module__ = "unsloth.kernels.fast_lora"
+    model = tiny_model("llama")
+    model.model.layers[1].self_attn.apply_o = apply_lora_o
+    with pytest.raises(UnsupportedModelError, match="Unsloth has replaced its attention"):
+        Anatomy.of(model)
+    monkeypatch.setattr(LlamaAttention, "forward", apply_lora_o)
+    with pytest.raises(UnsupportedModelError, match="Unsloth has replaced its attention"):
+        Anatomy.of(tiny_model("llama"))

@@ -72,7 +72,7 @@ def test_every_pair_is_scored_once_and_told_by_its_number(tmp_path: Path) -> Non
     probes, model = pairs(N), nn.Linear(2, 2)
 
     def what(rank: int) -> Any:
-        share, seen = PairShard.of(N, model), []
+        share, seen = PairShard.of(N), []
         part = share.score(
             scored, model, probes, observe=lambda rows, own, _: seen.append((rows.tolist(), own.tolist()))
         )
@@ -99,8 +99,6 @@ def test_every_pair_is_scored_once_and_told_by_its_number(tmp_path: Path) -> Non
 
 
 def test_too_few_pairs_to_share_are_scored_by_all(tmp_path: Path) -> None:
-    first, second = in_two_processes(
-        lambda rank: (PairShard.of(1, nn.Linear(2, 2)), PairShard.of(2, nn.Linear(2, 2))), tmp_path
-    )
+    first, second = in_two_processes(lambda rank: (PairShard.of(1), PairShard.of(2)), tmp_path)
     assert first[0] == second[0] == PairShard((0,), 1, split=False)
     assert (first[1].rows, second[1].rows) == ((0,), (1,))

@@ -8,12 +8,14 @@ from headwatch.errors import UserError
 from headwatch.record.find_runs import find_runs
 from headwatch.record.run_folder import RunFolder
 
+MANIFEST = {"model": {"n_layers": 2, "n_heads": 3}, "probes": {"n_pairs": 5, "families": ["addition"]}}
+
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
     for run in ("sft", "grpo"):
-        RunFolder.create(tmp_path / run / "headwatch", {"name": run})
-    RunFolder.create(tmp_path / "bare", {"name": "bare"})
+        RunFolder.create(tmp_path / run / "headwatch", {"name": run, **MANIFEST})
+    RunFolder.create(tmp_path / "bare", {"name": "bare", **MANIFEST})
     (tmp_path / "models").mkdir()
     return tmp_path
 
@@ -32,7 +34,7 @@ def test_every_run_is_found(path: str, runs: list[str], outputs: Path) -> None:
 
 
 def test_an_output_dir_with_a_record_is_one_run(outputs: Path) -> None:
-    RunFolder.create(outputs / "headwatch", {"name": "outer"})
+    RunFolder.create(outputs / "headwatch", {"name": "outer", **MANIFEST})
     assert [run.path for run in find_runs(outputs)] == [outputs / "headwatch"]
 
 

@@ -177,13 +177,13 @@ def test_training_keeps_numbers_only_and_scalars_keep_text(tmp_path: Path) -> No
 
 
 def test_the_manifest_is_rewritten_without_a_temporary_file_left(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, {**MANIFEST, "created": np.int64(3), "where": tmp_path})
+    run = RunFolder.create(tmp_path, {**MANIFEST, "pid": np.int64(3), "where": tmp_path})
     run.update_manifest(status="finished", wandb={"id": "x"})
     manifest = RunFolder.open(tmp_path).manifest
     assert manifest == {
         **MANIFEST,
         "format": 1,
-        "created": 3,
+        "pid": 3,
         "where": str(tmp_path),
         "status": "finished",
         "wandb": {"id": "x"},

@@ -106,7 +106,7 @@ def test_step_moves_maps_counts_and_events(page: Path, grpo: RunFolder, browse: 
     dom = ready(browse(page, f"step={step}&head=L0.H0&theme=dark"))
     assert dom.root["data-theme"] == "dark"
     assert len(dom.find("outline", inside="where")) == history.active[index].sum() != history.active[-1].sum()
-    numbers = [int(re.match(r"\d+", cell).group()) for cell in dom.texts(inside="state-counts", tag="td")]
+    numbers = [int(re.match(r"\d+", cell).group()) for cell in dom.texts(inside="state-counts", tag="b")]
     state = history.state[index]
     count = {s: int((state == s).sum()) for s in HeadState}
     retained = count[HeadState.BASE] + count[HeadState.RETAINED]
@@ -134,13 +134,15 @@ def test_two_runs_side_by_side(grpo: RunFolder, sft: RunFolder, browse: Browse, 
     assert len(dom.find("emerged-head", tag="circle")) == sum(len(heads) for heads in joined)
     text = " ".join(dom.texts(inside="comparison", tag="p"))
     assert f"{len(joined[0] & joined[1])} of {len(joined[0] | joined[1])} emerged heads in common" in text
-    # Same tick labels in both columns.
+    # Same tick labels in both columns, of the strip that both have: the first one.
     charts = dom.find("course", tag="svg")
     ticks = [
         [n.text for n in dom.find(tag="text") if chart in n.inside and n.attributes.get("text-anchor") == "end"]
         for chart in charts
     ]
-    assert ticks[0] == ticks[1]
+    first = [labels[: labels.index("0", 1)] for labels in ticks]
+    assert len(first[0]) > 1
+    assert first[0] == first[1]
     only = ready(browse(tmp_path / "report.html", "family=recall"))
     assert "no probes of the family recall" in " ".join(only.texts("headline", inside="titles"))
 
@@ -222,5 +224,5 @@ def test_probe_pairs_are_shown_as_text(browse: Browse, tmp_path):
     run = write_plain_run(tmp_path, [0])
     replace(probes, texts=((HOSTILE, "Compute 1+2"), ("", ""))).save(run.path / "probes.safetensors")
     dom = ready(browse(write_report(run)))
-    assert [n.text for n in dom.nodes if "example" in n.classes] == [f"clean      {HOSTILE}\ncorrupted  Compute 1+2"]
+    assert dom.texts(inside="pair", tag="code") == [HOSTILE, "Compute 1+2"]
     assert "data-owned" not in dom.root

@@ -27,7 +27,7 @@ def texts(page: Page, selector: str) -> list[str]:
 
 def test_summary_of_each_family(grpo: RunFolder, visit: Visit, tmp_path: Path):
     page = visit(write_report(grpo, tmp_path))
-    summaries = {name: texts(page, f".summary > div:nth-child({i + 1}) li") for i, name in enumerate(grpo.families)}
+    summaries = {name: texts(page, f".summary > details:nth-child({i + 1}) li") for i, name in enumerate(grpo.families)}
     for family, shown in summaries.items():
         history, circuit = HeadHistory.from_run(grpo, family), HeadHistory.from_run(grpo, family, "circuit")
         accuracy = [float(grpo.read_scores(s).correct[grpo.pairs_of(family)].mean()) for s in grpo.steps]
@@ -124,7 +124,7 @@ def test_hostile_names_stay_text(visit: Visit, tmp_path: Path):
     assert page.run("document.title").endswith(HOSTILE)
     assert HOSTILE in page.run("document.getElementById('head-about').textContent")
     assert texts(page, ".run-name span:nth-child(2)") == [HOSTILE] * 2
-    assert texts(page, ".summary h2")[0].startswith(HOSTILE)
+    assert texts(page, ".summary summary b")[0] == HOSTILE
     assert page.problems == []
 
 
@@ -142,7 +142,7 @@ def test_without_edges_or_signal(visit: Visit, tmp_path: Path):
     page = visit(write_report(write_plain_run(tmp_path / "a", [0, 10])), "head=L1.H1")
     assert "scored by heads only, without edges" in page.run("document.getElementById('head-body').textContent")
     no_signal = visit(write_report(write_plain_run(tmp_path / "b", [0, 10], gap=0.0)), "head=L1.H1")
-    assert texts(no_signal, ".family-status") == ["insufficient signal"]
+    assert texts(no_signal, ".family-status") == ["insufficient signal, no result"]
     assert page.problems == no_signal.problems == []
 
 
@@ -161,6 +161,7 @@ def test_evidence_of_an_event(grpo: RunFolder, visit: Visit, tmp_path: Path):
     data = run_data(grpo)
     events = data["families"]["addition"]["rules"]["evidence"]["events"]
     more = {"lower": 0.101, "upper": 0.139, "raw_before": -0.01, "raw_now": -0.7, "raw_p": 0.002, "status": "pending"}
+    more |= {"patched_before": 0.02, "patched_now": -0.01, "patched_p": 0.3, "patching": "contradicts"}
     row = events["rows"][0]
     for name, value in more.items():
         row[events["columns"].index(name)] = value
@@ -171,7 +172,8 @@ def test_evidence_of_an_event(grpo: RunFolder, visit: Visit, tmp_path: Path):
     assert "(95 %: +10 % to +14 %)" in line
     assert "raw score −0.01 → −0.7 (p 0.002)" in line
     assert "not confirmed yet" in line
-    assert "(not confirmed yet)" in texts(page, "#events .event .kind")[0]
+    assert "share by exact patching 2.0 % → −1.0 % (p 0.3), which contradicts the event" in line
+    assert "(not confirmed yet) (contradicted by exact patching)" in texts(page, "#events .event .kind")[0]
     assert page.problems == []
 
 

@@ -248,6 +248,7 @@ def test_print_shows_every_section(path: Path, grpo: RunFolder, visit: Visit):
         "where",
         "lives",
         "signals",
+        "checks",
         "events",
         "survival",
         "reading",

@@ -55,6 +55,23 @@ def test_every_panel_matches_what_a_training_logs(tmp_path: Path) -> None:
         pattern = next(p for title, p in panels.items() if title.startswith("Coupling") and p.endswith(f"/{end}"))
         assert sum(bool(re.fullmatch(pattern, f"headwatch/addition/{name}")) for name in coupled) == 2
 
+    check_page({name.removeprefix("headwatch/") for name in logged if name.startswith("headwatch/")}, set(coupled))
+
+
+def check_page(logged: set[str], coupled: set[str]) -> None:
+    """The table of docs/reference/live.md has every logged name, and no other."""
+    page = (Path(__file__).parents[2] / "docs/reference/live.md").read_text(encoding="utf-8")
+    table = page[page.index("| name | what |") : page.index("A test compares this table")]
+    listed = {name for row in table.splitlines() for name in re.findall("`([^`]+)`", row.replace("\\|", ""))}
+    of_names = {re.sub(r"(cohort)/[0-9]+$", r"\1/<step>", name) for name in logged if name != "step"}
+    of_names = {re.sub("^(addition|recall)/", "F/", re.sub("^alerts/.*", "alerts/<kind>", name)) for name in of_names}
+    of_names |= {f"F/{name}" for name in coupled} | {"F/cohort/<step>"}
+    of_names |= {"F/membership_changes_by_chance"}  # needs signal, which the random model does not have
+    by_circuit = {name for name in of_names if name.startswith("F/circuit/")}
+    unlisted = {name for name in by_circuit - listed if name.replace("/circuit", "") in listed}
+    assert of_names - listed - unlisted == set()
+    assert listed - of_names - {"F/circuit/<name>"} == set()
+
 
 def test_a_dry_run_prints_the_plan_and_sends_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -218,7 +218,7 @@ def test_unsupported_model_is_refused_before_weights_are_loaded(recipe, tmp_path
     assert command_line(["train", recipe(SFT, model_name_or_path=str(tmp_path / "model")), option]) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith(f"headwatch: --model_name_or_path {tmp_path / 'model'}: model: {said}")
-    assert "supported: " in told
+    assert "`headwatch doctor " in told
 
 
 def test_invalid_chat_templates(recipe, tmp_path, capsys):

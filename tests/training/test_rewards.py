@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("math_verify")
 
 from headwatch.errors import UserError
+from headwatch.grading.math_grader import MathGrader, Task, Worker
 from headwatch.training import rewards
-from headwatch.training.math_grader import MathGrader, Task, Worker
 
 WORKED = "<think>\nHalf of 48 is 24, and 48 + 24 = 72.\n</think>\n<answer>\n{}\n</answer>"
 

@@ -3,6 +3,22 @@
 const RIGHT = 92, PLOT = { cohorts: 168, retained: 46, small: 52 }, ALONE = { cohorts: 224, retained: 60, small: 64 };
 const CURVES = { reward: "Reward", loss: "Loss", accuracy: "Training accuracy" };
 
+/* The scales of each run: its own charts and its own step axis, unless one axis for all is chosen. */
+function runScales(runs, views) {
+  const all = courseScales(runs, views);
+  return runs.map((run, r) => {
+    const view = views[r], known = (values) => Boolean(view) && values.some(isNumber);
+    const curves = all.curves.filter((name) => run.training[name]);
+    const probed = [...(view && known(view.probe.accuracy) ? ["probe"] : []), ...(view && known(view.probe.gap) ? ["gap"] : [])];
+    return Object.assign({}, all, { curves, probed }, chosen.oneAxis ? {} : { first: Math.min(0, run.steps[0] || 0), last: Math.max(1, lastStep(run)) });
+  });
+}
+
+/* The last step that was probed or logged. */
+function lastStep(run) {
+  return Math.max(run.steps[run.steps.length - 1] || 0, ...Object.values(run.training).map((curve) => Math.max(...curve.steps)));
+}
+
 /* Which charts there are and their domains, the same for all runs so that columns can be compared by eye. */
 function courseScales(runs, views) {
   const top = (values) => Math.max(0, ...values.filter(isNumber));
@@ -17,16 +33,17 @@ function courseScales(runs, views) {
   }
   const gaps = views.flatMap((v) => (v ? v.probe.gap : [])).filter(isNumber);
   domain.gap = [Math.min(0, ...gaps), Math.max(...gaps, 0) * 1.06 || 1];
-  const last = Math.max(1, ...runs.map((run) => run.steps[run.steps.length - 1] || 0), ...runs.flatMap((run) => curves.map((name) => (run.training[name] ? Math.max(...run.training[name].steps) : 0))));
+  const last = Math.max(1, ...runs.map(lastStep));
   /* Base heads have an axis of their own where they would flatten the new ones. */
   return { alone: runs.length === 1, newly: Math.max(newly, 1), retained: Math.max(retained, 1), apart: newly > 0 && retained > 2.5 * newly, curves, domain, first: Math.min(0, ...runs.map((r) => r.steps[0] || 0)), last };
 }
 
 function drawCourse(svg, run, view, scales, now) {
   const width = svg.width_(), right = width - RIGHT, x = linear(scales.first, scales.last, LEFT, right);
+  if (!view && !scales.curves.length) { svg.begin(1); return; }
   const heights = scales.alone ? ALONE : PLOT;
   let y = 8;
-  const places = ["cohorts", ...(scales.apart ? ["retained"] : []), ...scales.curves, "probe", "gap"].map((name) => {
+  const places = [...(view && view.lives.heads.length ? ["cohorts"] : []), ...(scales.apart && view && view.lives.heads.length ? ["retained"] : []), ...scales.curves, ...scales.probed].map((name) => {
     const top = y + 20;
     y = top + (heights[name] || heights.small) + 10;
     return { name, top, bottom: y - 10 };
@@ -69,7 +86,6 @@ function drawStrip(svg, place, run, view, scales, x, right, now, texts) {
   if (counts) { if (view) drawCounts(svg, name, place, view, scales, x, y, right, now); return; }
   const steps = curve ? curve.steps : run.steps;
   const values = curve ? curve.values : view && name === "probe" ? view.probe.accuracy : view && name === "gap" ? view.probe.gap : [];
-  if (!values.some(isNumber)) { texts.push(() => label(svg, (LEFT + right) / 2, (top + bottom) / 2 + 4, "not logged", { "text-anchor": "middle" })); return; }
   mark(svg, "path", { class: "line plain series", "data-series": name, d: path(values.map((v, i) => [x(steps[i]), isNumber(v) ? y(v) : null])) });
   if (values.length <= 40) values.forEach((v, i) => { if (isNumber(v)) mark(svg, "circle", { class: "dot", cx: x(steps[i]), cy: y(v), r: values.length === 1 ? 3 : 1.6 }, `${title} at step ${whole(steps[i])}: ${number(v)}`); });
   const at = curve ? lastAtMost(steps, run.steps[now] === run.steps[run.steps.length - 1] ? Infinity : run.steps[now]) : now;

@@ -6,7 +6,7 @@ const COLUMNS = [["run", "Run", "l"], ["step", "Step", ""], ["head", "Head", "l"
 const CIRCUIT_COLUMNS = { before: ["before", "Importance before", ""], now: ["now", "Importance now", ""], q: ["stability", "Stability", ""] };
 
 function eventRows(runs, views) {
-  return views.flatMap((view, r) => (view ? view.events.rows.map(([step, layer, head, kind, before, now, q, stability, p, low, high, rawBefore, rawNow, rawP, status]) => ({ run: r, step, head: [layer, head], kind, before, now, change: isNumber(before) && isNumber(now) ? now - before : null, q, stability, p, low, high, rawBefore, rawNow, rawP, status })) : []));
+  return views.flatMap((view, r) => (view ? view.events.rows.map(([step, layer, head, kind, before, now, q, stability, p, low, high, rawBefore, rawNow, rawP, status, patchedBefore, patchedNow, patchedP, patching]) => ({ run: r, step, head: [layer, head], kind, before, now, change: isNumber(before) && isNumber(now) ? now - before : null, q, stability, p, low, high, rawBefore, rawNow, rawP, status, patchedBefore, patchedNow, patchedP, patching })) : []));
 }
 
 const eventsOf = (run, view, head) => eventRows([run], [view]).filter((row) => same(row.head, head));
@@ -19,6 +19,7 @@ function eventEvidence(row) {
   if (tested) parts.push(`q ${number(row.q)}${isNumber(row.p) ? `, p ${number(row.p)}` : ""}`);
   else parts.push(isNumber(row.stability) ? `kept by ${percent(row.stability)} of the resamples, not tested` : "not tested");
   if (isNumber(row.rawBefore) && isNumber(row.rawNow)) parts.push(`raw score ${number(row.rawBefore)} → ${number(row.rawNow)}${isNumber(row.rawP) ? ` (p ${number(row.rawP)})` : ""}`);
+  if (isNumber(row.patchedNow)) parts.push(`share by exact patching ${isNumber(row.patchedBefore) ? `${percent(row.patchedBefore)} → ` : ""}${percent(row.patchedNow)}${isNumber(row.patchedP) ? ` (p ${number(row.patchedP)})` : ""}${row.patching === "contradicts" ? ", which contradicts the event" : ""}`);
   if (tested && row.status) parts.push({ pending: "not confirmed yet", withdrawn: "withdrawn: not found at the next probe" }[row.status] || row.status);
   return parts.join("; ");
 }
@@ -74,7 +75,7 @@ function sortedEvents(rows) {
 
 function drawColumnHead(head, [key, name, side], redraw) {
   const sorted = table.sort === key;
-  const cell = element(head, "th", { class: side, scope: "col", "aria-sort": sorted ? (table.down ? "descending" : "ascending") : "none" });
+  const cell = element(head, "th", { class: `${side} c-${key}`, scope: "col", "aria-sort": sorted ? (table.down ? "descending" : "ascending") : "none" });
   const button = element(cell, "button", { type: "button" }, name + (sorted ? (table.down ? " ↓" : " ↑") : ""));
   button.addEventListener("click", () => { table.down = sorted ? !table.down : false; table.sort = key; redraw(); });
 }
@@ -83,8 +84,8 @@ function drawEventCells(line, row, columns, runs) {
   const name = headName(row.head);
   const texts = { run: runs[row.run].letter, step: whole(row.step), before: percent(row.before), now: percent(row.now), change: percent(row.change, true), q: number(row.q), stability: percent(row.stability) };
   for (const [key, , side] of columns) {
-    const cell = element(line, "td", { class: side }, texts[key]);
-    if (key === "kind") element(cell, "span", { class: "kind " + kindClass(row.kind) }, row.kind + ({ pending: " (not confirmed yet)", withdrawn: " (withdrawn)" }[row.status] || ""));
+    const cell = element(line, "td", { class: `${side} c-${key}` }, texts[key]);
+    if (key === "kind") element(cell, "span", { class: "kind " + kindClass(row.kind) }, row.kind + ({ pending: " (not confirmed yet)", withdrawn: " (withdrawn)" }[row.status] || "") + (row.patching === "contradicts" ? " (contradicted by exact patching)" : ""));
     if (key === "head") element(cell, "button", { type: "button", class: "link", "aria-label": `${name}: open its page`, title: eventEvidence(row) }, name).addEventListener("click", (event) => { event.stopPropagation(); openHead(row.head, row.step); });
   }
 }
@@ -109,7 +110,7 @@ function drawSurvival(svg, view, last) {
     mark(svg, "path", { class: "band f-" + color, d: bandPath(curve, x, y) });
     mark(svg, "path", { class: "line survival s-" + color, "data-group": group, d: path(curve.time.map((time, k) => [x(time), isNumber(curve.survival[k]) ? y(curve.survival[k]) : null]), true) }, `${count(curve.spells, "first spell")} of ${group} heads\nmedian ${isNumber(curve.median) ? count(curve.median, "step") : "not reached: more than half last longer"}`);
     curve.time.forEach((time, k) => { if (curve.censored[k]) mark(svg, "line", { class: "censored s-" + color, x1: x(time), x2: x(time), y1: y(curve.survival[k]) - 5, y2: y(curve.survival[k]) + 5 }, `${count(curve.censored[k], "head")} active for ${whole(time)} steps and still active at the last probe`); });
-    ends.push({ y: y(curve.survival[curve.survival.length - 1]), x: x(curve.time[curve.time.length - 1]), text: `${group} (${curve.spells})`, color });
+    ends.push({ y: Math.min(y(curve.survival[curve.survival.length - 1]), bottom - 10), x: x(curve.time[curve.time.length - 1]), text: `${group} (${curve.spells})`, color });
   }
   ends.sort((a, b) => a.y - b.y);
   if (ends.length > 1 && ends[1].y - ends[0].y < 14) ends[1].y = ends[0].y + 14;

@@ -180,7 +180,7 @@ function drawHeadPage(views, nows, scales) {
   const blocks = runs.map(() => element(body, "div"));
   runs.forEach((run, r) => {
     columnTitle(blocks[r], run);
-    drawHeadOfRun(blocks[r], run, views[r], nows[r], head, shares[r], weights[r], domains, scales);
+    drawHeadOfRun(blocks[r], run, views[r], nows[r], head, shares[r], weights[r], domains, scales[r]);
   });
 }
 

@@ -1,11 +1,13 @@
 /* maps.js: layers by heads: activation frequency and effect. */
 
+const CELL = 34; /* largest size of a cell */
+
 function grid(svg, run, title, remark) {
   const { n_layers: layers, n_heads: heads } = run.model;
   const width = svg.width_(), left = 26, top = 20;
-  const size = Math.min(24, Math.max(3, (width - left - 4) / layers), Math.max(5, 520 / heads));
+  const size = Math.min(CELL, Math.max(3, (width - left - 4) / layers), Math.max(5, 460 / heads));
   svg.begin(top + size * heads + 30);
-  heading(svg, left, 12, title, remark, width - left);
+  heading(svg, left, 12, title, remark, width - left - HELP_WIDTH);
   const every = Math.max(1, Math.ceil(20 / size)), down = Math.max(1, Math.ceil(12 / size));
   for (let l = 0; l < layers; l += every) label(svg, left + (l + 0.5) * size, top + heads * size + 13, l, { "text-anchor": "middle" });
   for (let h = 0; h < heads; h += down) label(svg, left - 6, top + (h + 0.5) * size + 4, h, { "text-anchor": "end" });

@@ -3,7 +3,7 @@
 const data = JSON.parse(byId("data").textContent);
 const runs = data.runs;
 const steps = [...new Set(runs.flatMap((run) => run.steps))].sort((a, b) => a - b);
-const chosen = { family: data.families[0], rule: data.rules[0], now: steps.length - 1, head: null, open: false };
+const chosen = { family: data.opens_on, rule: data.rules[0], now: steps.length - 1, head: null, open: false, oneAxis: false };
 const RULE_LABELS = { evidence: "Evidence", circuit: "Circuit (the paper’s)" };
 
 runs.forEach((run, index) => { run.letter = index < 26 ? String.fromCharCode(65 + index) : String(index + 1); });
@@ -59,6 +59,9 @@ const stepText = () => (steps.length ? `step ${whole(steps[chosen.now])} of ${wh
 function controls() {
   radioButtons("family", data.families, (f) => f, chosen.family, (family) => { chosen.family = family; chosen.head = mostChanged(); draw(); });
   radioButtons("rule", data.rules, (r) => RULE_LABELS[r] || r, chosen.rule, (rule) => { chosen.rule = rule; draw(); });
+  const ends = runs.map((run) => lastStep(run));
+  byId("axis-control").hidden = new Set(ends).size < 2;
+  byId("axis").addEventListener("change", () => { chosen.oneAxis = byId("axis").checked; draw(); });
   const slider = byId("now");
   slider.max = Math.max(0, steps.length - 1);
   slider.value = chosen.now;
@@ -133,19 +136,25 @@ function column(id, run, make) {
 function courseColumn(run) {
   return column("course", run, (block) => {
     const svg = chart(block, "course", `Course of training of ${run.name}: newly active heads, retained base heads, reward or loss, and probe accuracy by training step`);
-    const persistence = element(block, "div", { class: "facts persistence" }), coupling = element(block, "p", { class: "facts" });
+    const more = element(block, "details", { class: "more-text" });
+    element(more, "summary", {}, "Persistence and coupling with the reward");
+    const persistence = element(more, "div", { class: "facts persistence" }), coupling = element(more, "p", { class: "facts" });
     const follow = (event) => { if (event.buttons & 1) { const at = svg.stepAt(event.clientX); setNow(steps.reduce((best, s, i) => (Math.abs(s - at) < Math.abs(steps[best] - at) ? i : best), 0)); } };
     svg.addEventListener("pointerdown", follow);
     svg.addEventListener("pointermove", follow);
-    return { svg, persistence, coupling };
+    return { svg, more, persistence, coupling };
   });
 }
 
 function whereColumn(run) {
   return column("where", run, (block) => {
     const { n_layers: layers, n_heads: heads } = run.model;
-    const maps = element(block, "div", { class: "maps" }), width = Math.max(250, layers * 24 + 40);
-    const [first, second] = ["activation frequency", "effect on importance"].map((what) => chart(element(maps, "div", { style: `flex: 1 1 ${width}px` }), "map", `Layers by heads: ${what} in ${run.name}`));
+    const maps = element(block, "div", { class: "maps" }), width = clamp(layers * CELL + 40, 200, 700);
+    const [first, second] = [["activation frequency", HELP.frequency], ["effect on importance", HELP.effect]].map(([what, text]) => {
+      const box = element(maps, "div", { class: "helped", style: `flex: 1 1 ${width}px` });
+      help(box, text);
+      return chart(box, "map", `Layers by heads: ${what} in ${run.name}`);
+    });
     for (const svg of [first, second]) {
       svg.addEventListener("click", (event) => chooseHead(svg.headAt(event)));
       keys(svg, (dx, dy) => { const [l, h] = chosen.head || [0, 0]; chooseHead([clamp(l + dx, 0, layers - 1), clamp(h + dy, 0, heads - 1)]); });
@@ -162,7 +171,7 @@ function whereColumn(run) {
 
 function livesColumn(run) {
   return column("lives", run, (block) => {
-    const panels = element(block, "div", { class: "panels" }), empty = element(block, "p", { class: "empty" }), groups = {};
+    const panels = element(block, "div", { class: "panels" }), groups = {};
     for (const group in GROUPS) {
       const panel = element(panels, "div"), title = element(panel, "h3"), svg = chart(panel, "raster", `${GROUPS[group]} in ${run.name}, one row per head`);
       svg.addEventListener("click", (event) => chooseHead(event.target.head));
@@ -174,7 +183,7 @@ function livesColumn(run) {
       });
       groups[group] = { panel, title, svg };
     }
-    return { groups, empty };
+    return { groups };
   });
 }
 
@@ -183,7 +192,7 @@ function signalsColumn(run) { return column("signals", run, (block) => ({ charts
 /* --- drawing -------------------------------------------------------------------------------------------------------- */
 
 function draw(newEntry) {
-  const views = runs.map(viewOf), scales = courseScales(runs, views), nowStep = steps.length ? steps[chosen.now] : 0;
+  const views = runs.map(viewOf), scales = runScales(runs, views), nowStep = steps.length ? steps[chosen.now] : 0;
   const nows = runs.map((run) => lastAtMost(run.steps, nowStep)), picked = chosen.head;
   byId("now-text").textContent = stepText();
   byId("now").setAttribute("aria-valuetext", stepText());
@@ -196,15 +205,19 @@ function draw(newEntry) {
   const shares = views.map((view) => (picked ? sharePath(view, picked) : null)), domain = domainOf(shares.flatMap((p) => (p ? [p.low, p.high] : [])), 0.01);
   /* All columns are built first: a chart takes its width from the layout. */
   const columns = runs.map((run) => [courseColumn(run), whereColumn(run), livesColumn(run), signalsColumn(run)]);
+  for (const id of ["where", "lives"]) byId(id).hidden = !views.some((view) => view && view.lives.heads.length);
+  byId("top").classList.toggle("alone", byId("where").hidden);
+  drawPair();
   runs.forEach((run, r) => {
     const view = views[r], now = nows[r], [course, where, lives, signals] = columns[r];
-    drawCourse(course.svg, run, view, scales, now);
+    drawCourse(course.svg, run, view, scales[r], now);
     drawPersistence(course.persistence, run, view, now);
     const weak = view && view.cohorts.signal.includes(false) ? "Hatched: probes with insufficient signal; heads keep their previous state. " : "";
     course.coupling.textContent = weak + (view ? view.coupling.join(" ") : "");
-    drawWhere(where, run, view, now, picked, shares[r], domain, scales);
-    drawLives(lives, run, view, now, picked, scales);
-    drawSignals(signals.charts, run, view, runs, views, scales, now);
+    course.more.hidden = !course.coupling.textContent && !course.persistence.childElementCount;
+    drawWhere(where, run, view, now, picked, shares[r], domain, scales[r]);
+    drawLives(lives, run, view, now, picked, scales[r]);
+    drawSignals(signals.charts, run, view, runs, views, scales[r], now);
   });
   drawEvents(document.querySelector("#events .body"), runs, views, chosen.rule, nowStep, picked, chooseHead);
   drawSurvivals(views);
@@ -214,10 +227,14 @@ function draw(newEntry) {
 }
 
 function drawWhere(where, run, view, now, picked, share, domain, scales) {
-  drawFrequency(where.first, run, view, now, picked);
-  drawEffect(where.second, run, view, picked);
+  const active = Boolean(view) && view.lives.heads.length > 0, compared = Boolean(view) && view.effect.effect.length > 0;
+  where.block.hidden = !active && !compared;
+  where.first.parentNode.hidden = !active;
+  where.second.parentNode.hidden = !compared;
+  if (active) drawFrequency(where.first, run, view, now, picked);
+  if (compared) drawEffect(where.second, run, view, picked);
   where.inspector.replaceChildren();
-  where.own.hidden = !picked || !view;
+  where.own.hidden = !picked || !view || where.block.hidden;
   where.share.begin(1);
   if (!picked || !view) return;
   const name = headName(picked);
@@ -232,7 +249,7 @@ function drawWhere(where, run, view, now, picked, share, domain, scales) {
 
 function drawLives(lives, run, view, now, picked, scales) {
   const some = view && view.lives.heads.length > 0;
-  lives.empty.textContent = some ? "" : view ? "No head has been active yet." : missingText(run);
+  lives.block.hidden = !some;
   for (const group in GROUPS) {
     const { panel, title, svg } = lives.groups[group], n = some ? groupRows(view, group).length : 0;
     panel.hidden = !n;
@@ -258,18 +275,17 @@ function drawStateCounts(views, nows) {
   const box = byId("state-counts");
   box.replaceChildren();
   if (!views.some((view) => view && view.lives.heads.length)) return;
-  const grid = element(element(box, "div", { class: "scroll" }), "table"), head = element(element(grid, "thead"), "tr"), body = element(grid, "tbody");
   const names = ["Active now", "Retained", "Dropped", "Emerged", "Re-emerged", "Pruned", ...(chosen.rule === "evidence" ? ["Stronger", "Weaker"] : [])];
   const titles = { Stronger: "All heads whose |share| is significantly and materially larger than in the base, active or not", Weaker: "All heads whose |share| is significantly and materially smaller than in the base, active or not" };
-  for (const name of (runs.length > 1 ? ["Run"] : []).concat(names)) element(head, "th", titles[name] ? { scope: "col", title: titles[name] } : { scope: "col" }, name);
   views.forEach((view, r) => {
     if (!view) return;
-    const line = element(body, "tr");
-    if (runs.length > 1) { const cell = element(line, "td", { class: "name" }); badge(cell, runs[r]); cell.append(runs[r].name); }
-    for (const [n, color, of] of stateCounts(view, nows[r])) {
-      const cell = element(line, "td", { class: n ? color : "zero" }, whole(n));
-      if (of) element(cell, "span", { class: "of" }, of);
-    }
+    const list = element(box, "ul", { "aria-label": runs[r].name });
+    if (runs.length > 1) badge(element(list, "li", { class: "name" }), runs[r]);
+    stateCounts(view, nows[r]).forEach(([n, color, of], k) => {
+      const item = element(list, "li", titles[names[k]] ? { title: titles[names[k]] } : {}), value = element(item, "b", { class: n ? color : "zero" }, whole(n));
+      if (of) element(value, "span", { class: "of" }, of);
+      element(item, "span", {}, names[k]);
+    });
   });
 }
 
@@ -288,14 +304,14 @@ function drawSurvivals(views) {
   byId("survival").hidden = !some;
   byId("bottom").style.gridTemplateColumns = some ? "" : "1fr";
   if (!some) return;
-  const last = Math.max(...views.flatMap((view) => (view ? Object.values(view.survival).flatMap((curve) => curve.time) : [])), 1);
+  const lasts = views.map((view) => Math.max(...(view ? Object.values(view.survival).flatMap((curve) => curve.time) : []), 1)), longest = Math.max(...lasts);
   const columns = runs.map((run) => column("survival", run, (block) => ({ svg: chart(block, "survivals", `Survival of heads of ${run.name}`), text: element(block, "p", { class: "facts" }) })));
   runs.forEach((run, r) => {
     const { svg, text } = columns[r], view = views[r], known = view && Object.keys(view.survival).length > 0;
     svg.replaceChildren();
-    if (known) drawSurvival(svg, view, last);
+    if (known) drawSurvival(svg, view, chosen.oneAxis ? longest : lasts[r]);
     const gaps = run.steps.slice(1).map((s, i) => s - run.steps[i]);
-    text.textContent = known ? `First spells with 95 % interval; ticks: still active at the last probe. Ends are known to within ${gaps.length ? whole(Math.max(...gaps)) : "–"} steps, the interval between probes.` : "No spell has been observed over time yet.";
+    text.textContent = known ? `Ends are known to within ${gaps.length ? whole(Math.max(...gaps)) : "–"} steps, the interval between probes.` : "No spell has been observed over time yet.";
   });
 }
 
@@ -307,16 +323,18 @@ function drawDetails() {
     add("Model", m.name);
     add("Shape", `${count(m.n_layers, "layer")}, ${count(m.n_heads, "query head")}` + (m.n_kv_heads ? `, ${count(m.n_kv_heads, "key/value head")}` : "") + (m.head_dim ? `, head width ${m.head_dim}` : "") + (m.d_model ? `, model width ${whole(m.d_model)}` : ""));
     add("Trainer", run.trainer);
+    add("Probed", run.steps.length ? `${count(run.steps.length, "time")}, steps ${whole(run.steps[0])} to ${whole(run.steps[run.steps.length - 1])}` : "");
+    add("Time of a probe", isNumber(run.cost.seconds) ? `${number(run.cost.seconds)} s` : "");
     add("Status", run.status);
+    add("Lost", run.lost);
     add("Created", run.created);
     add("W&B", run.wandb);
     add("Probes", `${count(p.n_pairs, "pair")} of ${p.families.join(", ")}; tokenizer ${p.tokenizer}`);
     add("Fingerprint", p.fingerprint);
     add("Peak memory of a probe", isNumber(run.cost.peak_memory_mb) ? `${whole(Math.round(run.cost.peak_memory_mb))} MB` : "");
     add("Completeness error", isNumber(run.cost.completeness_error) ? number(run.cost.completeness_error) + " (last probe)" : "");
+    add("headwatch", run.headwatch_version);
     add("Versions", Object.entries(run.versions).map(([name, version]) => `${name} ${version}`).join(", "));
-    if (run.examples.length) element(block, "h3", {}, "One pair of each family");
-    for (const example of run.examples) { element(block, "p", { class: "facts" }, example.family); element(block, "pre", { class: "example" }, "clean      " + example.clean + "\ncorrupted  " + example.corrupted); }
     element(block, "h3", {}, "Settings");
     element(block, "pre", {}, JSON.stringify(run.settings, null, 1));
   }
@@ -327,6 +345,7 @@ function drawDetails() {
 function listen() {
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; requestAnimationFrame(draw); } });
+  byId("checks").addEventListener("toggle", () => { if (byId("checks").open && !document.body.classList.contains("printing")) draw(); });
   addEventListener("hashchange", () => { if (location.hash !== writtenAddress) { readAddress(); syncControls(); draw(); } });
   /* For print: every section open, all events, charts at the width of a sheet. */
   addEventListener("beforeprint", () => { document.querySelectorAll("details").forEach((d) => { d.open = true; }); table.all = true; document.body.classList.add("printing"); draw(); });
@@ -350,6 +369,7 @@ function start() {
   element(lives, "span", {}, "dotted: dropped or pruned");
   controls();
   headControls();
+  sectionHelp();
   tooltips();
   drawDetails();
   draw();

@@ -1,7 +1,7 @@
 /* raster.js: one row per head, its spells as bars. */
 
 function drawRaster(svg, run, view, group, scales, now, picked) {
-  const rows = groupRows(view, group), width = svg.width_(), left = 56, right = width - 14;
+  const rows = groupRows(view, group), width = svg.width_(), left = 56, slot = 11, right = width - 14 - slot; /* slot: where a spell that began at the last probe is drawn */
   const height = rows.length <= 40 ? 13 : rows.length <= 90 ? 10 : rows.length <= 200 ? 6 : 3;
   const top = 4, bottom = top + rows.length * height, every = Math.ceil(11 / height);
   svg.begin(bottom + 20);
@@ -14,15 +14,15 @@ function drawRaster(svg, run, view, group, scales, now, picked) {
     const hit = mark(line, "rect", { class: "row-hit" + (same(picked, head) ? " picked" : ""), x: 0, y, width, height }, headTip(view, head, now));
     hit.head = head;
     if (k % every === 0) label(line, left - 8, y + height / 2 + 3.8, headName(head), { "text-anchor": "end", "pointer-events": "none" });
-    for (const bar of stretches(view.lives.lives[row])) drawStretch(line, bar, run.steps, x, y, height);
+    for (const bar of stretches(view.lives.lives[row])) drawStretch(line, bar, run.steps, x, y, height, slot);
   });
   const step = run.steps[now];
   if (step < scales.last) mark(svg, "rect", { class: "veil", x: x(step) + 3, y: top, width: Math.max(0, right - x(step)), height: bottom - top });
   nowLine(svg, x(step), top - 4, bottom + 3);
 }
 
-function drawStretch(line, bar, steps, x, y, height) {
-  const x0 = x(steps[bar.from]), x1 = bar.to + 1 < steps.length ? x(steps[bar.to + 1]) : Math.max(x(steps[bar.to]), x0) + (steps.length > 1 ? 3 : 8);
+function drawStretch(line, bar, steps, x, y, height, slot) {
+  const x0 = x(steps[bar.from]), x1 = bar.to + 1 < steps.length ? x(steps[bar.to + 1]) : x(steps[bar.to]) + slot;
   const thin = bar.hue === "untested" || bar.outside, inset = height > 4 ? (thin ? height * 0.36 : height * 0.16) : 0.3;
   if (bar.hue) mark(line, "rect", { class: "bar f-" + bar.hue, x: x0, y: y + inset, width: Math.max(2, x1 - x0 - 0.6), height: height - 2 * inset, "pointer-events": "none" });
   else if (bar.gone && height > 4) mark(line, "line", { class: "gone", x1: x0 + 2, x2: x1, y1: y + height / 2, y2: y + height / 2, "pointer-events": "none" });

@@ -44,14 +44,14 @@ function signalDomain(signal, runs, views) {
   return [low, high > low ? high : low + 1];
 }
 
-/* Whether any run has data for this signal. */
-const signalKnown = (signal, views) => views.some((view) => view && (signal.line ? signal.line(view).some(isNumber) : true));
+/* Whether a run has data for this signal. */
+const signalKnown = (signal, view) => Boolean(view) && (signal.line ? signal.line(view).some(isNumber) : signal.bars ? signal.bars(view).flat().some(Boolean) : view.lives.heads.length > 0);
 
 function drawSignal(svg, signal, run, view, domain, scales, now) {
   const plot = { svg, width: svg.width_(), top: 26, bottom: 104 }, layers = run.model.n_layers;
   plot.right = plot.width - 46;
   svg.begin(plot.bottom + (signal.layers ? 34 : 22));
-  heading(svg, LEFT, 12, signal.title, "", plot.width - LEFT);
+  heading(svg, LEFT, 12, signal.title, "", plot.width - LEFT - HELP_WIDTH);
   plot.y = linear(domain[0], domain[1], plot.bottom, plot.top);
   plot.x = signal.layers ? linear(-0.5, layers - 0.5, LEFT, plot.right) : linear(scales.first, scales.last, LEFT, plot.right);
   gridLines(svg, plot.y, ticks(domain[0], domain[1], 3).filter((tick) => signal.text !== whole || Number.isInteger(tick)), plot.right, (tick) => number(Math.abs(tick)));
@@ -94,12 +94,12 @@ function drawLine({ svg, x, y, top, bottom, right }, signal, run, view, now) {
 
 function drawSignals(block, run, view, runs, views, scales, now) {
   block.charts = block.charts || SIGNALS.map((signal) => {
-    const box = element(block, "div"), svg = chart(box, "signal", `${signal.title} of ${run.name}: ${signal.remark}`);
-    return { box, svg, note: element(box, "p", { class: "facts" }) };
+    const box = element(block, "div", { class: "helped" }), note = help(box, "");
+    return { box, svg: chart(box, "signal", `${signal.title} of ${run.name}: ${signal.remark}`), note };
   });
   SIGNALS.forEach((signal, k) => {
     const { box, note } = block.charts[k];
-    box.hidden = !signalKnown(signal, views);
+    box.hidden = !signalKnown(signal, view);
     note.textContent = signal.remark + (signal.note ? " " + signal.note(view) : "");
   });
   /* Drawn after all notes are in place: a chart takes its width from the layout. */

@@ -17,37 +17,66 @@ function drawTitles() {
     const block = element(titles, "div"), view = viewOf(run), name = element(block, "h1", { class: "run-name" });
     badge(name, run);
     element(name, "span", {}, run.name);
-    element(name, "span", { class: "status" + (["running", "failed"].includes(run.status) ? " " + run.status : "") }, run.status);
+    element(name, "span", { class: "status" + (["running", "failed", "interrupted"].includes(run.status) ? " " + run.status : "") }, run.status);
     element(block, "p", { class: "headline" }, view ? view.headline : missingText(run));
-    drawAlerts(block, run);
-    drawSummary(block, run);
+    if (run.lost) element(block, "p", { class: "facts" }, `Note: ${run.lost}.`);
     drawFacts(element(block, "p", { class: "facts" }), run);
+    drawSummary(block, run);
+    drawAlerts(block, run);
   }
 }
 
 function drawAlerts(block, run) {
   if (!run.alerts.length) return;
   const list = element(block, "ul", { class: "alerts", "aria-label": "Alerts" });
-  for (const alert of run.alerts) {
-    const line = element(list, "li", { class: (alert.now ? "now " : "") + (alert.level === "status" ? "status-level" : "warning") });
-    element(line, "b", {}, (alert.now ? "" : "Earlier ") + (alert.level === "status" ? "status: " : "alert: "));
-    line.append(`${alert.family ? alert.family + ": " : ""}${alert.text} (${alert.first === alert.last ? "step " + whole(alert.first) : `steps ${whole(alert.first)} to ${whole(alert.last)}`})`);
-  }
+  for (const alert of run.alerts.filter(({ now, level }) => now && level !== "status")) drawAlert(list, alert);
+  const others = run.alerts.filter(({ now, level }) => !now || level === "status");
+  if (!others.length) return;
+  const more = element(block, "details", { class: "more-text" }), folded = element(more, "ul", { class: "alerts" });
+  more.prepend(element(null, "summary", {}, `${count(others.length, "more message")}`));
+  more.open = document.body.classList.contains("printing");
+  for (const alert of others) drawAlert(folded, alert);
 }
 
-/* One block per family: families are never pooled. */
+function drawAlert(list, alert) {
+  const line = element(list, "li", { class: (alert.now ? "now " : "") + (alert.level === "status" ? "status-level" : "warning") });
+  element(line, "b", {}, (alert.now ? "" : "Earlier ") + (alert.level === "status" ? "status: " : "alert: "));
+  line.append(`${alert.family ? alert.family + ": " : ""}${alert.text} (${alert.first === alert.last ? "step " + whole(alert.first) : `steps ${whole(alert.first)} to ${whole(alert.last)}`})`);
+}
+
+/* One line per family, with its sentences folded: families are never pooled. */
+const unfolded = new Set();
 function drawSummary(block, run) {
   const list = element(block, "div", { class: "summary", role: "group", "aria-label": "Summary by probe family, at the last probe" });
   for (const [family, { summary, pairs }] of Object.entries(run.families)) {
-    const part = element(list, "div", { class: family === chosen.family ? "chosen" : "" }), name = element(part, "h2", {}, family);
-    element(name, "small", {}, count(pairs, "pair"));
-    if (summary.status !== "ok") element(name, "span", { class: "family-status" }, summary.status);
+    const key = run.letter + family, part = element(list, "details", { class: family === chosen.family ? "chosen" : "" }), name = element(part, "summary");
+    part.open = unfolded.has(key) || document.body.classList.contains("printing"); /* the element is new at every drawing */
+    part.addEventListener("toggle", () => { if (document.body.classList.contains("printing")) return; if (part.open) unfolded.add(key); else unfolded.delete(key); });
+    element(name, "b", {}, family);
+    element(name, "span", { class: summary.weight ? "" : "family-status" }, summary.line);
+    element(part, "p", { class: "facts" }, count(pairs, "pair"));
     const sentences = element(part, "ul");
     for (const sentence of summary.sentences) element(sentences, "li", {}, sentence);
   }
   if (!list.childElementCount) { list.remove(); return; }
   const across = acrossFamilies(run);
-  if (across) element(block, "p", { class: "facts across" }, across);
+  if (across) element(list.lastElementChild, "p", { class: "facts across" }, across);
+}
+
+/* The first pair of the chosen family: both prompts, each with its answer at the position of the metric. */
+function drawPair() {
+  const box = byId("pair"), run = runs.find((one) => one.examples[chosen.family]);
+  box.replaceChildren();
+  box.hidden = !run;
+  if (!run) return;
+  const example = run.examples[chosen.family], pairs = run.families[chosen.family] ? run.families[chosen.family].pairs : 1;
+  element(box, "p", { class: "caption" }, `One of ${count(pairs, "probe pair")} of ${chosen.family}`);
+  for (const side of ["clean", "corrupted"]) {
+    const line = element(box, "p");
+    element(line, "span", { class: "side" }, side);
+    element(line, "code", {}, example[side]);
+    if (example[side + "_answer"]) { line.append(" → "); element(line, "code", { class: "answer" }, example[side + "_answer"]); }
+  }
 }
 
 /* Which heads emerged in every family and which in one only. */
@@ -68,7 +97,7 @@ function drawFacts(facts, run) {
   const shape = `${count(m.n_layers, "layer")} × ${count(m.n_heads, "head")}`;
   const probed = n ? (n === 1 ? `probed at step ${whole(run.steps[0])}` : `probed ${n} times, steps ${whole(run.steps[0])} to ${whole(run.steps[n - 1])}`) : "not probed yet";
   const cost = isNumber(run.cost.seconds) ? `${number(run.cost.seconds)} s per probe` : "";
-  facts.append(` (${shape}), ` + [run.trainer, probed, cost, run.probes.fingerprint ? "probes " + run.probes.fingerprint : "", run.headwatch_version ? "headwatch " + run.headwatch_version : ""].filter(Boolean).join(" · "));
+  facts.append(` (${shape}), ` + [run.trainer, probed, cost].filter(Boolean).join(" · "));
 }
 
 /* Why there is no view of a run for the chosen family and rule. */

@@ -1,4 +1,4 @@
-"""A child process that makes one comparison per line with math-verify. Started by headwatch.training.math_grader.
+"""A child process that makes one comparison per line with math-verify. Started by headwatch.grading.math_grader.
 
 Reads JSON lines {"id": number, "gold": [texts], "answer": one expression} on standard input and writes {"id": the same,
 "grade": 1.0, 0.0, or null if no gold text can be parsed}. It is run by its path and imports nothing of headwatch, to
@@ -22,7 +22,7 @@ MEMORY_LIMIT = 4 * 2**30  # bytes of address space; a power tower ends in a Memo
 def grade(gold: list[str], answer: str) -> float | None:
     """Compare `answer` with the first gold text that can be parsed.
 
-    `answer` is one whole expression (headwatch/training/answers.py) and is never searched for a value. Gold texts come
+    `answer` is one whole expression (headwatch/grading/answers.py) and is never searched for a value. Gold texts come
     from the dataset and may be worked solutions, whose last box counts.
 
     Returns:

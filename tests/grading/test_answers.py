@@ -9,8 +9,8 @@ pytest.importorskip("math_verify")
 
 from answer_table import TABLE
 
+from headwatch.grading.answers import expression, final_answer
 from headwatch.training import rewards
-from headwatch.training.answers import expression, final_answer
 
 DATA = Path(__file__).parents[2].joinpath("../shared/data").resolve()
 BLOCK = "<think>\nLet us see.\n</think>\n<answer>\n{}\n</answer>"

@@ -69,7 +69,7 @@ class Worker:
         if find_spec("math_verify") is None:
             raise UserError("the accuracy reward needs math-verify: pip install 'headwatch[train]'")
         script = Path(__file__).with_name("math_worker.py")
-        # -P keeps the script's folder, which has modules named data and plan, off the child's sys.path.
+        # -P keeps the script's folder off the child's sys.path.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

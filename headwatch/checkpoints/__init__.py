@@ -1,0 +1,1 @@
+"""Saved models without a trainer: follow the checkpoints of a folder, compare finished models."""

@@ -1,0 +1,68 @@
+"""Options that follow and compare share: probes, scoring, model loading."""
+
+import argparse
+from typing import Any
+
+from headwatch.commands.loading import probes_argument
+from headwatch.commands.options import ALPHAS, FAMILIES, METRICS, at_least_one, one_of, seed_number
+
+
+def add_probe_options(parser: argparse.ArgumentParser, openers: bool = True) -> None:
+    """Declare the options that define the scores."""
+    names = (*FAMILIES, "openers") if openers else FAMILIES
+    parser.add_argument(
+        "--probes",
+        nargs="+",
+        default=["addition", "recall"],
+        metavar="PROBES",
+        help=f"probe families ({', '.join(names)}), or one file of pairs (addition recall)",
+    )
+    parser.add_argument("--pairs", type=at_least_one, default=64, help="number of pairs per family (64)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the generated pairs (0)")
+    parser.add_argument(
+        "--metric", type=one_of(METRICS), default="logit_diff", help=f"{', '.join(METRICS)} (logit_diff)"
+    )
+    parser.add_argument(
+        "--steps", type=at_least_one, default=5, help="number of points on the integrated-gradients path (5)"
+    )
+    parser.add_argument(
+        "--alphas", type=one_of(ALPHAS), default="midpoint", help=f"position of these points: {', '.join(ALPHAS)}"
+    )
+    parser.add_argument("--heads-only", action="store_true", help="score no edges: faster, without the circuit rule")
+    parser.add_argument("--batch-size", type=at_least_one, default=None, help="pairs per batch (by memory)")
+    parser.add_argument(
+        "--questions",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="questions of the openers: data sets on the Hub, or .jsonl files (AIME'24 and AMC)",
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Declare dtype and device."""
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto: the checkpoint's (auto)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, ... (cuda if available, else cpu)")
+
+
+def watch_settings(arguments: argparse.Namespace, **changes: Any) -> Any:
+    """The WatchSettings of the options."""
+    from headwatch.attribution.settings import ScoringSettings
+    from headwatch.monitor.settings import WatchSettings
+    from headwatch.probes import Openers
+
+    names = arguments.probes
+    probes = probes_argument([name for name in names if name != "openers"] or ["addition"])
+    if "openers" in names:
+        probes = list(names) if len(names) > 1 else "openers"
+    scoring = ScoringSettings(
+        metric=arguments.metric,
+        steps=arguments.steps,
+        alphas=arguments.alphas,
+        edges=not arguments.heads_only,
+        batch_size=arguments.batch_size,
+    )
+    openers = Openers(questions=tuple(arguments.questions)) if arguments.questions else Openers()
+    return WatchSettings(
+        probes=probes, n_pairs=arguments.pairs, seed=arguments.seed, scoring=scoring, openers=openers, **changes
+    )

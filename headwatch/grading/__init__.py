@@ -1,0 +1,1 @@
+"""Grade mathematical answers: extract the answer, compare it with the right one. Knows no model and no trainer."""

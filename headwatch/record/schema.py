@@ -1,0 +1,145 @@
+"""What the JSON files of a run folder may contain. Keys that are not named here may hold anything."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from headwatch.io.jsonl import Row
+from headwatch.io.schema import problem
+from headwatch.lives.events import EVENT_KINDS, STATUSES
+
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Size = Annotated[int, Field(ge=1, le=100_000)]
+Step = Annotated[int, Field(ge=0, le=2**53)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Model(_Open):
+    n_layers: Size
+    n_heads: Size
+    name: str | None = None
+    type: str | None = None
+
+
+class _Probes(_Open):
+    fingerprint: str | None = None
+    n_pairs: Count = 0
+    families: list[str]
+    pair_families: list[Count] | None = None
+    tokenizer: str | None = None
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> "_Probes":
+        pairs = self.pair_families
+        if pairs is not None and (len(pairs) != self.n_pairs or max(pairs, default=0) >= max(len(self.families), 1)):
+            raise ValueError("pair_families must name one of the families for each of the n_pairs pairs")
+        return self
+
+
+class _Evidence(_Open):
+    carry: Number = 0.8
+    keep: Number = 0.9
+    q: Number = 0.01
+    min_change: Number = 0.0
+    material: Number = 0.0
+    min_pairs: int = 8
+    min_gap_t: Number = 0.0
+    test: str = "t"
+    confirm: str = "none"
+    weights: str = "equal"
+    require_nonzero_share: bool = True
+    at_work: bool = True
+
+
+class _Scoring(_Open):
+    metric: str | dict[str, str] | None = None
+
+
+class _Settings(_Open):
+    evidence: _Evidence | None = None
+    scoring: _Scoring | None = None
+    circuit: dict[str, Any] | None = None
+
+
+class _Wandb(_Open):
+    url: str | None = None
+    id: str | None = None
+
+
+class _Manifest(_Open):
+    format: int
+    model: _Model
+    probes: _Probes
+    settings: _Settings | None = None
+    status: str | None = None
+    name: str | None = None
+    trainer: str | None = None
+    created: str | None = None
+    headwatch_version: str | None = None
+    versions: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    wandb: _Wandb | None = None
+
+
+class _Logged(BaseModel):
+    """A row of scalars.jsonl or training.jsonl: numbers, texts and what was not finite, by name."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, Number | int | str | bool | list[Number] | None]
+    step: Step
+
+
+class _Event(_Open):
+    step: Step
+    seen: Step = 0
+    settled_at: Step | None = None
+    family: str
+    layer: Count
+    head: Count
+    kind: str = Field(pattern=f"^({'|'.join(EVENT_KINDS)})$")
+    status: str = Field("confirmed", pattern=f"^({'|'.join(STATUSES)})$")
+    rule: str = "evidence"
+    share_before: Number | None
+    share_now: Number | None
+    p_value: Number | None = None
+    q_value: Number | None = None
+    stability: Number | None = None
+    difference: Number | None = None
+    lower: Number | None = None
+    upper: Number | None = None
+    level: Number | None = None
+    raw_before: Number | None = None
+    raw_now: Number | None = None
+    raw_p: Number | None = None
+
+
+class _Alert(_Open):
+    step: Step
+    kind: str | None = None
+    family: str | None = None
+    text: str | None = None
+    level: str | None = None
+
+
+_MANIFEST: TypeAdapter[Any] = TypeAdapter(_Manifest)
+_LOGGED: TypeAdapter[Any] = TypeAdapter(_Logged)
+_ROWS: dict[str, TypeAdapter[Any]] = {
+    "scalars.jsonl": _LOGGED,
+    "training.jsonl": _LOGGED,
+    "events.jsonl": TypeAdapter(_Event),
+    "alerts.jsonl": TypeAdapter(_Alert),
+}
+
+
+def manifest_problem(manifest: Any) -> str | None:
+    """What is wrong with a manifest, in one line; None if it is valid."""
+    return problem(_MANIFEST, manifest)
+
+
+def row_problem(file_name: str, row: Row) -> str | None:
+    """What is wrong with a row of one of the logs, in one line; None if it is valid."""
+    return problem(_ROWS[file_name], row)

@@ -1,0 +1,29 @@
+/* help.js: the "?" of each chart: two sentences on how to read it. */
+
+const HELP_WIDTH = 26; /* room of the "?" beside a chart's title */
+const HELP = {
+  course: "Line: heads that are active now and were not active in the base model. Bands: the same heads by the probe at which each first emerged; a band that stays wide is a group of heads that stays active. Hatched: probes with insufficient signal.",
+  frequency: "A cell is a head: red if it was active in the base model, blue if it emerged in training, darker the more of the probes up to now it was active at. An outline marks the heads that are active now.",
+  effect: "Change of a head’s importance since the base, from −1 (all of it lost) to +1 (all of it new). It can be large for a head of tiny share: a dot marks heads whose share changed significantly and materially.",
+  comparison: "Each column is a head that emerged in at least one run; the map shows the difference of the shares. The differences are not tested: each run is one seed.",
+  lives: "Each row is a head, and each bar is a stretch of training in which it was active. Thin and grey parts: membership of the active set changed, but not significantly.",
+  events: "Evidence rule: each row is a change of share that passed the paired test (q) and is at least 0.5 % of the base’s total |share|. A head’s name opens its page.",
+  survival: "Fraction of the heads that are still active, by the number of steps since they became active, with 95 % interval. Ticks: heads still active at the last probe, whose end is not known.",
+};
+
+/* A "?" at the upper right of its parent; returns the paragraph that it opens. */
+function help(parent, text) {
+  const box = element(null, "details", { class: "help" }), note = element(null, "p", {}, text);
+  element(box, "summary", { "aria-label": "How to read this" }, "?");
+  box.append(note);
+  if (parent.firstElementChild && parent.firstElementChild.tagName === "H2") parent.firstElementChild.after(box);
+  else parent.prepend(box);
+  parent.classList.add("helped");
+  return note;
+}
+
+/* The "?" of the sections with one kind of chart, and of the rule. */
+function sectionHelp() {
+  for (const id of ["course", "comparison", "lives", "events", "survival"]) help(byId(id), HELP[id]);
+  help(byId("rule-control"), "").id = "rule-note";
+}
