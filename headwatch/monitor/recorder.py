@@ -2,7 +2,6 @@
 
 import logging
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,21 +142,23 @@ class Recorder:
         """Restore the histories from the run folder, to continue them; each probe's file is read once."""
         self.training = self.run.training()
         self._has_reward = any(COUPLED in row for row in self.training)
-        found, lost = self.run.probes()
-        if lost and found and min(lost) < min(found):
+        rules = {family: ("evidence", "circuit")[: 1 + (family in self.circuits)] for family in self.histories}
+        lost: dict[int, str] = {}
+        found = histories_from_run(self.run, rules, self._restore_correct, lost=lost)
+        self.histories = {family: found[family, "evidence"] for family in self.histories}
+        self.circuits = {family: found[family, "circuit"] for family in self.circuits}
+        steps = next(iter(self.histories.values())).steps
+        if lost and steps and min(lost) < min(steps):
             raise StartError(
-                f"{lost_probes(found, lost)}: events need the base that the run began with; move {self.run.path} away "
+                f"{lost_probes(steps, lost)}: events need the base that the run began with; move {self.run.path} away "
                 "to begin a new record"
             )
         if lost:
-            warnings.warn(lost_probes(found, lost), stacklevel=2)
-        rules = {family: ("evidence", "circuit")[: 1 + (family in self.circuits)] for family in self.histories}
-        histories = histories_from_run(self.run, found, rules)
-        self.histories = {family: histories[family, "evidence"] for family in self.histories}
-        self.circuits = {family: histories[family, "circuit"] for family in self.circuits}
-        for family in self.histories:
-            pairs = self.run.pairs_of(family)
-            self._correct[family] += [at.correct[pairs] for at in found.values() if at.correct is not None]
+            logger.warning("headwatch: %s", lost_probes(steps, lost))
+
+    def _restore_correct(self, family: str, correct: np.ndarray[Any, Any] | None) -> None:
+        if correct is not None:
+            self._correct[family].append(correct)
 
     def log(self, step: int, logs: dict[str, Any]) -> None:
         """Record what the trainer logged."""

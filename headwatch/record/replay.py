@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from headwatch.errors import UserError
@@ -35,25 +35,24 @@ def history_from_run(
     if not run.families:
         raise UserError(f"{run.path / 'manifest.json'} names no probe family (probes.families)")
     family = run.families[0] if family is None else family
-    found, lost = run.probes()
-    if lost:
-        warnings.warn(lost_probes(found, lost), stacklevel=2)
-    return histories_from_run(run, found, {family: (rule,)}, settings)[family, rule]
+    return histories_from_run(run, {family: (rule,)}, settings=settings)[family, rule]
 
 
 def histories_from_run(
     run: RunFolder,
-    probes: Mapping[int, ProbeScores],
     rules: Mapping[str, Sequence[str]],
+    correct: Callable[[str, Any], None] | None = None,
     settings: EvidenceSettings | None = None,
+    lost: dict[int, str] | None = None,
 ) -> dict[tuple[str, str], HeadHistory]:
-    """Histories of several families and rules from probes that were read once.
+    """Histories of several families and rules; each probe's file is read once.
 
     Args:
         run: the run folder.
-        probes: the arrays of every probe, by step (`RunFolder.probes`).
         rules: family -> the rules to follow, "evidence" and "circuit".
+        correct: called with each family and its pairs' `correct` at every probe (None where it was not recorded).
         settings: of the evidence rule; None takes those of the manifest, else the defaults.
+        lost: receives the probes that cannot be read, step -> reason; None warns of them.
 
     Returns:
         (family, rule) -> history.
@@ -67,7 +66,11 @@ def histories_from_run(
         for family, own in rules.items()
         for rule in own
     }
-    for step, scores in probes.items():
+    missing: dict[int, str] = {}
+    for step, scores in run.probes():
+        if isinstance(scores, str):
+            missing[step] = scores
+            continue
         for (family, rule), history in histories.items():
             rows = pairs[family]
             if rule == "evidence":
@@ -77,14 +80,22 @@ def histories_from_run(
                     history.add_patched(scores.patched[rows], *metric)
             else:
                 history.add_membership(step, *_membership(run, step, scores, names.index(family)))
+        if correct is not None:
+            for family, rows in pairs.items():
+                correct(family, None if scores.correct is None else scores.correct[rows])
+    if lost is not None:
+        lost |= missing
+    elif missing:
+        warnings.warn(lost_probes(next(iter(histories.values())).steps, missing), stacklevel=2)
     return histories
 
 
-def lost_probes(found: Collection[int], lost: Mapping[int, str]) -> str:
+def lost_probes(found: Iterable[int], lost: Mapping[int, str]) -> str:
     """One line on probes that cannot be read; states then start from a later probe if the base is among them."""
     steps, first = ", ".join(map(str, lost)), min(found, default=None)
     what = f"step {steps}" if len(lost) == 1 else f"steps {steps}"
-    base = f"; the base is lost, so states are relative to step {first}" if found and min(lost) < min(found) else ""
+    is_base_lost = first is not None and min(lost) < first
+    base = f"; the base is lost, so states are relative to step {first}" if is_base_lost else ""
     return f"the probe of {what} cannot be read{base} ({next(iter(lost.values()))})"
 
 

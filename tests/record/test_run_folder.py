@@ -25,6 +25,7 @@ MANIFEST = {
     "probes": {"n_pairs": 5, "families": ["addition"]},
     "status": "running",
 }
+TWO_FAMILIES = {**MANIFEST, "probes": {"n_pairs": 5, "families": ["addition", "recall"]}}
 
 
 def scores(seed: int = 0, n_pairs: int = 5, **more: Any) -> ProbeScores:
@@ -68,7 +69,7 @@ def test_every_array_is_read_back(tmp_path: Path) -> None:
         importance=rng.random((2, 2, 3)),
         edges_mean_abs=rng.random((2, 9, 21)),
     )
-    run = RunFolder.create(tmp_path, MANIFEST)
+    run = RunFolder.create(tmp_path, TWO_FAMILIES)
     path = run.write_scores(100, written)
     assert path.name == "step-00000100.safetensors"
     read = RunFolder.open(tmp_path).read_scores(100)
@@ -85,7 +86,7 @@ def test_every_array_is_read_back(tmp_path: Path) -> None:
 
 def test_edges_on_disk(tmp_path: Path) -> None:
     """Only real edges are kept, tiny ones too; older files and matrices that are not finite are whole."""
-    run, rng = RunFolder.create(tmp_path, MANIFEST), np.random.default_rng(2)
+    run, rng = RunFolder.create(tmp_path, TWO_FAMILIES), np.random.default_rng(2)
     real = np.triu(np.ones((9, 21), np.bool_), 3)
     edges = (np.exp(4 * rng.standard_normal((2, 9, 21))) * 1e-9 * real).astype(np.float32)
     edges[1] *= 1e6
@@ -192,7 +193,13 @@ def test_the_manifest_is_rewritten_without_a_temporary_file_left(tmp_path: Path)
 
 
 def test_pairs_of_families(tmp_path: Path) -> None:
-    probes = SimpleNamespace(families=("b", "a", "b", "a", "a"), fingerprint="f", tokenizer_name="t")
+    probes = SimpleNamespace(
+        families=("b", "a", "b", "a", "a"),
+        fingerprint="f",
+        tokenizer_name="t",
+        texts=(("", ""),) * 5,
+        answers=torch.ones(5, 2),
+    )
     run = RunFolder.create(tmp_path, {**MANIFEST, "probes": describe_probes(probes)})
     assert run.families == ("b", "a")
     assert run.pairs_of("a").tolist() == [1, 3, 4]
