@@ -30,7 +30,7 @@ from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.recorder import ProbeResult, Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
 from headwatch.monitor.settings import WatchSettings, recorded
-from headwatch.monitor.sharded_scoring import PairShard
+from headwatch.monitor.sharded_scoring import PairShard, with_agreed_budget
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
 from headwatch.record.owner import Claim, claim
@@ -124,6 +124,7 @@ class HeadWatchCallback(TrainerCallback):
         self._recorder: Recorder | None = None  # on the main process
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
+        self._agreed: ScoringSettings | None = None
         self._probed: int | None = None
         self._has_probe = False  # whether a probe is in the record
         self._patching = self.settings.patching != "none"
@@ -345,7 +346,7 @@ class HeadWatchCallback(TrainerCallback):
                     model,
                     probes,
                     metrics=self._metrics,
-                    settings=self.settings.scoring,
+                    settings=self._scoring_settings(model),
                     optimizer=optimizer,
                     observe=observer,
                 )
@@ -373,6 +374,12 @@ class HeadWatchCallback(TrainerCallback):
         except Exception as caught:
             error = caught
         self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
+
+    def _scoring_settings(self, model: Any) -> ScoringSettings:
+        """The settings of the pass, with the memory budget that all ranks agreed on at the first probe."""
+        if self._agreed is None:
+            self._agreed = with_agreed_budget(self.settings.scoring, model)
+        return self._agreed
 
     def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
         """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""

@@ -22,7 +22,7 @@ from headwatch.attribution.run_layout import RunLayout
 from headwatch.attribution.tensor_pool import Piece, TensorPool, pieces
 from headwatch.attribution.transfers import on_device
 from headwatch.model.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
-from headwatch.model.precision import at_least_float32
+from headwatch.model.precision import at_least_float32, without_tf32
 
 
 @dataclass
@@ -87,6 +87,7 @@ class EdgeCollector:
         self._missing: dict[int, int] = {}
         self._rank_one: dict[int, list[RankOneTerms]] = {}
 
+    @without_tf32()
     def set_sources(self, differences: EndpointDifferences) -> None:
         """Compute the sources from the batch's endpoints; required before the first backward pass."""
         like, n_sources = differences.input, len(self.anatomy.sources)
@@ -205,6 +206,7 @@ class EdgeCollector:
         self._missing[block] -= width
         return [piece[first : first + width] for piece in self._incomplete[block]]
 
+    @without_tf32()
     def _multiply_when_complete(self, target: int) -> None:
         """Add the products of this target's block and the sources that it reads to the scores."""
         block, _ = self._place[target]
@@ -249,6 +251,7 @@ class EdgeCollector:
 
         return hook
 
+    @without_tf32()
     def _attention_gradients(self, index: int, reads: _AttentionReads) -> None:
         """Write the gradients at the copies of one layer's q, k and v to their rows; keep their rank-one terms."""
         layer, n_heads = self.anatomy.layers[index], self.anatomy.n_heads

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -328,15 +328,19 @@ class Recorder:
         if not sinks:
             return
         texts = {"alerts_text": result.alerts_text}
-        more: dict[str, Any] = {"texts": texts, "final": final, "notices": self._notices(result.alerts)}
-        more["summary"] = self._or_warn(self.lines, "the summary")
-        # A sink that shows figures of this probe computes and draws them in its own thread while training continues.
+        # A sink computes and draws what it shows of this in its own thread while training continues.
         histories = {family: history.snapshot() for family, history in self.histories.items()}
-        training, rows = self.training, len(self.training)
+        training, rows, correct = self.training, len(self.training), self._correct
 
         def draw() -> dict[str, Any]:
             return _drawn({f: figure_data.all_figures(h, training[:rows]) for f, h in histories.items()})
 
+        def summary() -> dict[str, str]:
+            answers = {family: own[: len(histories[family].steps)] for family, own in correct.items()}
+            return summary_lines(histories, answers)
+
+        more: dict[str, Any] = {"texts": texts, "final": final, "notices": self._notices(result.alerts)}
+        more["summary"] = summary
         for sink in sinks:
             self._or_warn(
                 lambda s=sink: s.log(result.step, result.scalars, draw, **more),  # type: ignore[misc]
@@ -348,10 +352,7 @@ class Recorder:
 
     def lines(self) -> dict[str, str]:
         """Each family's result so far in a few words."""
-        return {
-            family: sentences.summary(history, accuracy=[float(c.mean()) for c in self._correct[family]])["line"]
-            for family, history in self.histories.items()
-        }
+        return summary_lines(self.histories, self._correct)
 
     def _notices(self, raised: list[Alert]) -> list[Notice]:
         """The alerts of a kind that was not raised on this family before."""
@@ -370,6 +371,16 @@ class Recorder:
                     "headwatch: %s failed (%s: %s); the probes are recorded without.", what, type(error).__name__, error
                 )
             return None
+
+
+def summary_lines(
+    histories: Mapping[str, HeadHistory], correct: Mapping[str, Sequence[np.ndarray[Any, Any]]]
+) -> dict[str, str]:
+    """Each family's result in a few words; correct: which pairs were answered correctly, for each probe."""
+    return {
+        family: sentences.summary(history, accuracy=[float(c.mean()) for c in correct[family]])["line"]
+        for family, history in histories.items()
+    }
 
 
 def consecutive(rows: list[int]) -> slice | list[int]:
