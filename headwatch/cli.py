@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from headwatch.commands import circuit, demo, doctor, follow, report, score, train, workspace
+from headwatch.commands import circuit, demo, doctor, follow, report, roles, score, train, workspace
 from headwatch.errors import UserError
 from headwatch.version import __version__
 
-COMMANDS = (demo, train, score, circuit, doctor, follow, report, workspace)
+COMMANDS = (demo, train, score, circuit, roles, doctor, follow, report, workspace)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, UserError
-from headwatch.analysis.event_patching import heads_to_patch
+from headwatch.analysis.event_patching import BASE_FACTOR, heads_to_patch
 from headwatch.analysis.naive_patching import naive_patch_heads
 from headwatch.monitor import sharded_scoring
 
@@ -130,8 +130,9 @@ def test_the_budget() -> None:
     ranked = [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (2, 1), (1, 1), (0, 1)]
     assert heads_to_patch(history, "all", 0.0) == ranked
     assert heads_to_patch(history, "none", 99.0) == []
-    assert heads_to_patch(history, "events", 2.5) == ranked[:4]  # 1 + 3/4 + 1/2 + 1/4
-    assert heads_to_patch(history, "events", 2.4) == ranked[:3]
+    once = BASE_FACTOR  # at the base probe
+    assert heads_to_patch(history, "events", 2.5 / once) == ranked[:4]  # 1 + 3/4 + 1/2 + 1/4
+    assert heads_to_patch(history, "events", 2.4 / once) == ranked[:3]
     history.add(1, gap[:, None, None] * share, np.zeros(32), gap)
     assert heads_to_patch(history, "all", 99.0) == []  # no events
 
