@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 INK, SOFT, GRID, LINE, RANDOM = "#1c1e22", "#575c65", "#ecebe6", "#1f66b0", "#a3a6aa"
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 330, 52, 16, 58, 44
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 340, 52, 30, 58, 44
 
 
 def curve_svg(curve: dict[str, Any], title: str) -> str:
@@ -33,14 +33,15 @@ def curve_svg(curve: dict[str, Any], title: str) -> str:
     def line(points: list[tuple[float, float]]) -> str:
         return " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
 
+    areas = f"CPR {curve['cpr']:.3f}, CMD {curve['cmd']:.3f}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         'font-family="system-ui, sans-serif" font-size="11" role="img">',
         f"<title>{escape(title)}</title>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
         f'<text x="{LEFT}" y="20" font-size="14" font-weight="600" fill="{INK}">{escape(title)}</text>',
-        f'<text x="{LEFT}" y="37" fill="{SOFT}">CPR {curve["cpr"]:.3f}, CMD {curve["cmd"]:.3f}. Shaded: 95 % over the '
-        "pairs. Grey: random circuits with as many edges.</text>",
+        f'<text x="{LEFT}" y="37" fill="{SOFT}">{areas}. Shaded: 95 % over pairs. Grey: random circuits with as many '
+        "edges.</text>",
     ]
     for value in (0.0, 0.5, 1.0):
         parts.append(f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}" stroke="{GRID}"/>')

@@ -1,4 +1,7 @@
-"""A circuit as one SVG: layers from left to right, q, k and v in colours of their own, the score as the width."""
+"""A circuit as one SVG: layers from left to right, q, k and v in colours of their own, the score as the width.
+
+The MLPs, the input and the logits are one row, with edges among them as arcs below it; the heads are above their MLP.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,8 +14,9 @@ COLOURS = {"q": "#1f66b0", "k": "#0b7a6f", "v": "#c0432b", "": "#73777f"}
 NAMES = {"q": "into a query", "k": "into a key", "v": "into a value", "": "into an MLP or the logits"}
 INK, SOFT, CELL, RULE = "#1c1e22", "#575c65", "#f0efeb", "#dddcd6"
 
-WIDTH, HEIGHT, ACROSS, DOWN, MARGIN, TOP = 58, 22, 118, 34, 24, 62  # pixels; a node, steps, margins
-ENTRY = {"q": -7.0, "k": 0.0, "v": 7.0, "": 0.0}  # where an edge enters a node, from its middle
+WIDTH, HEIGHT, ACROSS, DOWN, MARGIN, TOP = 50, 20, 84, 44, 24, 74  # pixels; a node, steps, margins
+ENTRY = {"q": -6.0, "k": 0.0, "v": 6.0, "": 0.0}  # where an edge enters a head, from its middle
+DEEPEST = 150.0  # of the arcs below the row
 
 Place = tuple[float, float]
 
@@ -31,13 +35,18 @@ def circuit_svg(circuit: Circuit, title: str = "Circuit", max_edges: int = MAX_E
     shown = list(zip(circuit.edges, circuit.scores, strict=True))[:max_edges]
     places = _places([edge for edge, _ in shown])
     width = max((x for x, _ in places.values()), default=0.0) + WIDTH + MARGIN
-    height = max((y for _, y in places.values()), default=0.0) + HEIGHT + 2 * MARGIN
+    height = (
+        max((y for _, y in places.values()), default=float(TOP))
+        + HEIGHT
+        + 2 * MARGIN
+        + _depth(len({x for x, _ in places.values()}))
+    )
     width = max(width, 620.0)
     of_all = "" if len(shown) == len(circuit.edges) else f", the strongest of {len(circuit.edges):,}"
     caption = f"{len(shown)} edges{of_all}; {len(circuit.heads)} heads in the circuit. Width: mean |edge score|."
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'height="{height:.0f}" font-family="system-ui, sans-serif" font-size="11" role="img">',
+        f'height="{height:.0f}" font-family="system-ui, sans-serif" font-size="10.5" role="img">',
         f"<title>{escape(title)}</title>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
         f'<text x="{MARGIN}" y="22" font-size="14" font-weight="600" fill="{INK}">{escape(title)}</text>',
@@ -67,51 +76,58 @@ def node_label(name: str) -> str:
     return f"L{name[1:]} MLP" if name.startswith("m") else name
 
 
-def _column(name: str) -> tuple[int, int]:
-    """Sorts nodes in the order of computation: (layer, 0 for heads and 1 for the MLP)."""
-    if name == "input":
-        return (-1, 0)
-    if name == "logits":
-        return (1_000_000, 0)
-    if name.startswith("m"):
-        return (int(name[1:]), 1)
-    return (int(name[1:].split(".")[0]), 0)
+def _column(name: str) -> int:
+    """The layer; the input comes before the first, the logits after the last."""
+    if name in ("input", "logits"):
+        return -1 if name == "input" else 1_000_000
+    return int(name[1:].split(".")[0])
 
 
 def _places(edges: Sequence[tuple[str, str]]) -> dict[str, Place]:
-    """The middle of the left side of every node. Columns without nodes take no room."""
-    into: dict[str, list[str]] = defaultdict(list)
-    columns: dict[tuple[int, int], list[str]] = defaultdict(list)
+    """The middle of the left side of every node. Layers without nodes take no room."""
+    columns: dict[int, list[str]] = defaultdict(list)
     for name in dict.fromkeys(node for source, target in edges for node in (source, node_of(target))):
         columns[_column(name)].append(name)
-    for source, target in edges:
-        into[node_of(target)].append(source)
-    tallest = max((len(names) for names in columns.values()), default=1)
+    tallest = max((sum(map(_is_head, names)) for names in columns.values()), default=0)
+    row = TOP + HEIGHT + (tallest + 0.5) * DOWN
     places: dict[str, Place] = {}
     for number, key in enumerate(sorted(columns)):
-        names = columns[key]
-
-        def height(name: str) -> float:  # next to what a node reads, so that fewer edges cross
-            known = [places[source][1] for source in into[name] if source in places]
-            return sum(known) / len(known) if known else 0.0
-
-        names.sort(key=lambda name: (height(name), name))
-        first = TOP + MARGIN + (tallest - len(names)) * DOWN / 2
-        for row, name in enumerate(names):
-            places[name] = (MARGIN + number * ACROSS, first + row * DOWN)
+        x = float(MARGIN + number * ACROSS)
+        heads = sorted(filter(_is_head, columns[key]), key=lambda name: int(name.split(".h")[1]))
+        raised = 0.5 * DOWN * (number % 2)  # so that an edge between heads seldom crosses the heads between them
+        places |= {name: (x, row - (place + 1) * DOWN - raised) for place, name in enumerate(heads)}
+        places |= {name: (x, row) for name in columns[key] if not _is_head(name)}
     return places
 
 
+def _is_head(name: str) -> bool:
+    return name.startswith("a")
+
+
+def _depth(columns: float) -> float:
+    """How far below the row an arc over so many columns reaches."""
+    return min(DEEPEST, 16.0 * columns**0.6)
+
+
 def _edge(source: str, target: str, score: float, part: float, places: dict[str, Place]) -> str:
-    kind = target.rsplit(".", 1)[1] if target.startswith("a") else ""
-    (x0, y0), (x1, y1) = places[source], places[node_of(target)]
-    x0, y1 = x0 + WIDTH, y1 + ENTRY[kind]
-    bend = max(30.0, 0.45 * (x1 - x0))
-    path = f"M{x0:.0f} {y0:.0f}C{x0 + bend:.0f} {y0:.0f} {x1 - bend:.0f} {y1:.0f} {x1:.0f} {y1:.0f}"
+    node, kind = node_of(target), target.rsplit(".", 1)[1] if _is_head(target) else ""
+    (x0, y0), (x1, y1) = places[source], places[node]
+    if _is_head(node):
+        x0, y1, bend = x0 + WIDTH, y1 + ENTRY[kind], max(18.0, 0.45 * (x1 - x0 - WIDTH))
+        curve = f"C{x0 + bend:.0f} {y0:.0f} {x1 - bend:.0f} {y1:.0f} {x1:.0f} {y1:.0f}"
+    elif _is_head(source):  # into the top of a node of the row
+        x0, x1, y1 = x0 + WIDTH, x1 + WIDTH / 2, y1 - HEIGHT / 2
+        bend = max(18.0, 0.5 * (x1 - x0))
+        curve = f"C{x0 + bend:.0f} {y0:.0f} {x1:.0f} {(y0 + y1) / 2:.0f} {x1:.0f} {y1:.0f}"
+    else:
+        x0, x1, y0 = x0 + WIDTH / 2, x1 + WIDTH / 2, y0 + HEIGHT / 2
+        low = y0 + _depth((x1 - x0) / ACROSS) / 0.75  # a cubic reaches three quarters of its control points
+        curve = f"C{x0 + 10:.0f} {low:.0f} {x1 - 10:.0f} {low:.0f} {x1:.0f} {y0:.0f}"
     return (
-        f'<path d="{path}" fill="none" stroke="{COLOURS[kind]}" stroke-width="{0.7 + 4.3 * part:.2f}" '
-        f'stroke-opacity="{0.35 + 0.5 * part:.2f}"><title>{escape(node_label(source))} to '
-        f"{escape(node_label(node_of(target)))}{f', {kind}' if kind else ''}: {score:.3g}</title></path>"
+        f'<path d="M{x0:.0f} {y0:.0f}{curve}" fill="none" stroke="{COLOURS[kind]}" '
+        f'stroke-width="{0.7 + 4.3 * part:.2f}" stroke-opacity="{0.35 + 0.5 * part:.2f}"><title>'
+        f"{escape(node_label(source))} to {escape(node_label(node))}{f', {kind}' if kind else ''}: {score:.3g}"
+        "</title></path>"
     )
 
 
