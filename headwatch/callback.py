@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -20,10 +20,12 @@ from headwatch.circuits.circuit import CircuitSettings
 from headwatch.errors import StartError, UnsupportedModelError, UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.placement import check_parallelism
 from headwatch.model.read_only import left_trace
 from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
+from headwatch.monitor.family_choice import FamilyChoice, choose_families
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.recorder import ProbeResult, Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
@@ -52,8 +54,9 @@ class HeadWatchCallback(TrainerCallback):
     >>> trainer = GRPOTrainer(..., callbacks=[HeadWatchCallback(every=100)])        # doctest: +SKIP
 
     Args:
-        probes: a ProbeSet, a family's name or a list of names, the path of a file of pairs, or None for the families
-            "addition" and "recall". The family "openers" is made from questions when training begins.
+        probes: a ProbeSet, a family's name or a list of names, the path of a file of pairs, or None (or "auto"): a
+            look at a few pairs of the built-in families when training begins takes those with signal on this model.
+            The family "openers" is made from questions when training begins.
         every: optimizer steps between probes.
         n_pairs: pairs per family, when families are named.
         seed: seed of the generated pairs and of the bootstrap.
@@ -116,6 +119,7 @@ class HeadWatchCallback(TrainerCallback):
     def _reset(self) -> None:
         self._recorded: dict[str, Any] = {}  # the settings as the manifest has them
         self.probes: ProbeSet | None = None
+        self._choice: FamilyChoice | None = None  # where no probes were named
         self._metrics: Metrics = {}
         self._recorder: Recorder | None = None  # on the main process
         self._sinks: list[Sink] = []
@@ -203,11 +207,15 @@ class HeadWatchCallback(TrainerCallback):
             self._claim.release()
 
     def on_scores(self, step: int, scores: HeadScores | EdgeScores) -> None:
-        """For subclasses: called on every process with the scores of all pairs, before they are recorded."""
+        """For subclasses: called on every process with the scores of all pairs, before they are recorded.
+
+        If several processes share the pairs, only the main one has edge scores; the others get head scores.
+        """
 
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
+        check_parallelism(_parallelism())
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
@@ -218,11 +226,23 @@ class HeadWatchCallback(TrainerCallback):
         if state.global_step > 0:  # the record is the main process's alone
             resumed = on_main(lambda: find_record(args, state.global_step, path))
         spec = ProbeSpec.of(self.settings)
-        if tokenizer is None and (self.settings.families or spec.has_openers):
+        if tokenizer is None and (self.settings.probes is None or self.settings.families):
             raise StartError(
                 "probe pairs need a tokenizer, and the trainer has no processing_class: give "
                 "HeadWatchCallback(tokenizer=...) or a ProbeSet"
             )
+        if spec.probes is None:
+            self._choice = choose_families(
+                tokenizer,
+                model,
+                self.settings.scoring.metric,
+                self.settings.n_pairs,
+                self.settings.evidence.min_gap_t,
+                self.settings.seed,
+                kwargs.get("optimizer"),
+                resumed,
+            )
+            spec = replace(spec, probes=list(self._choice.families))
         self.probes = spec.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
         self._metrics = metrics_of(self.probes, self.settings.scoring.metric, self.settings.openers)
         self._recorded = recorded(self.settings, described(self._metrics), spec.has_openers)
@@ -279,7 +299,8 @@ class HeadWatchCallback(TrainerCallback):
                 "head_dim": anatomy.head_dim,
                 "d_model": anatomy.d_model,
             },
-            "probes": describe_probes(self.probes, tokenizer),
+            "probes": describe_probes(self.probes, tokenizer)
+            | ({} if self._choice is None else {"chosen_by_look": self._choice.to_json()}),
             "trainer": getattr(args, "recorded_by", None)  # a command, without a trainer
             or re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
             "name": getattr(args, "run_name", None) or Path(args.output_dir).name,
@@ -413,6 +434,15 @@ class HeadWatchCallback(TrainerCallback):
             type(error).__name__,
             error,
         )
+
+
+def _parallelism() -> Any:
+    """How accelerate divides the processes (`ParallelismConfig`); None without accelerate or such a configuration."""
+    try:
+        from accelerate.state import AcceleratorState, is_initialized
+    except ImportError:
+        return None
+    return getattr(AcceleratorState(), "parallelism_config", None) if is_initialized() else None
 
 
 def _model_name(model: Any) -> str:

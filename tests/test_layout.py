@@ -31,9 +31,11 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Packages that a user may not have, or that take seconds to import: only these are imported inside a function.
 OPTIONAL = {
     *(
+        "accelerate",
         "bitsandbytes",
         "datasets",
         "latex2sympy2_extended",
+        "lm_eval",
         "math_verify",
         "matplotlib",
         "deepspeed",
@@ -41,7 +43,7 @@ OPTIONAL = {
         "plotly",
         "tensorboard",
     ),
-    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch", "swift"),
+    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch", "swift", "vllm"),
 }
 
 

@@ -119,10 +119,7 @@ class EdgeAblation:
         ids = layout.repeat(self.batch.clean[:, self.batch.cut :])
         corrupted = _CorruptedEdges(self.anatomy, outside, self._corrupted)
         with query_head_copies(self.anatomy), hooked(*corrupted.hooks()), self.output.whole():
-            logits = run(
-                *(self.call, self.anatomy, self.batch, ids, self.cache, layout),
-                heads_per_kv=self.anatomy.heads_per_kv,
-            )
+            logits = run(self.call, self.anatomy, self.batch, ids, self.cache, layout)
         clean, reads = self.clean_logits.repeat(n, 1, 1), self.batch.reads.repeat(n)
         return self.metric(at_least_float32(logits.flatten(0, 1)), clean, reads).unflatten(0, (n, -1))
 

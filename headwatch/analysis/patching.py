@@ -281,7 +281,8 @@ class _Sizes:
         endpoint, kept; per run: the logits at its read positions, twice; per token of the prefix: its keys and values.
         """
         like = next(anatomy.model.parameters())
-        config = getattr(anatomy.model, "config").get_text_config()  # noqa: B009
+        config: Any = anatomy.model.config
+        config = config.get_text_config()
         hidden = getattr(config, "intermediate_size", None) or 4 * anatomy.d_model
         every = spans(probes)
         tokens, prefix = max(s.suffix for s in every), max(s.length - s.suffix for s in every)

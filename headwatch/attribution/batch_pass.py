@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from headwatch.attribution.batching import Batch
 from headwatch.attribution.edges import EdgeCollector
-from headwatch.attribution.endpoints import EndpointDifferences, EndpointRecorder, RunsOf, interpolated
+from headwatch.attribution.endpoints import EndpointDifferences, EndpointRecorder, RunsOf, interpolated, rows_of
 from headwatch.attribution.metrics import Metric, Reads, logit_diff
 from headwatch.attribution.model_runs import Cache, prefix_cache, query_head_copies, run
 from headwatch.attribution.path import ENDPOINTS, Endpoint, Path
@@ -103,20 +103,27 @@ class BatchPass:
 
     def _allocate(self) -> None:
         """Zeros for the sums over points."""
-        like = at_least_float32(next(iter(self.recorder.embeddings.values()))[:0])  # [0, T - C, M]
-        pairs, shape = self.batch.size, (self.batch.size, *like.shape[1:])
-        self.heads = like.new_zeros(pairs, self.anatomy.n_layers, self.anatomy.n_heads)
-        self.input = like.new_zeros(pairs)
+        weights = next(self.anatomy.model.parameters())
+        dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
+        pairs, length = self.batch.size, self.batch.clean.shape[1] - self.batch.cut
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(pairs, *shape, dtype=dtype, device=self.batch.clean.device)
+
+        self.heads, self.input = zeros(self.anatomy.n_layers, self.anatomy.n_heads), zeros()
         self.at_post_norm = {
-            index: like.new_zeros(shape)
+            index: zeros(length, self.anatomy.d_model)
             for index, layer in enumerate(self.anatomy.layers)
             if layer.attn_post_norm is not None
         }
 
     @torch.no_grad()
     def _run_endpoints(self, cache: Cache | None) -> None:
-        """Run the endpoints that are not points of the path, in one forward pass without gradients."""
-        endpoints = [endpoint for endpoint in ENDPOINTS if endpoint != self.path.endpoint]
+        """Run the endpoints that are not among the first points, in one forward pass without gradients."""
+        self.shared = self.path.endpoints[: self.points_at_once]  # both are needed before the first backward pass
+        endpoints = [endpoint for endpoint in ENDPOINTS if endpoint not in self.shared]
+        if not endpoints:
+            return
         runs = {endpoint: place for place, endpoint in enumerate(endpoints)}
         layout = RunLayout(self.batch.size, len(endpoints))
         ids = layout.join(torch.stack([self._ids(endpoint) for endpoint in endpoints]))
@@ -126,7 +133,7 @@ class BatchPass:
             logits = run(self.call, self.anatomy, self.batch, ids, cache, layout)
         self.recorder.record_logits(runs, logits)
         self.masks = masks.masks()
-        if self.path.endpoint is None:
+        if not self.shared:
             self._set_differences()
 
     def _endpoint_hooks(self, layout: RunLayout, runs: RunsOf) -> list[RemovableHandle]:
@@ -140,14 +147,13 @@ class BatchPass:
 
     def _run_points(self, cache: Cache | None, alphas: list[float]) -> None:
         """Run some points of the path: one forward and one backward pass."""
-        shared = self.path.endpoint if self.differences is None else None  # the first point is this endpoint's run
-        runs: RunsOf = {} if shared is None else {shared: 0}
-        endpoint = self.path.endpoint or "clean"
+        shared = self.shared if self.differences is None else ()  # the first points are these endpoints' runs
+        runs: RunsOf = {endpoint: place for place, endpoint in enumerate(shared)}
         self.layout = self._layout_of(len(alphas))
         leaf: list[Tensor] = []
 
         def enter(module: Any, args: Any, output: Tensor) -> Tensor:
-            embeddings = {**self.recorder.embeddings, endpoint: self.layout.by_run(output.detach())[0]}
+            embeddings = {**self.recorder.embeddings, **rows_of(output, self.layout, runs)}
             points = interpolated(embeddings["clean"], embeddings["corrupted"], alphas)
             leaf.append(self.layout.join(points).detach().requires_grad_())
             return leaf[0]
@@ -155,22 +161,23 @@ class BatchPass:
         handles = self._endpoint_hooks(self.layout, runs) if runs else []
         handles.append(self.anatomy.embedding.register_forward_hook(enter))
         handles += self._head_hooks()
-        ids = self.layout.repeat(self._ids(endpoint))
+        others: list[Endpoint] = ["clean"] * (len(alphas) - len(shared))  # their embeddings are replaced
+        ids = self.layout.join(torch.stack([self._ids(endpoint) for endpoint in [*shared, *others]]))
         reads, answers_only = self.batch.reads, False
         with hooked(*handles):
-            if self.metric is logit_diff and shared is None:
+            if self.metric is logit_diff and not shared:
                 with self.output.answers(reads.answers) as answers_only:
                     logits = self._forward(ids, cache)
             else:
                 with self.output.whole():
                     logits = self._forward(ids, cache)
-            if shared is not None:
+            if shared:
                 self.recorder.record_logits(runs, logits)
                 self._set_differences()
             assert self.differences is not None
             clean = self.differences.clean_logits
             if answers_only:
-                places = torch.tensor([0, 1], device=ids.device).expand_as(reads.answers)
+                places = torch.arange(2, device=ids.device).expand_as(reads.answers)
                 reads, clean = Reads(places, reads.targets, reads.present), clean[..., :2]
             repeats = len(alphas)
             values = self.metric(
@@ -196,7 +203,7 @@ class BatchPass:
             return run(*inputs)
         with query_head_copies(self.anatomy), hooked(*self.edges.hooks(self.layout)):
             # Module hooks end with the forward pass; the tensor hooks that they registered remain.
-            return run(*inputs, heads_per_kv=self.anatomy.heads_per_kv)
+            return run(*inputs)
 
     def _head_hooks(self) -> list[RemovableHandle]:
         handles = []

@@ -19,9 +19,10 @@ from headwatch.attribution.scores import Checks, EdgeScores, HeadScores, Reading
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.attribution.stream_check import check_stream
 from headwatch.attribution.tensor_pool import TensorPool
+from headwatch.attribution.transfers import Downloads
 from headwatch.errors import UserError
 from headwatch.model.anatomy import Anatomy
-from headwatch.model.forward import callers_autocast
+from headwatch.model.forward import callers_autocast, under_autocast
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet
 
@@ -42,8 +43,9 @@ def score_heads(
         model: a Hugging Face causal language model, plain or wrapped by PEFT; it is left unchanged.
         probes: the pairs.
         metric: "logit_diff", "kl", "nll", or a callable (`headwatch.attribution.Metric`).
-        steps: m, the points of the path; ignored by alphas="clean".
-        alphas: "midpoint", "right" (the paper), "left", or "clean" (plain attribution patching).
+        steps: m, the points of the path; ignored by alphas="clean" and "ends".
+        alphas: "midpoint", "right" (the paper), "left", "clean" (plain attribution patching), or "ends"
+            (the clean and the corrupted run; see docs/evidence/scores.md).
         batch_size: pairs per batch; None derives it from the memory budget.
         memory_budget_gb: estimated size of one batch's activations and differences, in GiB; None allows the size of the
             trainable parameters' gradients, and at least 2 GiB.
@@ -119,16 +121,14 @@ def score_pairs(
     budget = settings.memory_budget_gb or default_budget_gb(model)
     with ExitStack() as stack:
         stack.enter_context(read_only_pass(model, optimizer))
-        like = next(
-            model.parameters()
-        )  # of sharded models gathered only now, in the dtype that the forward computes in
+        like = next(model.parameters())  # sharded models are whole only now, in the dtype of the forward
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         scores = _Scores(anatomy, probes, settings, dtype)
         pool = TensorPool() if settings.edges else None
         size, points_at_once = batch_sizes(
             anatomy, probes, len(scores.path.points), settings.batch_size, budget, reuse_prefix
         )
-        peak, autocast = PeakMemory(like.device), torch.is_autocast_enabled(like.device.type)
+        peak, autocast = PeakMemory(like.device), under_autocast(like.device)
         stack.enter_context(peak)
         call = stack.enter_context(callers_autocast(anatomy.model, like.device))
         for number, batch in enumerate(batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64)):
@@ -140,6 +140,7 @@ def score_pairs(
             if first and found.edges is not None:
                 check_row_sums(anatomy, found.heads, found.edges, autocast)
             scores.store(batch, found, observe)
+        scores.finish()
     return scores.result(time.perf_counter() - began, peak.mib)
 
 
@@ -163,6 +164,7 @@ class _Scores:
         name, self.metric = resolve_metric(settings.metric)
         self.path = Path.of(settings.alphas, settings.steps, name, self.metric)
         self.stream_error = 0.0
+        self._downloads = Downloads()
 
         def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.zeros(len(probes), *shape, dtype=dtype)
@@ -174,19 +176,20 @@ class _Scores:
     @torch.no_grad()
     def store(self, batch: Batch, found: BatchScores, observe: Observer | None) -> None:
         """Store one batch's scores and readings."""
-        rows, clean = batch.pairs, found.differences.clean_logits
-        self.heads[rows] = found.heads.cpu()
-        self.input[rows] = found.input.cpu()
-        for readings, logits in (
-            (self.readings.metric_clean, clean),
-            (self.readings.metric_corrupted, found.differences.corrupted_logits),
-        ):
-            readings[rows] = self.metric(logits, clean, batch.reads).cpu().to(readings.dtype)
-        self.readings.correct[rows] = batch.reads.correct(clean).cpu()
+        rows, clean, put = batch.pairs, found.differences.clean_logits, self._downloads.add
+        put(self.heads, rows, found.heads)
+        put(self.input, rows, found.input)
+        put(self.readings.metric_clean, rows, self.metric(clean, clean, batch.reads))
+        put(self.readings.metric_corrupted, rows, self.metric(found.differences.corrupted_logits, clean, batch.reads))
+        put(self.readings.correct, rows, batch.reads.correct(clean))
         if observe is not None:
             observe(rows, clean, batch.reads)
         if self.edges is not None and found.edges is not None:
-            self.edges[rows] = found.edges.cpu()
+            put(self.edges, rows, found.edges)
+
+    def finish(self) -> None:
+        """Wait for the results of all batches."""
+        self._downloads.finish()
 
     def result(self, seconds: float, peak_memory_mb: float | None) -> HeadScores | EdgeScores:
         """The scores, with their checks."""

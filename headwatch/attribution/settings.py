@@ -13,8 +13,9 @@ class ScoringSettings:
 
     Attributes:
         metric: "logit_diff", "kl", "nll", or a callable (`headwatch.attribution.Metric`).
-        steps: m, the points of the path; ignored by alphas="clean".
-        alphas: "midpoint", "right" (the paper), "left", or "clean" (plain attribution patching).
+        steps: m, the points of the path; ignored by alphas="clean" and "ends".
+        alphas: "midpoint", "right" (the paper), "left", "clean" (plain attribution patching), or "ends"
+            (the clean and the corrupted run; see docs/evidence/scores.md).
         edges: also score edges, which the paper's circuit rule needs; False scores heads only.
         batch_size: pairs per batch; None derives it from the memory budget.
         memory_budget_gb: estimated size of one batch's activations and differences, in GiB; None allows the size of the

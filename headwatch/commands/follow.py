@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.checkpoints.follow import Follower, FollowOptions
     from headwatch.checkpoints.layouts import LAYOUTS as KNOWN
     from headwatch.checkpoints.layouts import custom_layout
-    from headwatch.checkpoints.loading import Loader
+    from headwatch.model.loading import Loader
     from headwatch.record.run_folder import RunFolder
     from headwatch.report.html import write_report
 

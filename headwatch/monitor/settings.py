@@ -16,7 +16,7 @@ from headwatch.monitor.alerts import AlertSettings
 from headwatch.monitor.nested_options import as_settings, read_settings
 from headwatch.probes import FAMILIES, Openers, ProbeSet
 from headwatch.probes.families import OPENERS
-from headwatch.probes.resolve import DEFAULT_FAMILIES, names_openers
+from headwatch.probes.resolve import names_openers
 from headwatch.sinks import check_report_to
 from headwatch.stats import EvidenceSettings
 
@@ -35,7 +35,8 @@ class WatchSettings:
     """What the monitor watches, how often, and where it reports.
 
     Attributes:
-        probes: a ProbeSet, a family name or several, a file, or None for the default families.
+        probes: a ProbeSet, a family name or several, a file, or None (or "auto"): the built-in
+            families with signal on the model, found by a look at a few pairs when training begins.
         every: optimizer steps between probes.
         n_pairs: pairs per family, when families are named.
         seed: seed of the generated pairs and of the bootstrap.
@@ -73,6 +74,8 @@ class WatchSettings:
     strict: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.probes, str) and self.probes == "auto":
+            object.__setattr__(self, "probes", None)
         for name in ("probes", "report_to"):  # a list of one name is that name
             value = getattr(self, name)
             if isinstance(value, list | tuple) and len(value) == 1:
@@ -107,10 +110,8 @@ class WatchSettings:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The families that are named, the default ones included; () for a probe set or a file."""
-        if self.probes is None:
-            return DEFAULT_FAMILIES
-        if isinstance(self.probes, ProbeSet | PathLike):
+        """The families that are named; () for a probe set, a file, or families chosen when training begins."""
+        if self.probes is None or isinstance(self.probes, ProbeSet | PathLike):
             return ()
         names = (self.probes,) if isinstance(self.probes, str) else tuple(self.probes)
         return names if all(name in (*FAMILIES, OPENERS) for name in names) else ()

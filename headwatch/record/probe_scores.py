@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save
 
 from headwatch.errors import UserError
 from headwatch.io.atomic import write_atomic
+from headwatch.record.packed_edges import packed, unpacked
 
 DTYPES = {"correct": np.uint8, "circuit_active": np.bool_}  # the others are float32
 
@@ -28,7 +29,7 @@ class ProbeScores:
         circuit_stability: float32 [F, L, H], share of bootstrap resamples whose circuit keeps the head.
         importance: float32 [F, L, H], the paper's I(l, h).
         importance_draws: float32 [F, B, L, H], the importance in B resamples of the pairs, the same at every probe.
-        edges_mean_abs: float32 [F, S, R], mean |edge score|.
+        edges_mean_abs: float32 [F, S, R], mean |edge score|; the file keeps it in half precision, see packed_edges.py.
 
     Raises:
         UserError: an array has another shape.
@@ -75,7 +76,10 @@ class ProbeScores:
 
 def write_scores(path: Path, step: int, scores: ProbeScores) -> None:
     """Write the arrays of the probe at `step`."""
-    write_atomic(path, save(scores.arrays(), metadata={"step": str(int(step))}))
+    arrays = scores.arrays()
+    if "edges_mean_abs" in arrays:
+        arrays |= packed(arrays.pop("edges_mean_abs"))
+    write_atomic(path, save(arrays, metadata={"step": str(int(step))}))
 
 
 def read_scores(path: Path) -> ProbeScores:
@@ -85,7 +89,7 @@ def read_scores(path: Path) -> ProbeScores:
         UserError: the file cannot be read.
     """
     try:
-        arrays = load_file(path)
+        arrays = unpacked(load_file(path))
         known = {field.name for field in fields(ProbeScores)}
         return ProbeScores(**{name: array for name, array in arrays.items() if name in known})
     except UserError:

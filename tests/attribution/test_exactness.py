@@ -25,7 +25,7 @@ from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.tensor_pool import TensorPool
 
 METRICS = ("logit_diff", "kl", "nll")
-RULES = [(m, a) for m in METRICS for a in ("midpoint", "right", "left", "clean") if (m, a) != ("kl", "clean")]
+RULES = [(m, a) for m in METRICS for a in ("midpoint", "right", "left", "clean", "ends") if (m, a) != ("kl", "clean")]
 KERNELS = [(name, kind) for name in ARCHITECTURES for kind in ("eager", "sdpa") if kind == "eager" or has_sdpa(name)]
 
 

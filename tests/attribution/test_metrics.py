@@ -35,6 +35,7 @@ def reads() -> Reads:
         ("right", "kl", [0.25, 0.5, 0.75, 1.0]),
         ("left", "kl", [0.0, 0.25, 0.5, 0.75]),
         ("clean", "nll", [1.0]),
+        ("ends", "kl", [1.0, 0.0]),
     ],
 )
 def test_path_points(alphas: str, metric: str, points: list[float]) -> None:

@@ -89,16 +89,24 @@ def test_under_autocast_and_in_half_precision(
 
 @pytest.mark.parametrize(
     ("metric", "alphas"),
-    [("logit_diff", "right"), ("logit_diff", "clean"), ("kl", "midpoint"), ("kl", "right"), ("nll", "left")],
+    [
+        ("logit_diff", "right"),
+        ("logit_diff", "clean"),
+        ("kl", "midpoint"),
+        ("kl", "right"),
+        ("nll", "left"),
+        ("nll", "ends"),
+    ],
 )
-@pytest.mark.parametrize("points", [5, 2])
+@pytest.mark.parametrize("points", [5, 2, 1])
 def test_endpoints_as_points_and_several_read_positions(
     metric: str, alphas: str, points: int, layouts: list[RunLayout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headwatch.attribution.scoring.batch_sizes", lambda *arguments: (3, points))
     model, probes = tiny_model("qwen2"), random_openers(6, reads=2, prefix=22)
     edges = score_edges(model, probes, metric, 3, alphas)
-    assert any(a.packed for a in layouts) == (alphas != "clean")  # a single run is not packed
+    # A single run is not packed, nor are two endpoints that are both points: no run before them has recorded masks.
+    assert any(a.packed for a in layouts) == (alphas not in ("clean", "ends") and points > 1)
     assert largest_error(edges.per_pair, naive_edges(model, probes, metric, 3, alphas)) < 1e-9
 
 

@@ -1,14 +1,12 @@
 """The benchmarks of docs/evidence/validity.md on small inputs: their counts are right."""
 
-import importlib
-import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from helpers.benches import bench
 from helpers.synthetic_runs import planted as planted_heads
 from helpers.synthetic_runs import write_synthetic_run
 
@@ -16,16 +14,6 @@ from headwatch.demo.pretraining import BaseStage, pretrain
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
 from headwatch.lives.history import HeadHistory
 from headwatch.stats import EvidenceSettings
-
-BENCHES = Path(__file__).parents[2] / "benchmarks"
-
-
-def bench(name: str) -> ModuleType:
-    sys.path.insert(0, str(BENCHES))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHES))
 
 
 def test_a_plan_scales_heads_when_it_says() -> None:

@@ -39,6 +39,7 @@ from campaigns.mutations import mutated_bytes, mutated_json, mutated_lines, muta
 from headwatch import ProbeSet, UserError  # noqa: E402
 from headwatch.attribution.base_kl import BaseAnswers  # noqa: E402
 from headwatch.cli import main as command_line  # noqa: E402
+from headwatch.grading.answers import expression, final_answer  # noqa: E402
 from headwatch.monitor.resume import find_record  # noqa: E402
 from headwatch.probes.questions import load_questions  # noqa: E402
 from headwatch.record.base_answers import load_base_answers, save_base_answers  # noqa: E402
@@ -46,7 +47,6 @@ from headwatch.record.replay import history_from_run as run_history  # noqa: E40
 from headwatch.record.run_folder import RunFolder  # noqa: E402
 from headwatch.report import figure_data, sentences  # noqa: E402
 from headwatch.report.html import render, run_data  # noqa: E402
-from headwatch.training.answers import expression, final_answer  # noqa: E402
 from headwatch.training.options import parse  # noqa: E402
 
 SECONDS = 20  # one input may take; a longer one is a failure
@@ -284,8 +284,10 @@ def run_format(name: str, what: Format, seeds: range) -> tuple[dict[str, int], l
                 warnings.simplefilter("ignore")
                 what.read(given)
             counts[READ] += 1
-        except UserError:
+        except UserError as error:
             counts[REFUSED] += 1
+            if not str(error).strip():
+                failures.append(f"{name}, seed {seed}: refused without a reason")
         except (Exception, SystemExit) as error:
             where = traceback.extract_tb(error.__traceback__)
             ours = [f"{Path(at.filename).name}:{at.lineno}" for at in where if "/headwatch/headwatch/" in at.filename]

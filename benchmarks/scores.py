@@ -1,0 +1,247 @@
+"""Which score predicts best what switching a head off does? Rules against exact activation patching, on real weights.
+
+    python benchmarks/scores.py --model FOLDER --families addition recall --pairs 8 --metrics logit_diff kl
+    python benchmarks/scores.py --tables results/*.json
+
+For every pair and every head, the exact change of the metric: the head's output taken from the corrupted run in the
+clean run, and the reverse; the mean of both directions. Compared with the scores of each rule, all as means over pairs:
+
+- agreement: Spearman correlation over heads with the exact changes;
+- top: how many of the 10 heads with the largest exact |change| are among the rule's 10;
+- replication: Spearman correlation over heads between two halves of other pairs (4 times as many);
+- circuit: share of the metric gap that the clean run keeps when all heads but the rule's first k take the corrupted
+  run's outputs, k = 5, 10, 20, 40 % of the heads, mean over k. The MLPs stay in the model: a curve over heads, not the
+  CPR of edges;
+- completeness: error of the sum of the `input` scores as the change of the metric;
+- CPU seconds per pair, in a pass of all pairs that scores heads.
+
+Edges, events and planted changes are not compared here.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from headwatch import Anatomy, ProbeSet, score_heads
+from headwatch.attribution.metrics import METRICS, Reads
+from headwatch.model.hooks import hooked
+
+RULES: dict[str, dict[str, Any]] = {
+    "midpoint, m = 5": {"alphas": "midpoint", "steps": 5},
+    "midpoint, m = 2": {"alphas": "midpoint", "steps": 2},
+    "right, m = 5 (the paper)": {"alphas": "right", "steps": 5},
+    "ends": {"alphas": "ends"},
+    "clean": {"alphas": "clean"},
+}
+KEPT = (0.05, 0.1, 0.2, 0.4)
+
+
+class Runs:
+    """The runs of one pair, without padding: clean and corrupted, and any run with heads taken from the other."""
+
+    def __init__(self, model: Any, anatomy: Anatomy, probes: ProbeSet, pair: int) -> None:
+        self.model, self.anatomy = model, anatomy
+        real = probes.attention_mask[pair].bool()
+        self.ids = {"clean": probes.clean[pair, real], "corrupted": probes.corrupted[pair, real]}
+        present = probes.read_positions[pair] >= 0
+        self.columns = probes.read_positions[pair, present] - int(real.int().argmax())
+        self.reads = Reads(
+            probes.answers[[pair]],
+            probes.targets[[pair]][:, present],
+            torch.ones(1, len(self.columns), dtype=torch.bool),
+        )
+        self.z: dict[str, list[Tensor]] = {}
+        self.inputs: dict[str, list[tuple[Any, Any]]] = {}
+        self.logits = {name: self._whole(name) for name in self.ids}
+
+    def _whole(self, name: str) -> Tensor:
+        """Run one prompt; keep each layer's input and its heads' outputs."""
+        z: list[Tensor] = []
+        inputs: list[tuple[Any, Any]] = []
+        handles = [
+            layer.out.register_forward_pre_hook(lambda m, args: z.append(args[0])) for layer in self.anatomy.layers
+        ]
+        handles += [
+            layer.register_forward_pre_hook(lambda m, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True)
+            for layer in self.anatomy.decoder_layers
+        ]
+        with hooked(*handles):
+            logits = self.model(input_ids=self.ids[name][None], use_cache=False).logits[:, self.columns]
+        self.z[name], self.inputs[name] = z, inputs
+        return logits
+
+    def value(self, metric: str, logits: Tensor) -> Tensor:
+        """The metric of runs, [runs]."""
+        n = len(logits)
+        return METRICS[metric](logits, self.logits["clean"].expand(n, -1, -1), self.reads.repeat(n))
+
+    def patched(self, into: str, layer: int) -> Tensor:
+        """Logits [H, P, V] of the run `into`, in row h with head h of this layer taken from the other run.
+
+        The layers before it are not run again.
+        """
+        other = "corrupted" if into == "clean" else "clean"
+        heads, width = self.anatomy.n_heads, self.anatomy.head_dim
+        own = self.z[into][layer].repeat(heads, 1, 1)
+        for head in range(heads):
+            columns = slice(head * width, (head + 1) * width)
+            own[head, :, columns] = self.z[other][layer][0, :, columns]
+        with hooked(self.anatomy.layers[layer].out.register_forward_pre_hook(lambda module, args: (own,))):
+            return self._from_layer(into, layer, heads)
+
+    def _from_layer(self, name: str, first: int, rows: int) -> Tensor:
+        """The rest of the model from this layer on, for equal rows."""
+        states = self.inputs[name][first][0][0].repeat(rows, 1, 1)
+        for index in range(first, self.anatomy.n_layers):
+            (_, *args), kwargs = self.inputs[name][index]
+            out = self.anatomy.decoder_layers[index](states, *args, **kwargs)
+            states = out[0] if isinstance(out, tuple) else out
+        states = self.anatomy.final_norm(states[:, self.columns])
+        return self.model.get_output_embeddings()(states)
+
+    def with_heads(self, kept: np.ndarray[Any, Any]) -> Tensor:
+        """Logits of the clean run, all heads but those kept [L, H] taken from the corrupted run."""
+
+        def replace(index: int) -> Any:
+            mask = torch.from_numpy(kept[index]).repeat_interleave(self.anatomy.head_dim)
+            return lambda module, args: (torch.where(mask, args[0], self.z["corrupted"][index]),)
+
+        with hooked(*(layer.out.register_forward_pre_hook(replace(i)) for i, layer in enumerate(self.anatomy.layers))):
+            return self.model(input_ids=self.ids["clean"][None], use_cache=False).logits[:, self.columns]
+
+
+def exact(pairs: list[Runs], metrics: list[str]) -> tuple[dict[str, dict[str, np.ndarray[Any, Any]]], float]:
+    """Exact changes by metric and direction, means over pairs [L, H], and CPU seconds per pair."""
+    began = time.process_time()
+    anatomy = pairs[0].anatomy
+    found = {m: {d: np.zeros((anatomy.n_layers, anatomy.n_heads)) for d in ("noising", "denoising")} for m in metrics}
+    for runs in pairs:
+        for layer in range(anatomy.n_layers):
+            noised, denoised = runs.patched("clean", layer), runs.patched("corrupted", layer)
+            for m in metrics:
+                clean, corrupted = (runs.value(m, runs.logits[name]) for name in ("clean", "corrupted"))
+                found[m]["noising"][layer] += (runs.value(m, noised) - clean).numpy() / len(pairs)
+                found[m]["denoising"][layer] += (corrupted - runs.value(m, denoised)).numpy() / len(pairs)
+    for by_direction in found.values():
+        by_direction["both"] = (by_direction["noising"] + by_direction["denoising"]) / 2
+    return found, (time.process_time() - began) / len(pairs)
+
+
+def circuit(pairs: list[Runs], metric: str, score: np.ndarray[Any, Any]) -> float:
+    """Share of the metric gap that is kept with the rule's first heads alone, mean over their number."""
+    order = np.argsort(-np.abs(score), axis=None)
+    shares = []
+    for part in KEPT:
+        kept = np.zeros(score.size, np.bool_)
+        kept[order[: max(1, round(part * score.size))]] = True
+        none = np.zeros(score.shape, np.bool_)
+        change = whole = 0.0
+        for runs in pairs:
+            base = float(runs.value(metric, runs.with_heads(none)))
+            change += float(runs.value(metric, runs.with_heads(kept.reshape(score.shape)))) - base
+            whole += float(runs.value(metric, runs.logits["clean"])) - base
+        shares.append(change / whole)
+    return float(np.mean(shares))
+
+
+def correlation(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    return float(spearmanr(a.ravel(), b.ravel()).statistic)
+
+
+def compare(
+    model: Any, tokenizer: Any, family: str, n_pairs: int, metrics: list[str], seed: int
+) -> list[dict[str, Any]]:
+    """One row per metric and rule."""
+    anatomy = Anatomy.of(model)
+    every = ProbeSet.generate(family, tokenizer, n_pairs=5 * n_pairs, seed=seed)
+    probes = every.select(list(range(n_pairs)))
+    middle = n_pairs + 2 * n_pairs
+    halves = every.select(list(range(n_pairs, middle))), every.select(list(range(middle, 5 * n_pairs)))
+    rows = []
+    model.eval().requires_grad_(False)
+    with torch.no_grad():
+        pairs = [Runs(model, anatomy, probes, pair) for pair in range(n_pairs)]
+        truth, patching_seconds = exact(pairs, metrics)
+        for metric in metrics:
+            both = truth[metric]["both"]
+            strongest = set(np.argsort(-np.abs(both), axis=None)[:10].tolist())
+            for rule, how in RULES.items():
+                if metric == "kl" and rule == "clean":
+                    continue
+                began = time.process_time()
+                scores = score_heads(model, probes, metric, **how)
+                seconds = (time.process_time() - began) / n_pairs
+                mean = scores.mean().numpy()
+                two = [score_heads(model, half, metric, **how).mean().numpy() for half in halves]
+                row = {
+                    "family": family,
+                    "metric": metric,
+                    "rule": rule,
+                    "pairs": n_pairs,
+                    "accuracy": float(scores.readings.correct.float().mean()),
+                    **{f"agreement_{name}": correlation(mean, exactly) for name, exactly in truth[metric].items()},
+                    "top": len(strongest & set(np.argsort(-np.abs(mean), axis=None)[:10].tolist())),
+                    "replication": correlation(*two),
+                    "circuit": circuit(pairs, metric, mean),
+                    "circuit_exact": circuit(pairs, metric, both),
+                    "completeness": scores.checks.completeness,
+                    "seconds": seconds,
+                    "patching_seconds": patching_seconds,
+                }
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    return rows
+
+
+def table(files: list[Path]) -> str:
+    """A markdown table of results, one row per model, family, metric and rule."""
+    columns = ("both", "noising", "denoising")
+    lines = [
+        "| model, family, metric | rule | agreement | noising | denoising | top 10 | replication | circuit | CPU s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for row in found["rows"]:
+            agreement = " | ".join(f"{row[f'agreement_{name}']:.3f}" for name in columns)
+            lines.append(
+                f"| {found['model']}, {row['family']}, {row['metric']} | {row['rule']} | {agreement} | {row['top']} | "
+                f"{row['replication']:.3f} | {row['circuit']:.2f} (exact {row['circuit_exact']:.2f}) | "
+                f"{row['seconds']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a model folder or a name on the Hub")
+    parser.add_argument("--families", nargs="+", default=["addition", "recall"])
+    parser.add_argument("--metrics", nargs="+", default=["logit_diff", "kl"])
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--tables", type=Path, nargs="+", help="print the table of these files instead")
+    options = parser.parse_args()
+    if options.tables:
+        print(table(options.tables))
+        return
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    rows: list[dict[str, Any]] = []
+    for family in options.families:
+        rows += compare(model, tokenizer, family, options.pairs, options.metrics, options.seed)
+        if options.json:
+            found = {"model": Path(options.model).name, "rows": rows}
+            options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
