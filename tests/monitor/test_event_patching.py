@@ -88,8 +88,8 @@ def test_events_carry_the_patched_shares_and_are_read_back(watched: Watched) -> 
         assert HeadHistory.from_run(run, family).events == history.events
     last = run.scalars()[-1]
     patched = [e for e in events if e.family == "addition"]
-    assert last.get("addition/events_patched", 0) == len(patched)
-    assert last.get("addition/events_contradicted", 0) == sum(e.patching == "contradicts" for e in patched)
+    assert last["addition/events_patched"] == len(patched)
+    assert last["addition/events_contradicted"] == sum(e.patching == "contradicts" for e in patched)
 
 
 def test_patching_changes_nothing_else(watched: Watched, model: Path, tmp_path: Path) -> None:
