@@ -67,8 +67,8 @@ class HeadWatchCallback(TrainerCallback):
         evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
         openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...
         alerts: thresholds of the alerts (`AlertSettings`): min_drop, window, ...
-        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores), "all"
-            (all heads at the base probe, all new events later) or "none".
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores, and
+            the strongest heads at the base probe, at most at three times that), "all" (no limit) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: services that show the probes, in addition to the run folder. "auto": the live W&B run, and trackio
             or tensorboard if the trainer reports to them; "none"; or names out of wandb, trackio and tensorboard.

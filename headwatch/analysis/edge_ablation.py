@@ -161,7 +161,7 @@ class _CorruptedEdges:
         kind, index = key if isinstance(key, tuple) else (key, 0)
         if kind == "z":
             rows: Any = self.anatomy.head_source(index)
-            difference = _by_head_output(self.anatomy.layers[index], difference, self.anatomy.n_heads)
+            difference = by_head_output(self.anatomy.layers[index], difference, self.anatomy.n_heads)
         else:
             rows = slice(0, 1) if kind == "input" else slice(self.anatomy.mlp_source(index), None)
             rows = slice(rows.start, rows.start + 1)
@@ -268,7 +268,7 @@ def source_hooks(anatomy: Anatomy, keep: Any) -> list[RemovableHandle]:
     return handles
 
 
-def _by_head_output(layer: Layer, z: Tensor, n_heads: int) -> Tensor:
+def by_head_output(layer: Layer, z: Tensor, n_heads: int) -> Tensor:
     """What every head adds to the stream: z [..., H D] -> [..., H, M]."""
     weight, _ = linear_map(layer.out, z.shape[-1])
     by_head = weight.unflatten(-1, (n_heads, -1))  # [M, H, D]

@@ -219,9 +219,10 @@ class Recorder:
     def conclude(self, result: ProbeResult, began: float, sinks: Sequence[Sink], final: bool) -> None:
         """Add the alerts, write the record, then log to the console and the sinks."""
         self._add_alerts(result)
-        for family, history in self.histories.items():
-            verdicts = [event.patching for event in history.events if event.patching is not None]
-            if verdicts:
+        if self._patching != "none":
+            result.scalars.setdefault("patching_seconds", 0.0)
+            for family, history in self.histories.items():
+                verdicts = [event.patching for event in history.events if event.patching is not None]
                 result.scalars[f"{family}/events_patched"] = len(verdicts)
                 result.scalars[f"{family}/events_contradicted"] = verdicts.count(CONTRADICTS)
         result.scalars |= _cost(result.heads, began)

@@ -45,8 +45,8 @@ class WatchSettings:
         evidence: the evidence rule.
         openers: how the pairs of the family "openers" are made and read.
         alerts: thresholds of the alerts.
-        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores), "all"
-            (all heads at the base probe, all new events later) or "none".
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores, and
+            the strongest heads at the base probe, at most at three times that), "all" (no limit) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: where probes are shown: "auto", "none", or names out of wandb, trackio and tensorboard.
         wandb: "auto" (the W&B run that exists), "start" (or a new one) or "off".
