@@ -1,7 +1,6 @@
 """Update histories, write the run folder, then log to the sinks, after each probe."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
 from headwatch.monitor.alert_rules import find_alerts
 from headwatch.monitor.alerts import DEFAULTS, WARNING, Alert, AlertSettings, alert_scalars
+from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.probes import ProbeSet
 from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.replay import history_from_run, lost_probes
@@ -143,7 +143,7 @@ class Recorder:
         step: int,
         scores: EdgeScores | HeadScores,
         kl: Tensor | None,
-        began: float,
+        timer: ProbeTimer,
         sinks: Sequence[Sink],
         final: bool,
     ) -> None:
@@ -153,13 +153,13 @@ class Recorder:
             step: the trainer's global step.
             scores: of all pairs.
             kl: KL from the base model, [N]; None without a base.
-            began: time.perf_counter() at the start of the pass.
+            timer: times this probe.
             sinks: where the probe is shown.
             final: whether it is the last probe of the run.
         """
         result = self._update_histories(step, scores, kl)
         self._add_alerts(result)
-        result.scalars |= _cost(result.heads, began)
+        result.scalars |= _cost(result.heads, timer)
         self._write(result)
         self._warn_of(result.alerts)
         if final:  # the trainer logs the loss of this step later: the figures wait for it
@@ -300,10 +300,15 @@ class Recorder:
             return None
 
 
-def _cost(heads: HeadScores, began: float) -> dict[str, float]:
+def _cost(heads: HeadScores, timer: ProbeTimer) -> dict[str, float]:
     """Time and memory of the probe, by the names under which they are logged."""
-    cost = {"pass_seconds": heads.seconds, "seconds": time.perf_counter() - began}
-    return cost if heads.peak_memory_mb is None else cost | {"peak_memory_mb": heads.peak_memory_mb}
+    cost = {
+        "pass_seconds": heads.seconds,
+        "seconds": timer.seconds(),
+        "overhead": timer.overhead(),
+        "peak_memory_mb": heads.peak_memory_mb,
+    }
+    return {name: value for name, value in cost.items() if value is not None}
 
 
 def _checks(heads: HeadScores) -> dict[str, float | None]:
