@@ -1,7 +1,6 @@
 """Update histories, write the run folder, then log to the sinks, after each probe."""
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +27,7 @@ from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
 from headwatch.monitor.alert_rules import find_alerts
 from headwatch.monitor.alerts import DEFAULTS, WARNING, Alert, AlertSettings, alert_scalars
+from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.probes import ProbeSet
 from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.replay import histories_from_run, lost_probes
@@ -171,7 +171,7 @@ class Recorder:
         step: int,
         scores: EdgeScores | HeadScores,
         kl: Tensor | None,
-        began: float,
+        timer: ProbeTimer,
         sinks: Sequence[Sink],
         final: bool,
         patch: Patch | None = None,
@@ -182,7 +182,7 @@ class Recorder:
             step: the trainer's global step.
             scores: of all pairs.
             kl: KL from the base model, [N]; None without a base.
-            began: time.perf_counter() at the start of the pass.
+            timer: times this probe.
             sinks: where the probe is shown.
             final: whether it is the last probe of the run.
             patch: patches heads exactly; None patches nothing.
@@ -190,7 +190,7 @@ class Recorder:
         result = self.update(step, scores, kl)
         if patch is not None and result.to_patch:
             self.add_patched(result, patch(result.to_patch))
-        self.conclude(result, began, sinks, final)
+        self.conclude(result, timer, sinks, final)
 
     def update(self, step: int, scores: EdgeScores | HeadScores, kl: Tensor | None) -> ProbeResult:
         """Add a probe to the histories; `to_patch` of the result names the heads to patch exactly."""
@@ -216,7 +216,7 @@ class Recorder:
             ]
         result.scalars["patching_seconds"] = seconds
 
-    def conclude(self, result: ProbeResult, began: float, sinks: Sequence[Sink], final: bool) -> None:
+    def conclude(self, result: ProbeResult, timer: ProbeTimer, sinks: Sequence[Sink], final: bool) -> None:
         """Add the alerts, write the record, then log to the console and the sinks."""
         self._add_alerts(result)
         if self._patching != "none":
@@ -225,7 +225,7 @@ class Recorder:
                 verdicts = [event.patching for event in history.events if event.patching is not None]
                 result.scalars[f"{family}/events_patched"] = len(verdicts)
                 result.scalars[f"{family}/events_contradicted"] = verdicts.count(CONTRADICTS)
-        result.scalars |= _cost(result.heads, began)
+        result.scalars |= _cost(result.heads, timer)
         self._write(result)
         self._warn_of(result.alerts)
         if final:  # the trainer logs the loss of this step later: the figures wait for it
@@ -391,10 +391,15 @@ def consecutive(rows: list[int]) -> slice | list[int]:
     return rows
 
 
-def _cost(heads: HeadScores, began: float) -> dict[str, float]:
+def _cost(heads: HeadScores, timer: ProbeTimer) -> dict[str, float]:
     """Time and memory of the probe, by the names under which they are logged."""
-    cost = {"pass_seconds": heads.seconds, "seconds": time.perf_counter() - began}
-    return cost if heads.peak_memory_mb is None else cost | {"peak_memory_mb": heads.peak_memory_mb}
+    cost = {
+        "pass_seconds": heads.seconds,
+        "seconds": timer.seconds(),
+        "overhead": timer.overhead(),
+        "peak_memory_mb": heads.peak_memory_mb,
+    }
+    return {name: value for name, value in cost.items() if value is not None}
 
 
 def _checks(heads: HeadScores) -> dict[str, float | None]:
