@@ -159,7 +159,7 @@ class Comparer:
         base = self.loader.model(self.options.base)
         trained = base if post is None else self.loader.model(post)
         self.say(f"sampling openers from {self.options.base}{f' and {post}' if post else ''}")
-        options = {"temperature": settings.openers.temperature, "top_p": settings.openers.top_p}
+        options: dict[str, Any] = {"temperature": settings.openers.temperature, "top_p": settings.openers.top_p}
         sample = partial(sample_continuations, trained, **options)
         direct = None if post is None else partial(sample_continuations, base, **options)
         longest = min(LONGEST_PAIR, getattr(base.config, "max_position_embeddings", None) or LONGEST_PAIR)
