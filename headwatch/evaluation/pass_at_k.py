@@ -35,7 +35,7 @@ def pass_at_k(n: ArrayLike, correct: ArrayLike, k: int) -> Floats:
 
 def success_at_k(grades: ArrayLike, k: int) -> Floats:
     """Whether one of the first k samples is right, in their order, [P]; grades: [P, n], 0 or 1."""
-    return (np.asarray(grades)[:, :k] > 0).any(axis=1).astype(np.float64)
+    return np.asarray((np.asarray(grades)[:, :k] > 0).any(axis=1), np.float64)
 
 
 @dataclass(frozen=True)
