@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -20,12 +20,14 @@ from headwatch.circuits.circuit import CircuitSettings
 from headwatch.errors import StartError, UnsupportedModelError, UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.placement import check_parallelism
 from headwatch.model.read_only import left_trace
 from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
+from headwatch.monitor.family_choice import FamilyChoice, choose_families
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
-from headwatch.monitor.recorder import Recorder
+from headwatch.monitor.recorder import ProbeResult, Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
 from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import PairShard
@@ -52,8 +54,9 @@ class HeadWatchCallback(TrainerCallback):
     >>> trainer = GRPOTrainer(..., callbacks=[HeadWatchCallback(every=100)])        # doctest: +SKIP
 
     Args:
-        probes: a ProbeSet, a family's name or a list of names, the path of a file of pairs, or None for the families
-            "addition" and "recall". The family "openers" is made from questions when training begins.
+        probes: a ProbeSet, a family's name or a list of names, the path of a file of pairs, or None (or "auto"): a
+            look at a few pairs of the built-in families when training begins takes those with signal on this model.
+            The family "openers" is made from questions when training begins.
         every: optimizer steps between probes.
         n_pairs: pairs per family, when families are named.
         seed: seed of the generated pairs and of the bootstrap.
@@ -64,6 +67,8 @@ class HeadWatchCallback(TrainerCallback):
         evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
         openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...
         alerts: thresholds of the alerts (`AlertSettings`): min_drop, window, ...
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores), "all"
+            (all heads at the base probe, all new events later) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: services that show the probes, in addition to the run folder. "auto": the live W&B run, and trackio
             or tensorboard if the trainer reports to them; "none"; or names out of wandb, trackio and tensorboard.
@@ -91,6 +96,7 @@ class HeadWatchCallback(TrainerCallback):
         evidence: EvidenceSettings | Mapping[str, Any] | None = None,
         openers: Openers | Mapping[str, Any] | None = None,
         alerts: AlertSettings | Mapping[str, Any] | None = None,
+        patching: str = "events",
         folder: str | PathLike[str] | None = None,
         report_to: str | Sequence[str] = "auto",
         wandb: str = "auto",
@@ -99,7 +105,7 @@ class HeadWatchCallback(TrainerCallback):
         given: dict[str, Any] = {
             **{"probes": probes, "every": every, "n_pairs": n_pairs, "seed": seed},
             **{"scoring": scoring, "circuit": circuit, "evidence": evidence, "openers": openers, "alerts": alerts},
-            **{"folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
+            **{"patching": patching, "folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
         }
         self.settings = WatchSettings(**given)
         self._tokenizer = tokenizer
@@ -113,12 +119,14 @@ class HeadWatchCallback(TrainerCallback):
     def _reset(self) -> None:
         self._recorded: dict[str, Any] = {}  # the settings as the manifest has them
         self.probes: ProbeSet | None = None
+        self._choice: FamilyChoice | None = None  # where no probes were named
         self._metrics: Metrics = {}
         self._recorder: Recorder | None = None  # on the main process
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
         self._probed: int | None = None
         self._has_probe = False  # whether a probe is in the record
+        self._patching = self.settings.patching != "none"
         self._failed = False  # here
         self._off = False  # everywhere, by agreement
         self._sidecar_warned = False
@@ -199,11 +207,15 @@ class HeadWatchCallback(TrainerCallback):
             self._claim.release()
 
     def on_scores(self, step: int, scores: HeadScores | EdgeScores) -> None:
-        """For subclasses: called on every process with the scores of all pairs, before they are recorded."""
+        """For subclasses: called on every process with the scores of all pairs, before they are recorded.
+
+        If several processes share the pairs, only the main one has edge scores; the others get head scores.
+        """
 
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
+        check_parallelism(_parallelism())
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
@@ -214,11 +226,23 @@ class HeadWatchCallback(TrainerCallback):
         if state.global_step > 0:  # the record is the main process's alone
             resumed = on_main(lambda: find_record(args, state.global_step, path))
         spec = ProbeSpec.of(self.settings)
-        if tokenizer is None and (self.settings.families or spec.has_openers):
+        if tokenizer is None and (self.settings.probes is None or self.settings.families):
             raise StartError(
                 "probe pairs need a tokenizer, and the trainer has no processing_class: give "
                 "HeadWatchCallback(tokenizer=...) or a ProbeSet"
             )
+        if spec.probes is None:
+            self._choice = choose_families(
+                tokenizer,
+                model,
+                self.settings.scoring.metric,
+                self.settings.n_pairs,
+                self.settings.evidence.min_gap_t,
+                self.settings.seed,
+                kwargs.get("optimizer"),
+                resumed,
+            )
+            spec = replace(spec, probes=list(self._choice.families))
         self.probes = spec.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
         self._metrics = metrics_of(self.probes, self.settings.scoring.metric, self.settings.openers)
         self._recorded = recorded(self.settings, described(self._metrics), spec.has_openers)
@@ -232,7 +256,9 @@ class HeadWatchCallback(TrainerCallback):
             self.probes.save(path / "probes.safetensors")
         circuit = self.settings.circuit
         rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
-        recorder = Recorder(run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts)
+        recorder = Recorder(
+            run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts, self.settings.patching
+        )
         earlier = run.manifest.get("wandb") or {}
         if resumed is not None:
             self._probed = truncate_record(run, state.global_step, self.settings.every)
@@ -273,7 +299,8 @@ class HeadWatchCallback(TrainerCallback):
                 "head_dim": anatomy.head_dim,
                 "d_model": anatomy.d_model,
             },
-            "probes": describe_probes(self.probes, tokenizer),
+            "probes": describe_probes(self.probes, tokenizer)
+            | ({} if self._choice is None else {"chosen_by_look": self._choice.to_json()}),
             "trainer": getattr(args, "recorded_by", None)  # a command, without a trainer
             or re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
             "name": getattr(args, "run_name", None) or Path(args.output_dir).name,
@@ -319,17 +346,41 @@ class HeadWatchCallback(TrainerCallback):
             error = caught
         if not self._all_fine(error, step, "the probe failed"):
             return
+        result: ProbeResult | None = None
         try:
             scores = share.gather(part, probes, self._metrics)
             kl = self._answers(share, observer)
             self.on_scores(step, scores)
             if self._recorder is not None:
+                result = self._recorder.update(step, scores, kl)
+        except Exception as caught:
+            error = caught
+        if not self._all_fine(error, step, "the probe failed"):
+            return
+        self._patch(result, share, model, optimizer)
+        try:
+            if self._recorder is not None and result is not None:
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
-                self._recorder.probe(step, scores, kl, began, self._sinks, final=step >= state.max_steps)
+                self._recorder.conclude(result, began, self._sinks, final=step >= state.max_steps)
         except Exception as caught:
             error = caught
         self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
+
+    def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
+        """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""
+        if not self._patching or self.probes is None:
+            return
+        heads = from_main(None if result is None else dict(result.to_patch))
+        if not heads:
+            return
+        began = time.perf_counter()
+        with whole_weights(model, optimizer):
+            budget = self.settings.scoring.memory_budget_gb
+            effects = share.patch(model, self.probes, self._metrics, heads, budget, optimizer=optimizer)
+        self._patching = effects is not None
+        if self._recorder is not None and result is not None and effects is not None:
+            self._recorder.add_patched(result, effects, time.perf_counter() - began)
 
     def _answers(self, share: PairShard, observer: AnswerObserver | None) -> Any:
         """KL from the base, [N]; the base probe itself stores its answers."""
@@ -383,6 +434,15 @@ class HeadWatchCallback(TrainerCallback):
             type(error).__name__,
             error,
         )
+
+
+def _parallelism() -> Any:
+    """How accelerate divides the processes (`ParallelismConfig`); None without accelerate or such a configuration."""
+    try:
+        from accelerate.state import AcceleratorState, is_initialized
+    except ImportError:
+        return None
+    return getattr(AcceleratorState(), "parallelism_config", None) if is_initialized() else None
 
 
 def _model_name(model: Any) -> str:

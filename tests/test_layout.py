@@ -31,6 +31,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Packages that a user may not have, or that take seconds to import: only these are imported inside a function.
 OPTIONAL = {
     *(
+        "accelerate",
         "bitsandbytes",
         "datasets",
         "latex2sympy2_extended",

@@ -177,7 +177,7 @@ class BatchPass:
             assert self.differences is not None
             clean = self.differences.clean_logits
             if answers_only:
-                places = torch.tensor([0, 1], device=ids.device).expand_as(reads.answers)
+                places = torch.arange(2, device=ids.device).expand_as(reads.answers)
                 reads, clean = Reads(places, reads.targets, reads.present), clean[..., :2]
             repeats = len(alphas)
             values = self.metric(
@@ -203,7 +203,7 @@ class BatchPass:
             return run(*inputs)
         with query_head_copies(self.anatomy), hooked(*self.edges.hooks(self.layout)):
             # Module hooks end with the forward pass; the tensor hooks that they registered remain.
-            return run(*inputs, heads_per_kv=self.anatomy.heads_per_kv)
+            return run(*inputs)
 
     def _head_hooks(self) -> list[RemovableHandle]:
         handles = []

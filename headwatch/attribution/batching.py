@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headwatch.attribution.metrics import Reads
+from headwatch.attribution.transfers import on_device
 from headwatch.probes import ProbeSet
 
 
@@ -51,6 +52,7 @@ class Batch:
         read_columns: read positions, relative to the last `keep` columns, [B, P].
         keep: number of last columns with logits.
         reads: what the metric compares with at the read positions.
+        padded: whether any row has padding.
     """
 
     pairs: Tensor
@@ -62,6 +64,7 @@ class Batch:
     read_columns: Tensor
     keep: int
     reads: Reads
+    padded: bool
 
     @property
     def size(self) -> int:
@@ -158,15 +161,19 @@ def _batch(probes: ProbeSet, chosen: list[Span], device: torch.device, reuse_pre
     present = read >= 0
     from_end = torch.tensor([span.stop for span in chosen])[:, None] - torch.where(present, read, read[:, :1])
     keep = int(from_end.max())
-    reads = Reads(probes.answers[pairs], probes.targets[pairs], present)
+
+    def put(values: Tensor) -> Tensor:
+        return on_device(values, device)
+
     return Batch(
         pairs=pairs,
-        clean=clean.to(device),
-        corrupted=corrupted.to(device),
-        mask=mask.to(device),
-        positions=(mask.cumsum(-1) - 1).clamp(min=0).to(device),
+        clean=put(clean),
+        corrupted=put(corrupted),
+        mask=put(mask),
+        positions=put((mask.cumsum(-1) - 1).clamp(min=0)),
         cut=length - max(span.suffix for span in chosen) if reuse_prefix else 0,
-        read_columns=(keep - from_end).to(device),
+        read_columns=put(keep - from_end),
         keep=keep,
-        reads=Reads(reads.answers.to(device), reads.targets.to(device), reads.present.to(device)),
+        reads=Reads(put(probes.answers[pairs]), put(probes.targets[pairs]), put(present)),
+        padded=min(span.length for span in chosen) < length,
     )

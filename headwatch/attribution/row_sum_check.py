@@ -27,7 +27,7 @@ def row_sum_error(anatomy: Anatomy, heads: Tensor, edges: Tensor) -> float:
     """
     sources = [anatomy.head_source(layer) for layer in range(anatomy.n_layers)]
     rows = torch.cat([edges[:, source] for source in sources], 1).sum(-1)
-    largest, error = float(heads.abs().max()), float((rows - heads.flatten(1)).abs().max())
+    largest, error = torch.stack([heads.abs().max(), (rows - heads.flatten(1)).abs().max()]).tolist()
     return error / largest if largest else error
 
 

@@ -19,6 +19,7 @@ from headwatch.attribution.scores import Checks, EdgeScores, HeadScores, Reading
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.attribution.stream_check import check_stream
 from headwatch.attribution.tensor_pool import TensorPool
+from headwatch.attribution.transfers import Downloads
 from headwatch.errors import UserError
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import callers_autocast, under_autocast
@@ -139,6 +140,7 @@ def score_pairs(
             if first and found.edges is not None:
                 check_row_sums(anatomy, found.heads, found.edges, autocast)
             scores.store(batch, found, observe)
+        scores.finish()
     return scores.result(time.perf_counter() - began, peak.mib)
 
 
@@ -162,6 +164,7 @@ class _Scores:
         name, self.metric = resolve_metric(settings.metric)
         self.path = Path.of(settings.alphas, settings.steps, name, self.metric)
         self.stream_error = 0.0
+        self._downloads = Downloads()
 
         def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.zeros(len(probes), *shape, dtype=dtype)
@@ -173,19 +176,20 @@ class _Scores:
     @torch.no_grad()
     def store(self, batch: Batch, found: BatchScores, observe: Observer | None) -> None:
         """Store one batch's scores and readings."""
-        rows, clean = batch.pairs, found.differences.clean_logits
-        self.heads[rows] = found.heads.cpu()
-        self.input[rows] = found.input.cpu()
-        for readings, logits in (
-            (self.readings.metric_clean, clean),
-            (self.readings.metric_corrupted, found.differences.corrupted_logits),
-        ):
-            readings[rows] = self.metric(logits, clean, batch.reads).cpu().to(readings.dtype)
-        self.readings.correct[rows] = batch.reads.correct(clean).cpu()
+        rows, clean, put = batch.pairs, found.differences.clean_logits, self._downloads.add
+        put(self.heads, rows, found.heads)
+        put(self.input, rows, found.input)
+        put(self.readings.metric_clean, rows, self.metric(clean, clean, batch.reads))
+        put(self.readings.metric_corrupted, rows, self.metric(found.differences.corrupted_logits, clean, batch.reads))
+        put(self.readings.correct, rows, batch.reads.correct(clean))
         if observe is not None:
             observe(rows, clean, batch.reads)
         if self.edges is not None and found.edges is not None:
-            self.edges[rows] = found.edges.cpu()
+            put(self.edges, rows, found.edges)
+
+    def finish(self) -> None:
+        """Wait for the results of all batches."""
+        self._downloads.finish()
 
     def result(self, seconds: float, peak_memory_mb: float | None) -> HeadScores | EdgeScores:
         """The scores, with their checks."""

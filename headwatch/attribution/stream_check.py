@@ -125,10 +125,11 @@ def _stream_error(anatomy: Anatomy, differences: EndpointDifferences, rounding: 
         total += out + mlp
         largest = torch.stack([largest, out.abs().max(), mlp.abs().max()]).max()
     errors = (total - differences.stream).abs()
-    of_stream, error = float(differences.stream.abs().max()), float(errors.max())
+    excesses = (errors - _STANDARD_DEVIATIONS * rounding).max()
+    numbers = torch.stack([differences.stream.abs().max(), errors.max(), excesses, rounding.max(), largest])
+    of_stream, error, excess, coarse, largest_source = numbers.tolist()
     if not math.isfinite(error) or not math.isfinite(of_stream):
         return error, math.nan
-    excess = float((errors - _STANDARD_DEVIATIONS * rounding).max())
-    if float(rounding.max()) > _COARSE * of_stream:
+    if coarse > _COARSE * of_stream:
         error = max(0.0, excess)
-    return (error / of_stream if of_stream else error), excess / max(of_stream, float(largest), 1e-30)
+    return (error / of_stream if of_stream else error), excess / max(of_stream, largest_source, 1e-30)

@@ -176,13 +176,17 @@ def kept_edges(strength: Floats, graph: Graph, top_n: float, tau: float | None) 
     """
     validate_rule(top_n, tau)
     scores = np.where(graph.is_real, strength, -np.inf)
-    n_real = int(graph.is_real.sum())
-    n = min(n_real, int(top_n) if top_n >= 1 else max(1, round(top_n * n_real)))
+    n = n_kept(top_n, int(graph.is_real.sum()))
     threshold = np.partition(scores, -n, axis=None)[-n]
     kept = (scores >= threshold) & (scores > 0)
     if tau is not None:
         kept &= scores >= (tau * scores.max() if tau >= 0 else -tau)
     return _prune(kept, graph)
+
+
+def n_kept(top_n: float, n_real: int) -> int:
+    """The number of edges that top_n keeps, out of the real ones."""
+    return min(n_real, int(top_n) if top_n >= 1 else max(1, round(top_n * n_real)))
 
 
 def _prune(kept: Bools, graph: Graph) -> Bools:

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headwatch.errors import UnsupportedModelError
 from headwatch.model.layouts import LAYOUTS, REFUSED, Fused, Layout, NormKind
+from headwatch.model.placement import check_placement
 from headwatch.model.precision import at_least_float32
 
 Kind = Literal["q", "k", "v"]
@@ -70,12 +71,16 @@ class Projection:
         """The module whose output is split into heads: the norm after the projection, or the projection."""
         return self.module if self.norm is None else self.norm.module
 
-    def rows(self, kind: Kind, copied: bool = False) -> slice | Tensor:
-        """Indices of one kind in the output of `last`, head by head; or in the output of `copy_heads`, if `copied`."""
+    def rows(self, kind: Kind, copied: bool = False, device: torch.device | None = None) -> slice | Tensor:
+        """Indices of one kind in the output of `last`, head by head; or in the output of `copy_heads`, if `copied`.
+
+        On `device` where they are a tensor.
+        """
         if self.fused is None:
             return slice(None)
         if self.fused == "interleaved":
-            places = torch.arange(3 * self.n_heads * self.head_dim).unflatten(0, (self.n_heads, 3, self.head_dim))
+            count = 3 * self.n_heads * self.head_dim
+            places = torch.arange(count, device=device).unflatten(0, (self.n_heads, 3, self.head_dim))
             return places[:, KINDS.index(kind)].flatten()
         queries = self.n_heads * self.head_dim
         keys = queries if copied else self.n_kv_heads * self.head_dim
@@ -227,6 +232,7 @@ class Anatomy:
             UnsupportedModelError: the architecture is unknown or not a sum of its parts, or a part is missing.
         """
         model = _bare(model)
+        check_placement(model)
         _refuse_added_tokens(model)
         wrapper: Any = model
         inner: Any = _bare(wrapper.get_base_model()) if hasattr(wrapper, "get_base_model") else model

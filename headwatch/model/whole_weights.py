@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
+from headwatch.errors import UnsupportedModelError
 from headwatch.model.hooks import overridden
 
 
@@ -103,10 +105,16 @@ def _whole_fsdp2(model: nn.Module, block: _Block) -> Iterator[None]:
         stack.callback(lambda: _reshard_fsdp2(modules, block.failed))
         for module in modules:
             for group in _fsdp2_groups(module):
+                _require(group, "post_forward_mesh_info", "reshard_after_backward")
                 stack.enter_context(overridden(group, post_forward_mesh_info=None, reshard_after_backward=False))
         with _noting_failure(block):
             for module in modules:
                 module.unshard()
+            if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+                raise UnsupportedModelError(
+                    "model: its layers are divided among processes (tensor or expert parallelism with FSDP2), "
+                    "which is not supported: use FSDP2 alone"
+                )
             yield
 
 
@@ -145,6 +153,7 @@ def _whole_zero3(model: nn.Module, optimizer: object | None) -> Iterator[None]:
         "pre_sub_module_backward_function": _nothing,
         "post_sub_module_backward_function": _nothing,
     }
+    _require(offload, *replaced)
     inner.empty_partition_cache()  # what the last evaluation left gathered
     try:
         with deepspeed.zero.GatheredParameters(list(model.parameters())), overridden(offload, **replaced):
@@ -152,6 +161,16 @@ def _whole_zero3(model: nn.Module, optimizer: object | None) -> Iterator[None]:
     finally:
         del running[depth:]
         inner.empty_partition_cache()
+
+
+def _require(owner: object, *names: str) -> None:
+    """Refuse a version of torch or DeepSpeed without these names; setting them would leave the weights divided."""
+    missing = [name for name in names if not hasattr(owner, name)]
+    if missing:
+        raise RuntimeError(
+            f"{type(owner).__module__} has no {', '.join(missing)}: headwatch does not know how this "
+            f"version shards weights (torch {torch.__version__}); please report it"
+        )
 
 
 def _nothing(module: nn.Module) -> None:

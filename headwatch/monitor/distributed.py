@@ -3,7 +3,8 @@
 With one process every function here returns at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ def agree(outcome: int) -> int:
     if world()[1] == 1:
         return outcome
     worst = torch.tensor([outcome], device=_device())
-    torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
-    return int(worst)
+    with _naming_lost_process():
+        torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
+        return int(worst)
 
 
 def from_main(value: Any) -> Any:
@@ -34,7 +36,8 @@ def from_main(value: Any) -> Any:
     if world()[1] == 1:
         return value
     box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
+    with _naming_lost_process():
+        torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -66,8 +69,38 @@ def reduce_over_ranks(values: Tensor, how: str) -> Tensor:
     if world()[1] == 1:
         return values
     moved = values.to(_device())
-    torch.distributed.all_reduce(moved, op=getattr(torch.distributed.ReduceOp, how))
-    return moved.cpu()
+    with _naming_lost_process():
+        torch.distributed.all_reduce(moved, op=getattr(torch.distributed.ReduceOp, how))
+        return moved.cpu()
+
+
+def gather_on_main(values: Tensor) -> list[Tensor] | None:
+    """The tensors of all processes, of one shape, on the CPU of the main process; None on the others."""
+    rank, size = world()
+    if size == 1:
+        return [values]
+    own = values.to(_device())
+    parts = [torch.empty_like(own) for _ in range(size)] if rank == 0 else None
+    with _naming_lost_process():
+        torch.distributed.gather(own, parts, dst=0)
+    return None if parts is None else [part.cpu() for part in parts]
+
+
+class LostProcessError(RuntimeError):
+    """Another process has ended or no longer answers, so this training cannot go on."""
+
+
+@contextmanager
+def _naming_lost_process() -> Iterator[None]:
+    """Name the cause when a collective fails; the training's own next collective would fail without saying why."""
+    try:
+        yield
+    except RuntimeError as error:
+        rank, size = world()
+        raise LostProcessError(
+            f"headwatch: process {rank} of {size} waited for the others, and one has ended or no longer answers "
+            f"({' '.join(str(error).split())[:200]}); see the log of that process"
+        ) from error
 
 
 def _device() -> torch.device:

@@ -220,7 +220,7 @@ def read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = written.pop("extends", None)
     if base is None:
         return written
-    if not isinstance(base, str):
+    if not isinstance(base, str) or "\0" in base:
         raise UserError(f"{path}: extends: {base!r} must be the path of a recipe")
     return _merged(read_recipe(path.parent / base, (*seen, path.resolve())), written)
 
@@ -316,7 +316,7 @@ def _method(path: Path, written: Mapping[str, Any], arguments: Sequence[str]) ->
             method = arguments[index + 1]
         elif argument.startswith("--method="):
             method = argument.partition("=")[2]
-    if method not in CONFIGS:
+    if not isinstance(method, str) or method not in CONFIGS:
         raise UserError(f"{path}: method {method!r}: write `method: sft` or `method: grpo`")
     return str(method)
 

@@ -190,6 +190,8 @@ def _probes(recipe: Recipe, tokenizer: Any) -> tuple[int, str, str]:
     """(pairs, fingerprint of the set, description of the openers); "" if not known before training begins."""
     watch = recipe.watch
     given, openers, n_pairs, seed = watch.probes, watch.openers, watch.n_pairs, watch.seed
+    if given is None:
+        return 2 * n_pairs, "", ""  # at most; chosen when training begins
     if not names_openers(given):
         probes = resolve(given, tokenizer, n_pairs, seed)
         return len(probes), probes.fingerprint, ""
@@ -284,6 +286,8 @@ def _lora_parameters(model: Any, recipe: Recipe) -> int:
 
 
 def _families(recipe: Recipe) -> str:
+    if recipe.watch.probes is None:
+        return "up to two families, chosen by a look at the model when training begins"
     return ", ".join(recipe.watch.families) or str(recipe.watch.probes)
 
 

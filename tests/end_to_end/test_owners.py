@@ -64,3 +64,21 @@ def test_a_training_whose_record_was_taken_over_goes_on(tiny_model: Path, probes
     assert watch.run is None
     assert taken[0].is_held
     taken[0].release()
+
+
+def test_no_path_and_no_secret_in_the_record(
+    tiny_model: Path, probes: ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    probes.save(tmp_path / "mine.safetensors")
+    watch = HeadWatchCallback(tmp_path / "mine.safetensors", every=5, folder=tmp_path / "record", strict=True)
+    sft_trainer(tiny_model, tmp_path / "output", [watch], hub_token="hf_othersecret", save_strategy="epoch").train()
+    files = [path for path in (tmp_path / "record").rglob("*") if path.is_file()]
+    files += list((tmp_path / "output").rglob("headwatch_state.json"))
+    assert len(files) >= 7
+    for path in files:
+        data = path.read_bytes()
+        for secret in (str(tmp_path), str(tiny_model), "hf_secret", "hf_othersecret", "k" * 40):
+            assert secret.encode() not in data, (path, secret)

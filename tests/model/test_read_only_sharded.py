@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headwatch.model.read_only import PassScope, left_trace, read_only_pass
+from headwatch.model.whole_weights import sharding, trainable_bytes, whole_weights
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 
@@ -53,11 +55,36 @@ def failing(model: nn.Module, step: int) -> None:
     assert not left_trace(caught.value), caught.value.__notes__
 
 
+def unequal(model: nn.Module, step: int) -> None:
+    """Inside one block the ranks run different numbers of passes, and the last one of rank 1 fails."""
+    held = trainable_bytes(model)
+    with pytest.raises(ValueError, match="mine") if rank() else nullcontext(), whole_weights(model):
+        assert (sharding(model), trainable_bytes(model)) == ("FSDP2", held)
+        for _ in range(1 + rank()):
+            attribution(model, step)
+            assert not any(hasattr(p, "device_mesh") for p in model.parameters())  # still whole
+        if rank():
+            failing(model, step % 4)
+            raise ValueError("mine")
+
+
+def caught_inside(model: nn.Module, step: int) -> None:
+    """A pass fails, and the block that it is in goes on and ends well."""
+    with whole_weights(model):
+        failing(model, step)
+
+
+def rank() -> int:
+    return torch.distributed.get_rank()
+
+
 PROBES: dict[str, Probe | None] = {
     "none": None,
     "attribution": attribution,
     "forward_only": forward_only,
     "failing": failing,
+    "unequal": unequal,
+    "caught_inside": caught_inside,
 }
 
 
@@ -78,7 +105,16 @@ def train(probe: Probe | None) -> list[Tensor]:
         model(input_ids=TOKENS, labels=TOKENS, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        layer = model.model.layers[0]
+        assert probe is None or (is_restored(model) and is_restored(layer))
     return [p.full_tensor().detach() for p in model.parameters()]
+
+
+def is_restored(module: nn.Module) -> bool:
+    """The private names of headwatch/model/whole_weights.py: this torch has them, with their values of before."""
+    (group,) = module._get_fsdp_state()._fsdp_param_groups
+    is_root = not isinstance(getattr(module, "self_attn", None), nn.Module)
+    return (group.post_forward_mesh_info is None) == is_root and group.reshard_after_backward
 
 
 def worker(rank: int, port: int, folder: str) -> None:

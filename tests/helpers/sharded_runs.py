@@ -1,0 +1,52 @@
+"""Run trainings of tests/helpers/train_sharded.py under torchrun, and read what every process ended with."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+
+
+def torchrun(
+    folder: Path,
+    runs: dict[str, Any],
+    environment: dict[str, str],
+    processes: int = 2,
+    timeout: float = 280,
+) -> subprocess.CompletedProcess[str]:
+    """Run the trainings one after the other in the same processes; the model is in `folder`/model."""
+    order = folder / "order.json"
+    order.write_text(json.dumps({"model": str(folder / "model"), "runs": runs}))
+    extra = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    paths = {"PYTHONPATH": os.pathsep.join([str(HERE.parent), *extra])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    return subprocess.run(
+        [*command, str(HERE / "train_sharded.py"), str(order)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | variables | paths | environment,
+    )
+
+
+def ended(folder: Path, name: str, rank: int) -> dict[str, Any]:
+    """Weights, logs and sharding of one process at the end of a run."""
+    return torch.load(folder / f"{name}-{rank}.pt")
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs ended with the same weights and logs, bit for bit."""
+    weights, others = one["weights"], other["weights"]
+    return (
+        one["logs"] == other["logs"]
+        and weights.keys() == others.keys()
+        and all(torch.equal(weights[name], others[name]) for name in weights)
+    )
