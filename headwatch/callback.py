@@ -253,7 +253,7 @@ class HeadWatchCallback(TrainerCallback):
             run = resumed
         else:
             run = RunFolder.create(path, self._manifest(args, model, anatomy, tokenizer))
-            self.probes.save(path / "probes.safetensors")
+            self._save_probes(path / "probes.safetensors")
         circuit = self.settings.circuit
         rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
         recorder = Recorder(
@@ -269,6 +269,13 @@ class HeadWatchCallback(TrainerCallback):
         config = {"version": __version__, **self._recorded}
         config |= {key: run.manifest["probes"].get(key) for key in ("families", "n_pairs", "fingerprint")}
         self._sinks = make_sinks(self.settings.sinks, self.settings.wandb, args, config=config, wandb_run=earlier)
+
+    def _save_probes(self, path: Path) -> None:
+        assert self.probes is not None
+        try:
+            self.probes.save(path)
+        except UserError as error:  # a full disk, which is no mistake in an option
+            raise StartError(str(error)) from error
 
     def _claim_record(self, path: Path, state: Any) -> None:
         self._claim = claim(path, state)

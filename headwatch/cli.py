@@ -21,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     try:
-        arguments, rest = parser.parse_known_args(argv)
+        words = list(sys.argv[1:] if argv is None else argv)
+        _check_words(words)
+        arguments, rest = parser.parse_known_args(words)
         if rest and not hasattr(arguments, "options"):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.options = rest  # options of a recipe, parsed by the launcher
@@ -36,6 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("headwatch: interrupted", file=sys.stderr)
         return 130
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse what no file name or option can hold: null bytes, and bytes that are not UTF-8."""
+    for word in words:
+        if "\0" in word or word != word.encode("utf-8", "replace").decode():
+            raise UserError(f"argument {ascii(word)[:100]} is not text in UTF-8")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -56,7 +56,7 @@ def _circuits(
     stays = connected[samples, sources] & connected[samples, nodes]
     places = samples[stays] * n_sources + sources[stays]
     size = n_samples * n_sources
-    sums = np.bincount(places, weights=scores[stays], minlength=size)
+    sums = np.bincount(places, weights=scores[stays], minlength=size).astype(np.float64)  # integers if no edge stays
     active = np.bincount(places, minlength=size) > 0
     layers, heads = graph.shape
 

@@ -155,3 +155,12 @@ def test_resamples_and_halves_equal_the_rule_applied_one_by_one() -> None:
     alone = circuit_heads(strength[:3], graph, top_n=12, resamples=0)
     assert len(alone.half_changes) == 0
     assert np.isnan(alone.half_agreement)
+
+
+def test_resamples_without_any_connected_edge() -> None:
+    """One edge per resample is on no path from the input to the logits: no head is active, and nothing fails."""
+    graph = tiny_graph()
+    strength = random_strength(graph, 4)
+    found = circuit_heads(strength, graph, top_n=1, resamples=6)
+    assert not found.importance_draws.any()
+    assert not found.stability.any()

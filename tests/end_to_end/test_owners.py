@@ -1,5 +1,6 @@
 """Trainings that share a folder, and trainings that raise: who writes the record, and what its status is."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ def test_status_of_a_training_that_raised(tiny_model: Path, probes: ProbeSet, tm
     )
     probes.save(tmp_path / "probes.safetensors")
     words = [sys.executable, "-c", code, str(tiny_model), str(tmp_path), str(tmp_path / "probes.safetensors")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert "the training failed" in done.stderr
     run = RunFolder.open(tmp_path)
     assert run.steps == [0, 1]
