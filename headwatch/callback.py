@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -24,8 +24,9 @@ from headwatch.model.placement import check_parallelism
 from headwatch.model.read_only import left_trace
 from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
+from headwatch.monitor.console import ProbeProgress, say, say_closed, say_opened
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
-from headwatch.monitor.family_choice import FamilyChoice, choose_families
+from headwatch.monitor.family_choice import FamilyChoice
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.monitor.recorder import ProbeResult, Recorder
@@ -126,6 +127,7 @@ class HeadWatchCallback(TrainerCallback):
         self.probes: ProbeSet | None = None
         self._choice: FamilyChoice | None = None  # where no probes were named
         self._metrics: Metrics = {}
+        self._shows_bars = False
         self._recorder: Recorder | None = None  # on the main process
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
@@ -175,6 +177,8 @@ class HeadWatchCallback(TrainerCallback):
             self._timer.start_training()
         else:
             self._probe(state, **kwargs)
+        if self._recorder is not None and not self._off:
+            say_opened(self._recorder.run, self.settings.every, self._recorder.seconds)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Record what the trainer logs (reward, loss), on the step axis of the probes."""
@@ -211,6 +215,7 @@ class HeadWatchCallback(TrainerCallback):
         if self._recorder is not None:
             recorder = self._recorder
             self._guarded(lambda: recorder.finish(self._sinks), state, "could not show the last probe")
+            self._guarded(lambda: say_closed(recorder.run), state, "could not read the record")
         for sink in self._sinks:
             self._guarded(sink.finish, state, f"could not finish {type(sink).__name__}")
         if self._claim is not None:
@@ -225,6 +230,7 @@ class HeadWatchCallback(TrainerCallback):
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
+        self._shows_bars = state.is_world_process_zero and not getattr(args, "disable_tqdm", False)
         check_parallelism(_parallelism())
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
@@ -241,18 +247,9 @@ class HeadWatchCallback(TrainerCallback):
                 "probe pairs need a tokenizer, and the trainer has no processing_class: give "
                 "HeadWatchCallback(tokenizer=...) or a ProbeSet"
             )
-        if spec.probes is None:
-            self._choice = choose_families(
-                tokenizer,
-                model,
-                self.settings.scoring.metric,
-                self.settings.n_pairs,
-                self.settings.evidence.min_gap_t,
-                self.settings.seed,
-                kwargs.get("optimizer"),
-                resumed,
-            )
-            spec = replace(spec, probes=list(self._choice.families))
+        spec, self._choice = spec.chosen(self.settings, tokenizer, model, kwargs.get("optimizer"), resumed)
+        if self._choice is not None and self._choice.looks and state.is_world_process_zero:
+            say(self._choice.line)
         self.probes = spec.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
         self._metrics = metrics_of(self.probes, self.settings.scoring.metric, self.settings.openers)
         self._recorded = recorded(self.settings, described(self._metrics), spec.has_openers)
@@ -347,6 +344,7 @@ class HeadWatchCallback(TrainerCallback):
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
+        progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
         error: Exception | None = None
         try:
             with whole_weights(model, optimizer):  # gathered once: ranks may run different numbers of passes inside
@@ -357,10 +355,12 @@ class HeadWatchCallback(TrainerCallback):
                     metrics=self._metrics,
                     settings=self._scoring_settings(model),
                     optimizer=optimizer,
-                    observe=observer,
+                    observe=progress,
                 )
         except Exception as caught:
             error = caught
+        finally:
+            progress.close()
         if not self._all_fine(error, step, "the probe failed"):
             return
         result: ProbeResult | None = None

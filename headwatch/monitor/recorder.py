@@ -27,6 +27,7 @@ from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
 from headwatch.monitor.alert_rules import find_alerts
 from headwatch.monitor.alerts import DEFAULTS, WARNING, Alert, AlertSettings, alert_scalars
+from headwatch.monitor.console import say_events
 from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.probes import ProbeSet
 from headwatch.record.probe_scores import ProbeScores
@@ -112,6 +113,7 @@ class Recorder:
         histories: family -> HeadHistory by the evidence rule.
         circuits: family -> HeadHistory by the circuit rule; empty if edges are not scored.
         training: rows of the trainer's log.
+        seconds: time of the last probe; None before the first one.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Recorder:
         self.histories = {name: HeadHistory(*shape, settings=evidence, family=name) for name in names}
         self.circuits = {name: HeadHistory(*shape, rule="circuit", family=name) for name in names if circuit_rule}
         self.training: list[dict[str, Any]] = []
+        self.seconds: float | None = None
         self._has_reward, self._coupled = False, 0
         self._correct: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in names}
         self._warned: set[str] = set()
@@ -141,6 +144,7 @@ class Recorder:
     def restore(self) -> None:
         """Restore the histories from the run folder, to continue them; each probe's file is read once."""
         self.training = self.run.training()
+        self.seconds = next((row["seconds"] for row in reversed(self.run.scalars()) if row.get("seconds")), None)
         self._has_reward = any(COUPLED in row for row in self.training)
         rules = {family: ("evidence", "circuit")[: 1 + (family in self.circuits)] for family in self.histories}
         lost: dict[int, str] = {}
@@ -227,6 +231,8 @@ class Recorder:
                 result.scalars[f"{family}/events_contradicted"] = verdicts.count(CONTRADICTS)
         result.scalars |= _cost(result.heads, timer)
         self._write(result)
+        self.seconds = result.scalars["seconds"]
+        say_events(result.step, result.events)
         self._warn_of(result.alerts)
         if final:  # the trainer logs the loss of this step later: the figures wait for it
             self._last = result
