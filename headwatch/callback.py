@@ -28,10 +28,11 @@ from headwatch.monitor.console import ProbeProgress, say, say_closed, say_opened
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
 from headwatch.monitor.family_choice import FamilyChoice
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
+from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.monitor.recorder import ProbeResult, Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
 from headwatch.monitor.settings import WatchSettings, recorded
-from headwatch.monitor.sharded_scoring import PairShard
+from headwatch.monitor.sharded_scoring import PairShard, with_agreed_budget
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
 from headwatch.record.owner import Claim, claim
@@ -59,6 +60,9 @@ class HeadWatchCallback(TrainerCallback):
             look at a few pairs of the built-in families when training begins takes those with signal on this model.
             The family "openers" is made from questions when training begins.
         every: optimizer steps between probes.
+        max_overhead: largest time of a probe as a share of the training time since the last one (0.02: 2 %). Probes
+            that would take longer are put off, in multiples of `every`; the base and the last one are always taken.
+            None does not limit it.
         n_pairs: pairs per family, when families are named.
         seed: seed of the generated pairs and of the bootstrap.
         tokenizer: tokenizer of the generated pairs; None is the trainer's.
@@ -68,8 +72,8 @@ class HeadWatchCallback(TrainerCallback):
         evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
         openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...
         alerts: thresholds of the alerts (`AlertSettings`): min_drop, window, ...
-        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores), "all"
-            (all heads at the base probe, all new events later) or "none".
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores, and
+            the strongest heads at the base probe, at most at three times that), "all" (no limit) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: services that show the probes, in addition to the run folder. "auto": the live W&B run, and trackio
             or tensorboard if the trainer reports to them; "none"; or names out of wandb, trackio and tensorboard.
@@ -89,6 +93,7 @@ class HeadWatchCallback(TrainerCallback):
         probes: ProbeSet | str | Sequence[str] | PathLike[str] | None = None,
         every: int = 100,
         *,
+        max_overhead: float | None = None,
         n_pairs: int = 64,
         seed: int = 0,
         tokenizer: Any = None,
@@ -104,7 +109,7 @@ class HeadWatchCallback(TrainerCallback):
         strict: bool = False,
     ) -> None:
         given: dict[str, Any] = {
-            **{"probes": probes, "every": every, "n_pairs": n_pairs, "seed": seed},
+            **{"probes": probes, "every": every, "max_overhead": max_overhead, "n_pairs": n_pairs, "seed": seed},
             **{"scoring": scoring, "circuit": circuit, "evidence": evidence, "openers": openers, "alerts": alerts},
             **{"patching": patching, "folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
         }
@@ -126,6 +131,9 @@ class HeadWatchCallback(TrainerCallback):
         self._recorder: Recorder | None = None  # on the main process
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
+        self._agreed: ScoringSettings | None = None
+        self._timer = ProbeTimer(self.settings.max_overhead)
+        self._put_off = False  # since the last probe
         self._probed: int | None = None
         self._has_probe = False  # whether a probe is in the record
         self._patching = self.settings.patching != "none"
@@ -166,6 +174,7 @@ class HeadWatchCallback(TrainerCallback):
             self._probed = last
             self._base = from_main(self._base) if has_base else None
             self._has_probe = True
+            self._timer.start_training()
         else:
             self._probe(state, **kwargs)
         if self._recorder is not None and not self._off:
@@ -179,8 +188,9 @@ class HeadWatchCallback(TrainerCallback):
             self._guarded(lambda: recorder.log(state.global_step, logs), state, "could not record the trainer's log")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Probe every `every` steps and at the end, decided from the step alone so that all processes agree."""
-        if state.global_step % self.settings.every == 0 or state.global_step >= state.max_steps > 0:
+        """Probe every `every` steps and at the end; all processes decide alike."""
+        step = state.global_step
+        if step >= state.max_steps > 0 or (step % self.settings.every == 0 and self._is_due(step)):
             self._probe(state, **kwargs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -250,7 +260,7 @@ class HeadWatchCallback(TrainerCallback):
             run = resumed
         else:
             run = RunFolder.create(path, self._manifest(args, model, anatomy, tokenizer))
-            self.probes.save(path / "probes.safetensors")
+            self._save_probes(path / "probes.safetensors")
         circuit = self.settings.circuit
         rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
         recorder = Recorder(
@@ -266,6 +276,13 @@ class HeadWatchCallback(TrainerCallback):
         config = {"version": __version__, **self._recorded}
         config |= {key: run.manifest["probes"].get(key) for key in ("families", "n_pairs", "fingerprint")}
         self._sinks = make_sinks(self.settings.sinks, self.settings.wandb, args, config=config, wandb_run=earlier)
+
+    def _save_probes(self, path: Path) -> None:
+        assert self.probes is not None
+        try:
+            self.probes.save(path)
+        except UserError as error:  # a full disk, which is no mistake in an option
+            raise StartError(str(error)) from error
 
     def _claim_record(self, path: Path, state: Any) -> None:
         self._claim = claim(path, state)
@@ -321,8 +338,8 @@ class HeadWatchCallback(TrainerCallback):
             return
         step, probes = state.global_step, self.probes
         first = self._probed is None
-        self._probed = step
-        began = time.perf_counter()
+        self._probed, self._put_off = step, False
+        self._timer.start_probe()
         share = PairShard.of(len(probes))
         observer = None
         if first or self._base is not None:
@@ -336,7 +353,7 @@ class HeadWatchCallback(TrainerCallback):
                     model,
                     probes,
                     metrics=self._metrics,
-                    settings=self.settings.scoring,
+                    settings=self._scoring_settings(model),
                     optimizer=optimizer,
                     observe=progress,
                 )
@@ -362,10 +379,28 @@ class HeadWatchCallback(TrainerCallback):
             if self._recorder is not None and result is not None:
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
-                self._recorder.conclude(result, began, self._sinks, final=step >= state.max_steps)
+                self._recorder.conclude(result, self._timer, self._sinks, final=step >= state.max_steps)
         except Exception as caught:
             error = caught
         self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
+        self._timer.end_probe()
+
+    def _is_due(self, step: int) -> bool:
+        """Whether max_overhead allows a probe now, by the main process's clock."""
+        if self.settings.max_overhead is None or self._off:
+            return True
+        due: bool = from_main(self._timer.is_due())
+        if not due and not self._put_off:
+            self._put_off = True
+            if self._recorder is not None:
+                logger.warning("headwatch, step %d: %s.", step, self._timer.describe(step - (self._probed or 0)))
+        return due
+
+    def _scoring_settings(self, model: Any) -> ScoringSettings:
+        """The settings of the pass, with the memory budget that all ranks agreed on at the first probe."""
+        if self._agreed is None:
+            self._agreed = with_agreed_budget(self.settings.scoring, model)
+        return self._agreed
 
     def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
         """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""

@@ -7,11 +7,24 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from headwatch.commands import ablate, compare, demo, doctor, evaluate, follow, report, score, train, workspace
+from headwatch.commands import (
+    ablate,
+    circuit,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    follow,
+    report,
+    roles,
+    score,
+    train,
+    workspace,
+)
 from headwatch.errors import UserError
 from headwatch.version import __version__
 
-COMMANDS = (demo, train, score, doctor, compare, follow, evaluate, ablate, report, workspace)
+COMMANDS = (demo, train, score, circuit, roles, doctor, compare, follow, evaluate, ablate, report, workspace)
 
 # Loggers of dependencies that warn on import about what is not used here (a faster 4-bit kernel for CPUs).
 NOISY = ("bitsandbytes.backends.cpu.ops",)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -136,7 +137,11 @@ class Circuit:
     @classmethod
     def of_matrix(cls, strength: Floats, graph: Graph, top_n: float = TOP_N, tau: float | None = None) -> "Circuit":
         """`select`, from a matrix of mean |edge score|, [S, R]."""
-        kept = kept_edges(strength, graph, top_n, tau)
+        return cls.of_kept(strength, kept_edges(strength, graph, top_n, tau), graph, top_n, tau)
+
+    @classmethod
+    def of_kept(cls, strength: Floats, kept: Bools, graph: Graph, top_n: float, tau: float | None) -> "Circuit":
+        """The circuit of these edges, bool [S, R]; strength: mean |edge score|, [S, R]."""
         places = np.argwhere(kept)
         places = places[np.argsort(-strength[kept], kind="stable")]
         return cls(
@@ -146,6 +151,24 @@ class Circuit:
             top_n=top_n,
             tau=tau,
         )
+
+    def kept(self, sources: Sequence[str], targets: Sequence[str]) -> Bools:
+        """Which edges are in the circuit, bool [S, R].
+
+        Raises:
+            UserError: an edge that does not exist in a model with these sources and targets.
+        """
+        rows = {name: row for row, name in enumerate(sources)}
+        columns = {name: column for column, name in enumerate(targets)}
+        kept = np.zeros((len(rows), len(columns)), np.bool_)
+        for source, target in self.edges:
+            if source not in rows or target not in columns:
+                raise UserError(
+                    f"circuit: edge {source} -> {target} does not exist in this model ({len(rows)} sources, "
+                    f"{len(columns)} targets); give a circuit of this model"
+                )
+            kept[rows[source], columns[target]] = True
+        return kept
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the circuit to a file."""
@@ -196,7 +219,7 @@ def kept_edges(strength: Floats, graph: Graph, top_n: float, tau: float | None) 
     kept = (scores >= threshold) & (scores > 0)
     if tau is not None:
         kept &= scores >= (tau * scores.max() if tau >= 0 else -tau)
-    return _prune(kept, graph)
+    return pruned(kept, graph)
 
 
 def n_kept(top_n: float, n_real: int) -> int:
@@ -204,7 +227,7 @@ def n_kept(top_n: float, n_real: int) -> int:
     return min(n_real, int(top_n) if top_n >= 1 else max(1, round(top_n * n_real)))
 
 
-def _prune(kept: Bools, graph: Graph) -> Bools:
+def pruned(kept: Bools, graph: Graph) -> Bools:
     """Drop edges of nodes without a path from the input or without a path to the logits."""
     n_sources = len(graph.sources)
     nodes = graph.target_nodes()
