@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwatch.errors import UserError
+from headwatch.model.display import data_frame, shown_name, strongest
 
 if TYPE_CHECKING:  # circuits are plain numpy: comparing two of them needs no torch
     from headwatch.attribution.scores import EdgeScores
@@ -82,7 +83,7 @@ def validate_rule(top_n: float, tau: float | None) -> None:
         raise UserError(f"tau={tau!r} must be a share of the largest score below 1, or negative for an absolute value")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Circuit:
     """The edges kept by the circuit rule, and the attention heads on them.
 
@@ -98,6 +99,20 @@ class Circuit:
     importance: Floats
     top_n: float
     tau: float | None
+
+    def __repr__(self) -> str:
+        layers, heads = self.importance.shape
+        shape = f"{len(self.edges):,} edges, {len(self.heads)} of {layers * heads} heads"
+        return f"Circuit({shape}, top_n={self.top_n:g}; strongest: {strongest(self.importance)})"
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of one row per edge, the strongest first: source, target, score.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        sources, targets = ([shown_name(edge[side]) for edge in self.edges] for side in (0, 1))
+        return data_frame({"source": sources, "target": targets, "score": list(self.scores)})
 
     @property
     def heads(self) -> frozenset[tuple[int, int]]:

@@ -75,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.evaluation.harness import check_harness
     from headwatch.evaluation.run import Result
     from headwatch.evaluation.session import Session
+    from headwatch.evaluation.to_wandb import log_results
     from headwatch.model.loading import Loader
+    from headwatch.report.ablation_page import write_ablation_page
 
     for task in tasks:
         check_harness(task)
@@ -113,7 +115,12 @@ def run(arguments: argparse.Namespace) -> int:
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "ablation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({**result, "out": str(out)}) if arguments.json else f"written: {out / 'ablation.json'}")
+    page = write_ablation_page(result, out)
+    if arguments.report_to == "wandb":
+        log_results(
+            {key: found[key] for key in map(suite_name, own)}, f"ablate {Path(name).name}", _wandb_run(arguments)
+        )
+    print(json.dumps({**result, "out": str(out), "page": str(page)}) if arguments.json else f"page: {page}")
     return 0
 
 
@@ -137,6 +144,15 @@ def _groups(arguments: argparse.Namespace, shape: tuple[int, int] | None) -> dic
             raise UserError(f"--{group}: no head named")
         parse_heads(heads, shape, f"--{group}")
     return groups
+
+
+def _wandb_run(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """The W&B run of the recorded run that the heads are from."""
+    if arguments.run_folder is None:
+        return None
+    from headwatch.record.find_runs import find_runs
+
+    return find_runs(arguments.run_folder)[0].manifest.get("wandb")
 
 
 def _shape(name: str, base: str | None, needed: bool) -> tuple[int, int] | None:

@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.evaluation.harness import check_harness
     from headwatch.evaluation.run import Result
     from headwatch.evaluation.session import Session
+    from headwatch.evaluation.to_wandb import log_results
     from headwatch.model.loading import Loader
 
     for task in tasks:
@@ -68,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
         (out / key / "result.json").write_text(json.dumps(found[key], indent=1) + "\n", encoding="utf-8")
     for task in tasks:
         found[f"{HARNESS}{task}"] = session.harness(task, arguments.n_problems)
+    if arguments.report_to == "wandb":
+        log_results({key: found[key] for key in results}, f"evaluate {Path(name).name}")
     if arguments.json:
         print(json.dumps({"model": arguments.model, "out": str(out), "suites": found}))
         return 0

@@ -43,6 +43,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", type=one_of(("transformers", "vllm")), default="transformers", help="transformers or vllm"
     )
+    parser.add_argument(
+        "--report-to", type=one_of(("none", "wandb")), default="none", help="wandb: log the results to W&B (none)"
+    )
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and exit")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 

@@ -29,7 +29,8 @@ def pass_at_k(n: ArrayLike, correct: ArrayLike, k: int) -> Floats:
     with np.errstate(invalid="ignore"):
         log = _log_choose(wrong, k) - _log_choose(total, k)
     none_right = np.where(wrong >= k, np.exp(log), 0.0)
-    return np.asarray(np.round(1.0 - none_right, 12) + 0.0)
+    found: Floats = np.round(1.0 - none_right, 12) + 0.0  # exact zeros and ones, without a sign
+    return found
 
 
 def success_at_k(grades: ArrayLike, k: int) -> Floats:

@@ -1,4 +1,4 @@
-"""A base that has learned half of a task, and a model trained further from it, with their tokenizer."""
+"""Two models that differ in what each head does, with a tokenizer that can switch thinking."""
 
 from pathlib import Path
 
@@ -16,7 +16,10 @@ THINK = (
 
 @pytest.fixture(scope="session")
 def base_and_post(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Saved after 40 and after 120 steps on the texts of the pairs themselves, so that both have signal on them."""
+    """A model that solves the pairs, and the same model with its heads in reverse order.
+
+    So both compute the same, and head h of the second does what head 3 - h does in the first.
+    """
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, ModelSize(n_layers=2, n_heads=4, n_kv_heads=2, d_model=32, d_mlp=48))
     probes = ProbeSet.generate("addition", tokenizer, n_pairs=16)
@@ -29,10 +32,16 @@ def base_and_post(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     folder = tmp_path_factory.mktemp("models")
     tokenizer.chat_template = CHAT_TEMPLATE + THINK
     with torch.random.fork_rng():
-        for step in range(1, 121):
+        for _ in range(120):
             model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            if step == 40:
-                base = save(model, tokenizer, folder / "base")
+    base = save(model.eval(), tokenizer, folder / "base")
+    queries, keys = torch.arange(32).view(4, 8).flip(0).flatten(), torch.arange(16).view(2, 8).flip(0).flatten()
+    with torch.no_grad():
+        for attention in (layer.self_attn for layer in model.model.layers):
+            for module, order in ((attention.q_proj, queries), (attention.k_proj, keys), (attention.v_proj, keys)):
+                module.weight.copy_(module.weight[order].clone())
+                module.bias.copy_(module.bias[order].clone())
+            attention.o_proj.weight.copy_(attention.o_proj.weight[:, queries].clone())
     return base, save(model, tokenizer, folder / "post")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.tiny_trainers import save_tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from headwatch import HeadHistory, ProbeSet, RunFolder, effect, score_edges
 from headwatch.checkpoints.comparison import component_importance
@@ -39,7 +39,9 @@ def test_the_comparison_is_that_of_the_scores_of_both_models(
         history.add(step, one.heads.per_pair, scores.readings.metric_clean, scores.readings.metric_corrupted)
     assert found["signal"] == "ok"
     events = {(f"L{e.layer}.H{e.head}", e.kind): e for e in history.events}
-    assert events  # else nothing is compared below
+    assert {kind for _, kind in events} == {"emerged", "dropped"}  # else nothing is compared below
+    for layer, head in ((e.layer, e.head) for e in history.events if e.kind == "emerged"):
+        assert history.share[1, layer, head] == pytest.approx(history.share[0, layer, 3 - head], rel=1e-3)
     for kind in ("emerged", "dropped"):
         rows = found["evidence"]["heads"][kind]
         assert {(row["head"], kind) for row in rows} == {key for key in events if key[1] == kind}
@@ -129,7 +131,7 @@ def test_thinking_on_against_off_of_one_model(
 def test_openers_are_sampled_from_both_models_once(
     base_and_post: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base, post = base_and_post
+    base, post = save_tiny_model(tmp_path / "untrained"), base_and_post[1]
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join(json.dumps({"problem": f"What is {a}+{a}?"}) + "\n" for a in range(8)))
     options = ["--probes", "openers", "--questions", str(questions), "--pairs", "4", "--device", "cpu", "--json"]
@@ -151,10 +153,8 @@ def test_one_line_for_a_mistake(
 ) -> None:
     base, post = map(str, base_and_post)
     other = save_tiny_model(tmp_path / "plain")
-    config = json.loads((other / "config.json").read_text())
     narrow = tmp_path / "narrow"
-    narrow.mkdir()
-    (narrow / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    Qwen2Config(num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2).save_pretrained(narrow)
     for arguments, line in (
         ([base], "name at least one model"),
         ([base, str(narrow)], "has 3 layers x 4 heads, and"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.wandb_files import offline_runs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headwatch.analysis.interventions import write_scaled_heads
@@ -16,6 +17,8 @@ from headwatch.evaluation.benchmarks import SUITES, load_problems
 from headwatch.evaluation.head_groups import WHICH
 from headwatch.evaluation.hf_engine import HfEngine
 from headwatch.evaluation.sampling import SamplingSettings, batches
+from headwatch.evaluation.session import Session
+from headwatch.model.loading import Loader
 
 SHORT = ["--instruction", "", "--max-tokens", "10", "--device", "cpu"]
 
@@ -111,6 +114,8 @@ def test_ablation_against_random_heads(
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "heads-x0 against 5 random sets" in text
+    page = (tmp_path / "random" / "ablation.html").read_text()
+    assert page.count("<circle") == 7  # none, the heads, five random sets
     result = json.loads((tmp_path / "random" / "ablation.json").read_text())["suites"]["sums"]
     arms = {row["arm"]: row["pass1"]["value"] for row in result["arms"]}
     sets = [value for name, value in arms.items() if "random" in name]
@@ -118,6 +123,34 @@ def test_ablation_against_random_heads(
     against = result["against_random"][0]
     assert against["random_mean"]["value"] == pytest.approx(sum(sets) / 5)
     assert against["difference"]["value"] == pytest.approx(arms["heads-x0"] - sum(sets) / 5)
+
+
+def test_a_task_of_the_harness_sees_the_scaled_heads(solver: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"q": "11+22=", "a": "33"}\n{"q": "12+24=", "a": "36"}\n')
+    task = tmp_path / "sums.yaml"
+    task.write_text(
+        f"task: sums\ndataset_path: json\ndataset_kwargs:\n  data_files: {rows}\noutput_type: loglikelihood_rolling\n"
+        "test_split: train\ndoc_to_text: ''\ndoc_to_target: '{{q}}'\nmetric_list:\n  - metric: word_perplexity\n"
+    )
+    session = Session(str(solver), SamplingSettings(), Loader())
+    plain, again, off = (session.harness(str(task), None, heads) for heads in (None, {}, {(0, 0): 0.0, (1, 1): 0.0}))
+    assert plain == again != off
+
+
+def test_results_in_an_offline_wandb_run(
+    solver: Path, problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    command = ["ablate", str(solver), "--heads", "L0H0", "--random", "1", "--suite", str(problems), "--samples", "1"]
+    assert main([*command, *SHORT, "--out", str(tmp_path / "out"), "--report-to", "wandb"]) == 0
+    (run,) = offline_runs(tmp_path)
+    result = json.loads((tmp_path / "out" / "ablation.json").read_text())["suites"]["sums"]
+    for row in result["arms"]:
+        assert run.summary[f"headwatch/ablate/sums/{row['arm']}"] == row["pass1"]["value"]
+    assert len(run.media()) == 1  # the table of the arms
 
 
 def test_the_plan_loads_nothing(
@@ -143,7 +176,7 @@ def test_one_line_for_a_mistake(
         (["evaluate", str(solver), "--suite", "aime42"], "did you mean aime2"),
         (["evaluate", str(solver), "--suite", str(tmp_path / "no.jsonl")], "no such file"),
         (["evaluate", str(solver), "--suite", str(bad)], "row 1 has no answer"),
-        (["evaluate", str(solver), "--suite", "lm_eval:gpqa"], "lm-evaluation-harness, which is not installed"),
+        (["evaluate", str(solver), "--suite", "lm_eval:no_such"], "lm-evaluation-harness"),
         (["evaluate", str(solver), *suite, "--think", "on"], "has no enable_thinking"),
         (["evaluate", str(solver), *suite, "--engine", "vllm"], "vLLM is not installed"),
         (["evaluate", str(solver), *suite, "--top-p", "2"], "--top-p 2"),
