@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from helpers.wandb_files import offline_runs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -142,6 +143,7 @@ def test_a_task_of_the_harness_sees_the_scaled_heads(solver: Path, tmp_path: Pat
 def test_results_in_an_offline_wandb_run(
     solver: Path, problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wandb.teardown()  # a session reads its environment once
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     command = ["ablate", str(solver), "--heads", "L0H0", "--random", "1", "--suite", str(problems), "--samples", "1"]
