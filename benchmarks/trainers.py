@@ -2,8 +2,8 @@
 
     python benchmarks/trainers.py [--write]
 
-Every row is two trainings of 3 steps of a model of 30,000 parameters, in the trainer's own bf16, with all random
-numbers on (dropout, sampled completions).
+Every row is two trainings of 3 steps of a model of 30,000 parameters, in the trainer's own bf16, with dropout and
+sampled completions.
 """
 
 import argparse

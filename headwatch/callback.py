@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -24,13 +24,15 @@ from headwatch.model.placement import check_parallelism
 from headwatch.model.read_only import left_trace
 from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
+from headwatch.monitor.console import ProbeProgress, say, say_closed, say_opened
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
-from headwatch.monitor.family_choice import FamilyChoice, choose_families
+from headwatch.monitor.family_choice import FamilyChoice
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
+from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.monitor.recorder import ProbeResult, Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
 from headwatch.monitor.settings import WatchSettings, recorded
-from headwatch.monitor.sharded_scoring import PairShard
+from headwatch.monitor.sharded_scoring import PairShard, with_agreed_budget
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
 from headwatch.record.owner import Claim, claim
@@ -58,6 +60,9 @@ class HeadWatchCallback(TrainerCallback):
             look at a few pairs of the built-in families when training begins takes those with signal on this model.
             The family "openers" is made from questions when training begins.
         every: optimizer steps between probes.
+        max_overhead: largest time of a probe as a share of the training time since the last one (0.02: 2 %). Probes
+            that would take longer are put off, in multiples of `every`; the base and the last one are always taken.
+            None does not limit it.
         n_pairs: pairs per family, when families are named.
         seed: seed of the generated pairs and of the bootstrap.
         tokenizer: tokenizer of the generated pairs; None is the trainer's.
@@ -67,8 +72,8 @@ class HeadWatchCallback(TrainerCallback):
         evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
         openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...
         alerts: thresholds of the alerts (`AlertSettings`): min_drop, window, ...
-        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores), "all"
-            (all heads at the base probe, all new events later) or "none".
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores, and
+            the strongest heads at the base probe, at most at three times that), "all" (no limit) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: services that show the probes, in addition to the run folder. "auto": the live W&B run, and trackio
             or tensorboard if the trainer reports to them; "none"; or names out of wandb, trackio and tensorboard.
@@ -88,6 +93,7 @@ class HeadWatchCallback(TrainerCallback):
         probes: ProbeSet | str | Sequence[str] | PathLike[str] | None = None,
         every: int = 100,
         *,
+        max_overhead: float | None = None,
         n_pairs: int = 64,
         seed: int = 0,
         tokenizer: Any = None,
@@ -103,7 +109,7 @@ class HeadWatchCallback(TrainerCallback):
         strict: bool = False,
     ) -> None:
         given: dict[str, Any] = {
-            **{"probes": probes, "every": every, "n_pairs": n_pairs, "seed": seed},
+            **{"probes": probes, "every": every, "max_overhead": max_overhead, "n_pairs": n_pairs, "seed": seed},
             **{"scoring": scoring, "circuit": circuit, "evidence": evidence, "openers": openers, "alerts": alerts},
             **{"patching": patching, "folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
         }
@@ -121,9 +127,13 @@ class HeadWatchCallback(TrainerCallback):
         self.probes: ProbeSet | None = None
         self._choice: FamilyChoice | None = None  # where no probes were named
         self._metrics: Metrics = {}
+        self._shows_bars = False
         self._recorder: Recorder | None = None  # on the main process
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
+        self._agreed: ScoringSettings | None = None
+        self._timer = ProbeTimer(self.settings.max_overhead)
+        self._put_off = False  # since the last probe
         self._probed: int | None = None
         self._has_probe = False  # whether a probe is in the record
         self._patching = self.settings.patching != "none"
@@ -164,8 +174,11 @@ class HeadWatchCallback(TrainerCallback):
             self._probed = last
             self._base = from_main(self._base) if has_base else None
             self._has_probe = True
+            self._timer.start_training()
         else:
             self._probe(state, **kwargs)
+        if self._recorder is not None and not self._off:
+            say_opened(self._recorder.run, self.settings.every, self._recorder.seconds)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Record what the trainer logs (reward, loss), on the step axis of the probes."""
@@ -175,8 +188,9 @@ class HeadWatchCallback(TrainerCallback):
             self._guarded(lambda: recorder.log(state.global_step, logs), state, "could not record the trainer's log")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Probe every `every` steps and at the end, decided from the step alone so that all processes agree."""
-        if state.global_step % self.settings.every == 0 or state.global_step >= state.max_steps > 0:
+        """Probe every `every` steps and at the end; all processes decide alike."""
+        step = state.global_step
+        if step >= state.max_steps > 0 or (step % self.settings.every == 0 and self._is_due(step)):
             self._probe(state, **kwargs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -201,6 +215,7 @@ class HeadWatchCallback(TrainerCallback):
         if self._recorder is not None:
             recorder = self._recorder
             self._guarded(lambda: recorder.finish(self._sinks), state, "could not show the last probe")
+            self._guarded(lambda: say_closed(recorder.run), state, "could not read the record")
         for sink in self._sinks:
             self._guarded(sink.finish, state, f"could not finish {type(sink).__name__}")
         if self._claim is not None:
@@ -215,6 +230,7 @@ class HeadWatchCallback(TrainerCallback):
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
+        self._shows_bars = state.is_world_process_zero and not getattr(args, "disable_tqdm", False)
         check_parallelism(_parallelism())
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
@@ -231,18 +247,9 @@ class HeadWatchCallback(TrainerCallback):
                 "probe pairs need a tokenizer, and the trainer has no processing_class: give "
                 "HeadWatchCallback(tokenizer=...) or a ProbeSet"
             )
-        if spec.probes is None:
-            self._choice = choose_families(
-                tokenizer,
-                model,
-                self.settings.scoring.metric,
-                self.settings.n_pairs,
-                self.settings.evidence.min_gap_t,
-                self.settings.seed,
-                kwargs.get("optimizer"),
-                resumed,
-            )
-            spec = replace(spec, probes=list(self._choice.families))
+        spec, self._choice = spec.chosen(self.settings, tokenizer, model, kwargs.get("optimizer"), resumed)
+        if self._choice is not None and self._choice.looks and state.is_world_process_zero:
+            say(self._choice.line)
         self.probes = spec.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
         self._metrics = metrics_of(self.probes, self.settings.scoring.metric, self.settings.openers)
         self._recorded = recorded(self.settings, described(self._metrics), spec.has_openers)
@@ -331,12 +338,13 @@ class HeadWatchCallback(TrainerCallback):
             return
         step, probes = state.global_step, self.probes
         first = self._probed is None
-        self._probed = step
-        began = time.perf_counter()
+        self._probed, self._put_off = step, False
+        self._timer.start_probe()
         share = PairShard.of(len(probes))
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
+        progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
         error: Exception | None = None
         try:
             with whole_weights(model, optimizer):  # gathered once: ranks may run different numbers of passes inside
@@ -345,12 +353,14 @@ class HeadWatchCallback(TrainerCallback):
                     model,
                     probes,
                     metrics=self._metrics,
-                    settings=self.settings.scoring,
+                    settings=self._scoring_settings(model),
                     optimizer=optimizer,
-                    observe=observer,
+                    observe=progress,
                 )
         except Exception as caught:
             error = caught
+        finally:
+            progress.close()
         if not self._all_fine(error, step, "the probe failed"):
             return
         result: ProbeResult | None = None
@@ -369,10 +379,28 @@ class HeadWatchCallback(TrainerCallback):
             if self._recorder is not None and result is not None:
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
-                self._recorder.conclude(result, began, self._sinks, final=step >= state.max_steps)
+                self._recorder.conclude(result, self._timer, self._sinks, final=step >= state.max_steps)
         except Exception as caught:
             error = caught
         self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
+        self._timer.end_probe()
+
+    def _is_due(self, step: int) -> bool:
+        """Whether max_overhead allows a probe now, by the main process's clock."""
+        if self.settings.max_overhead is None or self._off:
+            return True
+        due: bool = from_main(self._timer.is_due())
+        if not due and not self._put_off:
+            self._put_off = True
+            if self._recorder is not None:
+                logger.warning("headwatch, step %d: %s.", step, self._timer.describe(step - (self._probed or 0)))
+        return due
+
+    def _scoring_settings(self, model: Any) -> ScoringSettings:
+        """The settings of the pass, with the memory budget that all ranks agreed on at the first probe."""
+        if self._agreed is None:
+            self._agreed = with_agreed_budget(self.settings.scoring, model)
+        return self._agreed
 
     def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
         """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""

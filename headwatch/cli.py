@@ -1,15 +1,32 @@
 """The command line: parse the arguments and run one of headwatch/commands."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from headwatch.commands import ablate, compare, demo, doctor, evaluate, follow, report, score, train, workspace
+from headwatch.commands import (
+    ablate,
+    circuit,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    follow,
+    report,
+    roles,
+    score,
+    train,
+    workspace,
+)
 from headwatch.errors import UserError
 from headwatch.version import __version__
 
-COMMANDS = (demo, train, score, doctor, compare, follow, evaluate, ablate, report, workspace)
+COMMANDS = (demo, train, score, circuit, roles, doctor, compare, follow, evaluate, ablate, report, workspace)
+
+# Loggers of dependencies that warn on import about what is not used here (a faster 4-bit kernel for CPUs).
+NOISY = ("bitsandbytes.backends.cpu.ops",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 2 after a user's mistake or where a path cannot be used (one line on standard error), 130 after an
         interrupt.
     """
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     parser = _parser()
     try:
         words = list(sys.argv[1:] if argv is None else argv)

@@ -25,6 +25,7 @@ from headwatch.attribution.run_layout import RunLayout
 from headwatch.attribution.scores import Readings
 from headwatch.attribution.scoring import require_answers
 from headwatch.attribution.skipped_work import OutputMatrix
+from headwatch.errors import UnsupportedModelError
 from headwatch.model.anatomy import KINDS, Anatomy, Kind, Layer, Projection, linear_map
 from headwatch.model.forward import Call, callers_autocast
 from headwatch.model.hooks import hooked
@@ -59,6 +60,7 @@ def run_circuits(
     """
     anatomy, (name, function) = Anatomy.of(model), resolve_metric(metric)
     require_answers(name, probes)
+    _refuse_composite_nodes(anatomy)
     like = next(model.parameters())
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     values = torch.zeros(len(kept), len(probes), dtype=dtype)
@@ -159,7 +161,7 @@ class _CorruptedEdges:
         kind, index = key if isinstance(key, tuple) else (key, 0)
         if kind == "z":
             rows: Any = self.anatomy.head_source(index)
-            difference = _by_head_output(self.anatomy.layers[index], difference, self.anatomy.n_heads)
+            difference = by_head_output(self.anatomy.layers[index], difference, self.anatomy.n_heads)
         else:
             rows = slice(0, 1) if kind == "input" else slice(self.anatomy.mlp_source(index), None)
             rows = slice(rows.start, rows.start + 1)
@@ -226,6 +228,15 @@ def _projected(anatomy: Anatomy, projection: Projection, kind: Kind, read: Tenso
     return torch.einsum("...hm,hdm->...hd", at_least_float32(read), weights) + offsets
 
 
+def _refuse_composite_nodes(anatomy: Anatomy) -> None:
+    """Refuse hybrids and layers with several MLPs, whose nodes this module does not separate from the stream yet."""
+    if anatomy.has_whole_layers or any(len(layer.mlp_adds) > 1 for layer in anatomy.layers):
+        raise UnsupportedModelError(
+            "model: circuits cannot be run alone in models with layers without attention heads, or with several MLPs "
+            "per layer; scores and patch_heads support them"
+        )
+
+
 def source_hooks(anatomy: Anatomy, keep: Any) -> list[RemovableHandle]:
     """Hooks that call `keep(key, states)` for every source of a forward pass.
 
@@ -253,11 +264,11 @@ def source_hooks(anatomy: Anatomy, keep: Any) -> list[RemovableHandle]:
     handles = [anatomy.decoder_layers[0].register_forward_pre_hook(lambda module, args: keep("input", args[0]))]
     for index, layer in enumerate(anatomy.layers):
         handles += z_hooks(index, layer)
-        handles.append(layer.mlp_adds.register_forward_hook(at_mlp(index, layer)))
+        handles.append(layer.mlp_adds[0].register_forward_hook(at_mlp(index, layer)))
     return handles
 
 
-def _by_head_output(layer: Layer, z: Tensor, n_heads: int) -> Tensor:
+def by_head_output(layer: Layer, z: Tensor, n_heads: int) -> Tensor:
     """What every head adds to the stream: z [..., H D] -> [..., H, M]."""
     weight, _ = linear_map(layer.out, z.shape[-1])
     by_head = weight.unflatten(-1, (n_heads, -1))  # [M, H, D]

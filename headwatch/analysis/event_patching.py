@@ -15,6 +15,7 @@ from headwatch.probes import ProbeSet
 from headwatch.stats import OK
 
 PATCHING = ("events", "all", "none")
+BASE_FACTOR = 3.0
 HeadsByFamily = Mapping[str, Sequence[Head]]
 
 
@@ -22,8 +23,8 @@ def heads_to_patch(history: HeadHistory, patching: str, forward_passes: float) -
     """The heads of one family to patch at its last probe.
 
     At the base probe these are candidates of later events, by |share|; at the others, the heads of new events, by the
-    size of the change. With "events" they cost no more than `forward_passes`; with "all" every head is patched at the
-    base probe and every event at the others.
+    size of the change. With "events" they cost no more than `forward_passes`, or at the base probe, once per run,
+    BASE_FACTOR times as much; with "all" every head is patched at the base probe and every event at the others.
 
     Args:
         history: the family's history by the evidence rule, with the last probe.
@@ -36,6 +37,7 @@ def heads_to_patch(history: HeadHistory, patching: str, forward_passes: float) -
     if step == history.base_step:
         share = np.abs(history.share[-1])
         order = np.argsort(-share, axis=None, kind="stable")
+        forward_passes *= BASE_FACTOR
         ranked = [(int(i) // history.n_heads, int(i) % history.n_heads) for i in order]
     else:
         new = [event for event in history.events if event.step == step]

@@ -139,5 +139,5 @@ def _source_hooks(anatomy: Anatomy, found: dict[str, Tensor]) -> list[Any]:
     handles = [anatomy.decoder_layers[0].register_forward_pre_hook(at_input)]
     for index, layer in enumerate(anatomy.layers):
         handles.append(layer.out.register_forward_hook(at_attention(index)))
-        handles.append(layer.mlp_adds.register_forward_hook(at_mlp(index)))
+        handles.append(layer.mlp_adds[0].register_forward_hook(at_mlp(index)))
     return handles

@@ -21,12 +21,14 @@ class Span:
         pair: its number in the probe set.
         start, stop: columns of the probe set.
         first_needed: column of the first difference or the first read position, whichever is earlier.
+        read_columns: number of columns from the first read position on.
     """
 
     pair: int
     start: int
     stop: int
     first_needed: int
+    read_columns: int = 1
 
     @property
     def length(self) -> int:
@@ -82,8 +84,8 @@ def spans(probes: ProbeSet) -> list[Span]:
     differs = (probes.clean != probes.corrupted) & probes.attention_mask.bool()
     for pair in range(len(probes)):
         start, reads = int(probes.attention_mask[pair].argmax()), probes.read_positions[pair]
-        first = min(int(differs[pair].int().argmax()), int(reads[reads >= 0].min()))
-        out.append(Span(pair, start, int(reads.max()) + 1, first))
+        stop, read = int(reads.max()) + 1, int(reads[reads >= 0].min())
+        out.append(Span(pair, start, stop, min(int(differs[pair].int().argmax()), read), stop - read))
     return out
 
 

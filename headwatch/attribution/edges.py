@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from headwatch.attribution.endpoints import EndpointDifferences
+from headwatch.attribution.endpoints import EndpointDifferences, first_output
 from headwatch.attribution.head_space import head_gradients
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.attribution.tensor_pool import Piece, TensorPool, pieces
 from headwatch.attribution.transfers import on_device
 from headwatch.model.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
-from headwatch.model.precision import at_least_float32
+from headwatch.model.precision import at_least_float32, without_tf32
 
 
 @dataclass
@@ -75,7 +75,7 @@ class EdgeCollector:
         n_layers = anatomy.n_layers
         waves: list[list[int]] = [[] for _ in range(n_layers + 1)]
         for index, layer in enumerate(anatomy.layers):
-            waves[index] += self._attention_targets(index)
+            waves[index] += [] if layer.whole else self._attention_targets(index)
             waves[index if layer.parallel else index + 1].append(anatomy.mlp_target(index))
         waves[-1].append(len(anatomy.targets) - 1)
         at_once = max(1, round(TARGETS_AT_ONCE / (3 * anatomy.n_heads + 1)))
@@ -87,6 +87,7 @@ class EdgeCollector:
         self._missing: dict[int, int] = {}
         self._rank_one: dict[int, list[RankOneTerms]] = {}
 
+    @without_tf32()
     def set_sources(self, differences: EndpointDifferences) -> None:
         """Compute the sources from the batch's endpoints; required before the first backward pass."""
         like, n_sources = differences.input, len(self.anatomy.sources)
@@ -107,6 +108,9 @@ class EdgeCollector:
         self._reads = [_AttentionReads() for _ in self.anatomy.layers]
         handles = [self.anatomy.final_norm.register_forward_pre_hook(self._own_copy(self._logits_gradient))]
         for index, layer in enumerate(self.anatomy.layers):
+            if layer.whole:
+                handles += self._node_hooks(index, layer.mlp)
+                continue
             if layer.attn_norm is not None:
                 handles.append(layer.attn_norm.module.register_forward_pre_hook(self._keep_x(index)))
             for projection in layer.projections:
@@ -149,6 +153,22 @@ class EdgeCollector:
 
         return hook
 
+    def _node_hooks(self, index: int, layer: torch.nn.Module) -> list[RemovableHandle]:
+        """Hooks on a layer that is one node: dL/d(input) through the node alone is dL/d(input) - dL/d(output)."""
+        at_output: list[Tensor] = []
+
+        def after(module: Any, args: Any, output: Any) -> None:
+            first_output(output, args).register_hook(lambda grad: at_output.append(grad.detach()))
+
+        def on_gradient(grad: Tensor) -> None:
+            self._residual_gradient(at_least_float32(grad) - at_least_float32(at_output.pop()), target)
+
+        target = self.anatomy.mlp_target(index)
+        return [
+            layer.register_forward_pre_hook(self._own_copy(on_gradient)),
+            layer.register_forward_hook(after),
+        ]
+
     def _keep_x(self, index: int) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...]) -> None:
             self._reads[index].x = args[0].detach()
@@ -186,6 +206,7 @@ class EdgeCollector:
         self._missing[block] -= width
         return [piece[first : first + width] for piece in self._incomplete[block]]
 
+    @without_tf32()
     def _multiply_when_complete(self, target: int) -> None:
         """Add the products of this target's block and the sources that it reads to the scores."""
         block, _ = self._place[target]
@@ -230,6 +251,7 @@ class EdgeCollector:
 
         return hook
 
+    @without_tf32()
     def _attention_gradients(self, index: int, reads: _AttentionReads) -> None:
         """Write the gradients at the copies of one layer's q, k and v to their rows; keep their rank-one terms."""
         layer, n_heads = self.anatomy.layers[index], self.anatomy.n_heads
@@ -250,6 +272,9 @@ class EdgeCollector:
                 terms.append(RankOneTerms(found.along_width, found.width_vector, first + place * n_heads))
             if found.along_input is not None:
                 along_input.append(found.along_input)
+        width = max(own.shape[-1] for own in sums)  # a query may carry a gate
+        sums = [F.pad(own, (0, width - own.shape[-1])) for own in sums]
+        matrices = [F.pad(own, (0, 0, 0, width - own.shape[1])) for own in matrices]
         rows = self._rows(target, 3 * n_heads)
         _multiply_per_head(torch.cat(sums, 1), torch.cat(matrices), rows, self._pieces)
         if x is not None and r is not None:
@@ -310,10 +335,14 @@ def source_differences(
 
     put(0, differences.input)
     for index, layer in enumerate(anatomy.layers):
+        put(anatomy.mlp_source(index), differences.mlp[index])
+        if layer.whole:
+            for own in out:
+                own[anatomy.head_source(index)] = 0.0
+            continue
         matrix, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
         per_head = layer.scaled(matrix.T).unflatten(0, (anatomy.n_heads, -1))  # [H, D, M]
         z = differences.z[index].flatten(0, 1).unflatten(-1, (anatomy.n_heads, -1))  # [B T, H, D]
         heads = anatomy.head_source(index)
         _multiply_per_head(z, per_head, [own[heads] for own in out], where)
-        put(anatomy.mlp_source(index), differences.mlp[index])
     return out

@@ -43,7 +43,7 @@ def check_row_sums(anatomy: Anatomy, heads: Tensor, edges: Tensor, autocast: boo
     Raises:
         UnsupportedModelError: the error is far beyond rounding.
     """
-    dtypes = {p.dtype for p in anatomy.layers[0].out.parameters()}
+    dtypes = {p.dtype for p in anatomy.first_with_heads.out.parameters()}
     if autocast or not dtypes <= {torch.float32, torch.float64}:
         return
     error = row_sum_error(anatomy, heads, edges)

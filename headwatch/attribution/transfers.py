@@ -54,3 +54,9 @@ class Downloads:
         for into, rows, values in self._pending:
             into[rows] = values
         self._pending, self._bytes = [], 0
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done everything that was queued on it; at once except on CUDA."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

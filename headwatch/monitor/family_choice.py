@@ -19,7 +19,7 @@ from headwatch.io.plain_json import plain
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import Call, callers_autocast
 from headwatch.model.read_only import read_only_pass
-from headwatch.model.whole_weights import sharding
+from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.distributed import on_main
 from headwatch.probes import ProbeSet
 from headwatch.probes.resolve import DEFAULT_FAMILIES
@@ -115,11 +115,8 @@ def choose_families(
                 break
         return FamilyChoice(ranked(looks), tuple(looks))
 
-    if sharding(model):  # a forward pass is a collective: all processes look, and the main one's choice is kept
-        chosen = choose()
-        kept: FamilyChoice = on_main(lambda: chosen)
-        return kept
-    found: FamilyChoice = on_main(choose)
+    with whole_weights(model, optimizer):  # gathered by all processes, so that the main one can look alone
+        found: FamilyChoice = on_main(choose)
     return found
 
 

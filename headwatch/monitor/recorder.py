@@ -1,8 +1,7 @@
 """Update histories, write the run folder, then log to the sinks, after each probe."""
 
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +27,8 @@ from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import coupling_scalars
 from headwatch.monitor.alert_rules import find_alerts
 from headwatch.monitor.alerts import DEFAULTS, WARNING, Alert, AlertSettings, alert_scalars
+from headwatch.monitor.console import say_events
+from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.probes import ProbeSet
 from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.replay import histories_from_run, lost_probes
@@ -112,6 +113,7 @@ class Recorder:
         histories: family -> HeadHistory by the evidence rule.
         circuits: family -> HeadHistory by the circuit rule; empty if edges are not scored.
         training: rows of the trainer's log.
+        seconds: time of the last probe; None before the first one.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Recorder:
         self.histories = {name: HeadHistory(*shape, settings=evidence, family=name) for name in names}
         self.circuits = {name: HeadHistory(*shape, rule="circuit", family=name) for name in names if circuit_rule}
         self.training: list[dict[str, Any]] = []
+        self.seconds: float | None = None
         self._has_reward, self._coupled = False, 0
         self._correct: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in names}
         self._warned: set[str] = set()
@@ -141,6 +144,7 @@ class Recorder:
     def restore(self) -> None:
         """Restore the histories from the run folder, to continue them; each probe's file is read once."""
         self.training = self.run.training()
+        self.seconds = next((row["seconds"] for row in reversed(self.run.scalars()) if row.get("seconds")), None)
         self._has_reward = any(COUPLED in row for row in self.training)
         rules = {family: ("evidence", "circuit")[: 1 + (family in self.circuits)] for family in self.histories}
         lost: dict[int, str] = {}
@@ -171,7 +175,7 @@ class Recorder:
         step: int,
         scores: EdgeScores | HeadScores,
         kl: Tensor | None,
-        began: float,
+        timer: ProbeTimer,
         sinks: Sequence[Sink],
         final: bool,
         patch: Patch | None = None,
@@ -182,7 +186,7 @@ class Recorder:
             step: the trainer's global step.
             scores: of all pairs.
             kl: KL from the base model, [N]; None without a base.
-            began: time.perf_counter() at the start of the pass.
+            timer: times this probe.
             sinks: where the probe is shown.
             final: whether it is the last probe of the run.
             patch: patches heads exactly; None patches nothing.
@@ -190,7 +194,7 @@ class Recorder:
         result = self.update(step, scores, kl)
         if patch is not None and result.to_patch:
             self.add_patched(result, patch(result.to_patch))
-        self.conclude(result, began, sinks, final)
+        self.conclude(result, timer, sinks, final)
 
     def update(self, step: int, scores: EdgeScores | HeadScores, kl: Tensor | None) -> ProbeResult:
         """Add a probe to the histories; `to_patch` of the result names the heads to patch exactly."""
@@ -216,16 +220,19 @@ class Recorder:
             ]
         result.scalars["patching_seconds"] = seconds
 
-    def conclude(self, result: ProbeResult, began: float, sinks: Sequence[Sink], final: bool) -> None:
+    def conclude(self, result: ProbeResult, timer: ProbeTimer, sinks: Sequence[Sink], final: bool) -> None:
         """Add the alerts, write the record, then log to the console and the sinks."""
         self._add_alerts(result)
-        for family, history in self.histories.items():
-            verdicts = [event.patching for event in history.events if event.patching is not None]
-            if verdicts:
+        if self._patching != "none":
+            result.scalars.setdefault("patching_seconds", 0.0)
+            for family, history in self.histories.items():
+                verdicts = [event.patching for event in history.events if event.patching is not None]
                 result.scalars[f"{family}/events_patched"] = len(verdicts)
                 result.scalars[f"{family}/events_contradicted"] = verdicts.count(CONTRADICTS)
-        result.scalars |= _cost(result.heads, began)
+        result.scalars |= _cost(result.heads, timer)
         self._write(result)
+        self.seconds = result.scalars["seconds"]
+        say_events(result.step, result.events)
         self._warn_of(result.alerts)
         if final:  # the trainer logs the loss of this step later: the figures wait for it
             self._last = result
@@ -328,15 +335,19 @@ class Recorder:
         if not sinks:
             return
         texts = {"alerts_text": result.alerts_text}
-        more: dict[str, Any] = {"texts": texts, "final": final, "notices": self._notices(result.alerts)}
-        more["summary"] = self._or_warn(self.lines, "the summary")
-        # A sink that shows figures of this probe computes and draws them in its own thread while training continues.
+        # A sink computes and draws what it shows of this in its own thread while training continues.
         histories = {family: history.snapshot() for family, history in self.histories.items()}
-        training, rows = self.training, len(self.training)
+        training, rows, correct = self.training, len(self.training), self._correct
 
         def draw() -> dict[str, Any]:
             return _drawn({f: figure_data.all_figures(h, training[:rows]) for f, h in histories.items()})
 
+        def summary() -> dict[str, str]:
+            answers = {family: own[: len(histories[family].steps)] for family, own in correct.items()}
+            return summary_lines(histories, answers)
+
+        more: dict[str, Any] = {"texts": texts, "final": final, "notices": self._notices(result.alerts)}
+        more["summary"] = summary
         for sink in sinks:
             self._or_warn(
                 lambda s=sink: s.log(result.step, result.scalars, draw, **more),  # type: ignore[misc]
@@ -348,10 +359,7 @@ class Recorder:
 
     def lines(self) -> dict[str, str]:
         """Each family's result so far in a few words."""
-        return {
-            family: sentences.summary(history, accuracy=[float(c.mean()) for c in self._correct[family]])["line"]
-            for family, history in self.histories.items()
-        }
+        return summary_lines(self.histories, self._correct)
 
     def _notices(self, raised: list[Alert]) -> list[Notice]:
         """The alerts of a kind that was not raised on this family before."""
@@ -372,6 +380,16 @@ class Recorder:
             return None
 
 
+def summary_lines(
+    histories: Mapping[str, HeadHistory], correct: Mapping[str, Sequence[np.ndarray[Any, Any]]]
+) -> dict[str, str]:
+    """Each family's result in a few words; correct: which pairs were answered correctly, for each probe."""
+    return {
+        family: sentences.summary(history, accuracy=[float(c.mean()) for c in correct[family]])["line"]
+        for family, history in histories.items()
+    }
+
+
 def consecutive(rows: list[int]) -> slice | list[int]:
     """The rows as a slice if they are consecutive, which copies nothing."""
     if rows and rows == list(range(rows[0], rows[0] + len(rows))):
@@ -379,10 +397,15 @@ def consecutive(rows: list[int]) -> slice | list[int]:
     return rows
 
 
-def _cost(heads: HeadScores, began: float) -> dict[str, float]:
+def _cost(heads: HeadScores, timer: ProbeTimer) -> dict[str, float]:
     """Time and memory of the probe, by the names under which they are logged."""
-    cost = {"pass_seconds": heads.seconds, "seconds": time.perf_counter() - began}
-    return cost if heads.peak_memory_mb is None else cost | {"peak_memory_mb": heads.peak_memory_mb}
+    cost = {
+        "pass_seconds": heads.seconds,
+        "seconds": timer.seconds(),
+        "overhead": timer.overhead(),
+        "peak_memory_mb": heads.peak_memory_mb,
+    }
+    return {name: value for name, value in cost.items() if value is not None}
 
 
 def _checks(heads: HeadScores) -> dict[str, float | None]:

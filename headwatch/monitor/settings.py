@@ -38,6 +38,8 @@ class WatchSettings:
         probes: a ProbeSet, a family name or several, a file, or None (or "auto"): the built-in
             families with signal on the model, found by a look at a few pairs when training begins.
         every: optimizer steps between probes.
+        max_overhead: largest time of a probe as a share of the training time since the last one; probes that would take
+            longer are put off, in multiples of `every`. None does not limit it.
         n_pairs: pairs per family, when families are named.
         seed: seed of the generated pairs and of the bootstrap.
         scoring: how heads and edges are scored.
@@ -45,8 +47,8 @@ class WatchSettings:
         evidence: the evidence rule.
         openers: how the pairs of the family "openers" are made and read.
         alerts: thresholds of the alerts.
-        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores), "all"
-            (all heads at the base probe, all new events later) or "none".
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores, and
+            the strongest heads at the base probe, at most at three times that), "all" (no limit) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: where probes are shown: "auto", "none", or names out of wandb, trackio and tensorboard.
         wandb: "auto" (the W&B run that exists), "start" (or a new one) or "off".
@@ -60,6 +62,7 @@ class WatchSettings:
 
     probes: ProbeSet | str | Sequence[str] | PathLike[str] | None = None
     every: int = 100
+    max_overhead: float | None = None
     n_pairs: int = 64
     seed: int = 0
     scoring: ScoringSettings = field(default_factory=ScoringSettings)
@@ -86,6 +89,9 @@ class WatchSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"{name}={value!r} must be a whole number of at least {least}")
+        share = self.max_overhead
+        if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1):
+            raise UserError(f"max_overhead={share!r} must be a share of the step time, above 0 and up to 1 (0.02)")
         if not isinstance(self.strict, bool):
             raise UserError(f"strict={self.strict!r} must be True or False")
         if self.patching not in PATCHING:

@@ -31,6 +31,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "one-rank-fails": {"kind": "sft", "watch": {"every": 1, "scoring": {"edges": False}, "fails_on": [1, 8]}},
     "record-fails": {"kind": "sft", "watch": {"every": 1}, "record_fails": 2},
+    "put-off": {"kind": "sft", "watch": {"every": 1, "max_overhead": 1e-9, "strict": True}},
     "begun": {"kind": "sft", "watch": {"every": 2, "strict": True}, "changes": {"max_steps": 4, **SAVING}},
     "whole": {"kind": "sft", "watch": {"every": 2, "strict": True}, "changes": {"max_steps": 6, **SAVING}},
 }
@@ -134,3 +135,10 @@ def test_one_process_needs_nothing_of_this() -> None:
     assert from_main("value") == "value"
     share = PairShard.of(5)
     assert (share.rows, share.split) == ((0, 1, 2, 3, 4), False)
+
+
+def test_both_put_off_the_same_probes(out: tuple[Path, str]) -> None:
+    folder, _ = out
+    assert RunFolder.open(folder / "put-off").steps == [0, 5]
+    for rank in (0, 1):
+        assert same_weights(weights(folder, "sft", rank), weights(folder, "put-off", rank))

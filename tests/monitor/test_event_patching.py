@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, UserError
-from headwatch.analysis.event_patching import heads_to_patch
+from headwatch.analysis.event_patching import BASE_FACTOR, heads_to_patch
 from headwatch.analysis.naive_patching import naive_patch_heads
 from headwatch.monitor import sharded_scoring
 
@@ -88,8 +88,8 @@ def test_events_carry_the_patched_shares_and_are_read_back(watched: Watched) -> 
         assert HeadHistory.from_run(run, family).events == history.events
     last = run.scalars()[-1]
     patched = [e for e in events if e.family == "addition"]
-    assert last.get("addition/events_patched", 0) == len(patched)
-    assert last.get("addition/events_contradicted", 0) == sum(e.patching == "contradicts" for e in patched)
+    assert last["addition/events_patched"] == len(patched)
+    assert last["addition/events_contradicted"] == sum(e.patching == "contradicts" for e in patched)
 
 
 def test_patching_changes_nothing_else(watched: Watched, model: Path, tmp_path: Path) -> None:
@@ -130,8 +130,9 @@ def test_the_budget() -> None:
     ranked = [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (2, 1), (1, 1), (0, 1)]
     assert heads_to_patch(history, "all", 0.0) == ranked
     assert heads_to_patch(history, "none", 99.0) == []
-    assert heads_to_patch(history, "events", 2.5) == ranked[:4]  # 1 + 3/4 + 1/2 + 1/4
-    assert heads_to_patch(history, "events", 2.4) == ranked[:3]
+    once = BASE_FACTOR  # at the base probe
+    assert heads_to_patch(history, "events", 2.5 / once) == ranked[:4]  # 1 + 3/4 + 1/2 + 1/4
+    assert heads_to_patch(history, "events", 2.4 / once) == ranked[:3]
     history.add(1, gap[:, None, None] * share, np.zeros(32), gap)
     assert heads_to_patch(history, "all", 99.0) == []  # no events
 
