@@ -75,7 +75,7 @@ def test_other_layouts(path: str, marker: str, options: list[str], trained: Path
 def test_wandb_rows_are_the_callbacks(
     trained: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wandb.teardown()  # a session reads its environment once
+    wandb.teardown()  # wandb reads its environment once
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     command = ["follow", str(trained), "--base", str(model), "--out", str(tmp_path / "run"), "--no-report", *PROBES]
