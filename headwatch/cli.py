@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 2 after a user's mistake or where a path cannot be used (one line on standard error), 130 after an
         interrupt.
     """
+    # TRL's configs set the old name of this option themselves.
+    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.*deprecated", category=FutureWarning)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     parser = _parser()

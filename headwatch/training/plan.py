@@ -63,7 +63,7 @@ class Plan:
         """The plan as text, one line per topic."""
         recipe, memory, training = self.recipe, self.memory, self.recipe.training
         grpo = recipe.launch.method == "grpo"
-        world = _world()
+        world = world_size()
         accumulated = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps} x {world}"
         if grpo:
             completions = self.step_rows * training.num_generations
@@ -98,7 +98,7 @@ class Plan:
             (
                 "probes",
                 f"{self.probe_steps} (step 0, every {recipe.watch.every}, the last), {self.pairs} pairs of "
-                f"{_families(recipe)}" + (f", set {self.fingerprint[:12]}" if self.fingerprint else ""),
+                f"{families_line(recipe)}" + (f", set {self.fingerprint[:12]}" if self.fingerprint else ""),
             ),
             *([("openers", self.openers)] if self.openers else []),
             ("evidence", ", ".join(f"{name} {value}" for name, value in vars(recipe.watch.evidence).items())),
@@ -108,7 +108,7 @@ class Plan:
             (
                 "logs",
                 (f"W&B project {project}" if "wandb" in reports else ", ".join(reports) or "none")
-                + f"; probes: {_joined(recipe.watch.report_to)}, W&B run: {recipe.watch.wandb}",
+                + f"; probes: {joined(recipe.watch.report_to)}, W&B run: {recipe.watch.wandb}",
             ),
         ]
         if grpo:
@@ -233,7 +233,7 @@ def few_rows(arguments: DataArguments) -> tuple[Dataset, int | None]:
 def steps_of(recipe: Recipe, rows: int) -> tuple[int, int]:
     """(rows per step, optimizer steps); GRPO drops the last incomplete batch of prompts, SFT does not."""
     training = recipe.training
-    batch = training.per_device_train_batch_size * _world()
+    batch = training.per_device_train_batch_size * world_size()
     accumulation = training.gradient_accumulation_steps
     if recipe.launch.method == "grpo":
         step_rows = max(1, batch * accumulation // training.num_generations)
@@ -285,17 +285,20 @@ def _lora_parameters(model: Any, recipe: Recipe) -> int:
     )
 
 
-def _families(recipe: Recipe) -> str:
+def families_line(recipe: Recipe) -> str:
+    """The families of the probes, as named."""
     if recipe.watch.probes is None:
         return "up to two families, chosen by a look at the model when training begins"
     return ", ".join(recipe.watch.families) or str(recipe.watch.probes)
 
 
-def _joined(names: Any) -> str:
+def joined(names: Any) -> str:
+    """One name, or several with commas."""
     return names if isinstance(names, str) else ", ".join(names)
 
 
-def _world() -> int:
+def world_size() -> int:
+    """Number of processes of the launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
