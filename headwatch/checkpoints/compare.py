@@ -69,7 +69,7 @@ class Comparer:
             raise UserError("name at least one model to compare with BASE, or --think both for one model alone")
         if options.think == "both" and self.has_openers:
             raise UserError("--think both compares the same question in both variants, which openers are not")
-        self._refuse_other_shapes()
+        refuse_other_shapes(options)
 
     def run(self) -> dict[str, RunFolder]:
         """Name -> record of each comparison."""
@@ -82,19 +82,6 @@ class Comparer:
     def results(self, runs: dict[str, RunFolder]) -> dict[str, Any]:
         """Name -> what its record says (`comparison_of`)."""
         return {name: comparison_of(run) for name, run in runs.items()}
-
-    # --- before anything is loaded ----------------------------------------------------------------------------------
-
-    def _refuse_other_shapes(self) -> None:
-        if self.options.think == "both":
-            return
-        base = read_shape(self.options.base)
-        for post in self.options.posts:
-            if (shape := read_shape(post)) != base:
-                raise UserError(
-                    f"{post} has {shape[0]} layers x {shape[1]} heads, and {self.options.base} has {base[0]} x "
-                    f"{base[1]}: only models of one shape can be compared head by head"
-                )
 
     def _tokenizer(self) -> Any:
         tokenizer = load_tokenizer(*_tokenizer_names(self.options.base, self.options.tokenizer))
@@ -131,7 +118,10 @@ class Comparer:
         ):
             self.say(f"scoring the base, {self.options.base}")
             model = self.loader.model(self.options.base)
-            models = SavedModels(target, replace(self.settings, probes=probes), self.tokenizer, target.name, SOURCE)
+            settings = replace(self.settings, probes=probes)
+            if shared:  # it is shown with each POST
+                settings = replace(settings, report_to="none", wandb="off")
+            models = SavedModels(target, settings, self.tokenizer, target.name, SOURCE)
             models.begin(model)
             models.end(finished=True)
             del model
@@ -193,6 +183,34 @@ class Comparer:
         del model
         release_memory()
         return models.run
+
+
+def refuse_other_shapes(options: CompareOptions, download: bool = True) -> None:
+    """Compare the shapes of BASE and POSTs by their configurations, before any weights are loaded.
+
+    Args:
+        options: what is compared.
+        download: False reads local configurations only, and leaves the other models out.
+
+    Raises:
+        UserError: a POST has another number of layers or heads than BASE.
+    """
+    if options.think == "both":
+        return
+    shapes: dict[str, tuple[int, int]] = {}
+    for model in (options.base, *options.posts):
+        try:
+            shapes[model] = read_shape(model, download=download)
+        except UserError:
+            if download:
+                raise
+    base = shapes.get(options.base)
+    for post, shape in shapes.items():
+        if base is not None and shape != base:
+            raise UserError(
+                f"{post} has {shape[0]} layers x {shape[1]} heads, and {options.base} has {base[0]} x {base[1]}: only "
+                "models of one shape can be compared head by head"
+            )
 
 
 def _checked(run: RunFolder, base: str, post: str) -> RunFolder:

@@ -13,6 +13,8 @@ from headwatch.probes import ProbeSet
 from headwatch.record.layout import MANIFEST
 from headwatch.record.run_folder import RunFolder
 
+UNKNOWN = 2**62  # the last step of a training that may go on
+
 
 @dataclass
 class _Arguments:
@@ -30,7 +32,7 @@ class _State:
     """What the callback reads of a trainer's state; one object per training, as there."""
 
     global_step: int = 0
-    max_steps: int = 0
+    max_steps: int = UNKNOWN
     is_world_process_zero: bool = True
 
 
@@ -89,7 +91,7 @@ class SavedModels:
             final: whether it is the last one.
         """
         began = time.perf_counter()
-        state = self._at(step, max_steps=step if final else 0)
+        state = self._at(step, max_steps=step if final else UNKNOWN)
         self._callback.on_step_end(self._arguments, state, SimpleNamespace(), model=model)
         return time.perf_counter() - began
 
@@ -103,7 +105,7 @@ class SavedModels:
         if not finished:
             self.run.update_manifest(status="running")
 
-    def _at(self, step: int, max_steps: int = 0) -> _State:
+    def _at(self, step: int, max_steps: int = UNKNOWN) -> _State:
         self._state.global_step, self._state.max_steps = step, max_steps
         return self._state
 

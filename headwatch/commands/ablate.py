@@ -72,9 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     own, tasks = split_suites(arguments.suite)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from headwatch.evaluation.benchmarks import load_problems, suite_name
+    from headwatch.evaluation.evaluator import Evaluator
     from headwatch.evaluation.harness import check_harness
     from headwatch.evaluation.run import Result
-    from headwatch.evaluation.session import Session
     from headwatch.evaluation.to_wandb import log_results
     from headwatch.model.loading import Loader
     from headwatch.report.ablation_page import write_ablation_page
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     assert shape is not None
     arms = make_arms(groups, list(dict.fromkeys(arguments.factor)), shape, max(0, arguments.random), arguments.seed)
     problems = {suite: load_problems(suite, arguments.n_problems, arguments.seed) for suite in own}
-    session = Session(
+    evaluator = Evaluator(
         name,
         sampling_settings(arguments),
         Loader(dtype, device),
@@ -98,14 +98,14 @@ def run(arguments: argparse.Namespace) -> int:
         key = suite_name(suite)
 
         def evaluated(arm: Arm, suite: str = suite, key: str = key) -> Result:
-            return session.evaluate(problems[suite], out / key / arm.name, arm.heads, f"{key} {arm.name}")
+            return evaluator.evaluate(problems[suite], out / key / arm.name, arm.heads, f"{key} {arm.name}")
 
         found[key] = run_arms(arms, evaluated)
         if not arguments.json:
             print(f"{key}: {len(problems[suite])} problems, {arguments.samples} samples")
             print("\n".join(table(found[key])))
     for task in tasks:
-        found[f"{HARNESS}{task}"] = {arm.name: session.harness(task, arguments.n_problems, arm.heads) for arm in arms}
+        found[f"{HARNESS}{task}"] = {arm.name: evaluator.harness(task, arguments.n_problems, arm.heads) for arm in arms}
         if not arguments.json:
             print(f"{HARNESS}{task}: {json.dumps(found[f'{HARNESS}{task}'])}")
     result = {

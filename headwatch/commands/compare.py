@@ -8,7 +8,7 @@ from typing import Any
 
 from headwatch.commands.loading import dtype_and_device, model_name
 from headwatch.commands.options import add_command, at_least_one, one_of
-from headwatch.commands.watch_options import add_model_options, add_probe_options, watch_settings
+from headwatch.commands.watch_options import add_model_options, add_probe_options, report_to, watch_settings
 
 
 def add(commands: Any) -> None:
@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
     compare.add_argument("--q", type=float, default=0.01, help="false-discovery level over the heads (0.01)")
     compare.add_argument("--top", type=at_least_one, default=10, help="number of heads to print of each kind (10)")
     compare.add_argument("--tokenizer", default=None, help="name of the tokenizer (BASE's)")
+    compare.add_argument("--report-to", nargs="+", default=["none"], help="none, wandb, trackio, tensorboard (none)")
     add_model_options(compare)
     compare.add_argument("--out", default="headwatch-compare", metavar="DIR", help="folder of the records and the page")
     compare.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and exit")
@@ -50,10 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.stats import EvidenceSettings
 
     # There is one change to test, so no correction over probes is needed and nothing is left pending.
-    settings = watch_settings(
-        arguments, every=1, report_to="none", wandb="off", evidence=EvidenceSettings(q=arguments.q, confirm="none")
-    )
+    evidence = EvidenceSettings(q=arguments.q, confirm="none")
+    settings = watch_settings(arguments, every=1, evidence=evidence, **report_to(arguments.report_to))
+    from headwatch.checkpoints.compare import CompareOptions, Comparer, refuse_other_shapes
+
+    out = Path(arguments.out)
+    options = CompareOptions(base, posts, out, arguments.think, arguments.openers_from, arguments.tokenizer)
     if arguments.dry_run:
+        refuse_other_shapes(options, download=False)
         plan = {
             "models": [base, *posts],
             "probes": arguments.probes,
@@ -70,13 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
             )
         return 0
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
-    from headwatch.checkpoints.compare import CompareOptions, Comparer
+    from headwatch.checkpoints.compare import CompareOptions
     from headwatch.checkpoints.comparison import lines_of
     from headwatch.model.loading import Loader
     from headwatch.report.html import write_report
 
-    out = Path(arguments.out)
-    options = CompareOptions(base, posts, out, arguments.think, arguments.openers_from, arguments.tokenizer)
     say = (lambda line: print(line, file=sys.stderr, flush=True)) if arguments.json else print
     comparer = Comparer(options, settings, Loader(dtype, device), say)
     runs = comparer.run()

@@ -41,9 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     own, tasks = split_suites(arguments.suite)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from headwatch.evaluation.benchmarks import load_problems, suite_name
+    from headwatch.evaluation.evaluator import Evaluator
     from headwatch.evaluation.harness import check_harness
     from headwatch.evaluation.run import Result
-    from headwatch.evaluation.session import Session
     from headwatch.evaluation.to_wandb import log_results
     from headwatch.model.loading import Loader
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_harness(task)
     settings = sampling_settings(arguments)
     problems = {suite: load_problems(suite, arguments.n_problems, arguments.seed) for suite in own}
-    session = Session(
+    evaluator = Evaluator(
         name,
         settings,
         Loader(dtype, device),
@@ -64,11 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
     results: dict[str, Result] = {}
     for suite in own:
         key = suite_name(suite)
-        results[key] = session.evaluate(problems[suite], out / key, label=key)
+        results[key] = evaluator.evaluate(problems[suite], out / key, label=key)
         found[key] = results[key].summary()
         (out / key / "result.json").write_text(json.dumps(found[key], indent=1) + "\n", encoding="utf-8")
     for task in tasks:
-        found[f"{HARNESS}{task}"] = session.harness(task, arguments.n_problems)
+        found[f"{HARNESS}{task}"] = evaluator.harness(task, arguments.n_problems)
     if arguments.report_to == "wandb":
         log_results({key: found[key] for key in results}, f"evaluate {Path(name).name}")
     if arguments.json:

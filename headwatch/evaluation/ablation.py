@@ -140,7 +140,8 @@ def table(found: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{row['arm']} against {row['sets']} random sets (mean {_interval(row['random_mean'])}, "
             f"{100 * row['random_lowest']:.1f} to {100 * row['random_highest']:.1f}): "
-            f"{_interval(row['difference'], sign=True)} points, p {row['p_value']:.3g}"
+            f"{_interval(row['difference'], sign=True)} points, p {row['p_value']:.3g} over problems, "
+            f"rank p {row['rank_p']:.2g} among the sets"
         )
     return lines
 

@@ -1,6 +1,7 @@
 """The page of an ablation: pass@1 of every arm with its interval, and the problems that changed."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ WIDTH, LEFT, ROW = 900, 250, 22
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-  max-width: 60rem; padding: 0 1rem; }
+  max-width: 66rem; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--rule); }
+th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--rule);
+  white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .random td, .note { color: var(--soft); }
 svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
@@ -55,7 +57,7 @@ def write_ablation_page(result: Mapping[str, Any], folder: Path) -> Path:
 
 def _chart(arms: Sequence[Mapping[str, Any]]) -> str:
     """One line per arm: a dot at pass@1 and its interval; the dashed line is "none"."""
-    highest = max(0.05, *(row["pass1"]["high"] for row in arms))
+    highest = math.ceil(10 * max(0.05, *(row["pass1"]["high"] for row in arms))) / 10
     scale = (WIDTH - LEFT - 20) / highest
     height = ROW * (len(arms) + 1) + 10
     lines = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="pass@1 of every arm">']
@@ -97,7 +99,8 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     notes = [
         f"<p>{html.escape(row['arm'])} against the mean of {row['sets']} random sets "
         f"({_interval(row['random_mean'])}; from {100 * row['random_lowest']:.1f} to "
-        f"{100 * row['random_highest']:.1f}): {_interval(row['difference'], '+')} points, p {row['p_value']:.2g}.</p>"
+        f"{100 * row['random_highest']:.1f}): {_interval(row['difference'], '+')} points, p {row['p_value']:.2g} over "
+        f"problems; rank among the sets: p {row['rank_p']:.2g}.</p>"
         for row in found["against_random"]
     ]
     for row in found["arms"]:

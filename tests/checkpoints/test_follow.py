@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import wandb
 from helpers.same_record import same_history
 from helpers.tiny_trainers import save_tiny_model, sft_trainer
 from helpers.wandb_files import offline_runs
@@ -74,6 +75,7 @@ def test_other_layouts(path: str, marker: str, options: list[str], trained: Path
 def test_wandb_rows_are_the_callbacks(
     trained: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wandb.teardown()  # wandb reads its environment once
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     command = ["follow", str(trained), "--base", str(model), "--out", str(tmp_path / "run"), "--no-report", *PROBES]

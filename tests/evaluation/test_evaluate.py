@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from helpers.wandb_files import offline_runs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -14,10 +15,10 @@ from headwatch.cli import main
 from headwatch.commands.ablate import WHICH as GROUPS
 from headwatch.commands.sampling_options import SUITES as NAMES
 from headwatch.evaluation.benchmarks import SUITES, load_problems
+from headwatch.evaluation.evaluator import Evaluator
 from headwatch.evaluation.head_groups import WHICH
 from headwatch.evaluation.hf_engine import HfEngine
 from headwatch.evaluation.sampling import SamplingSettings, batches
-from headwatch.evaluation.session import Session
 from headwatch.model.loading import Loader
 
 SHORT = ["--instruction", "", "--max-tokens", "10", "--device", "cpu"]
@@ -134,14 +135,15 @@ def test_a_task_of_the_harness_sees_the_scaled_heads(solver: Path, tmp_path: Pat
         f"task: sums\ndataset_path: json\ndataset_kwargs:\n  data_files: {rows}\noutput_type: loglikelihood_rolling\n"
         "test_split: train\ndoc_to_text: ''\ndoc_to_target: '{{q}}'\nmetric_list:\n  - metric: word_perplexity\n"
     )
-    session = Session(str(solver), SamplingSettings(), Loader())
-    plain, again, off = (session.harness(str(task), None, heads) for heads in (None, {}, {(0, 0): 0.0, (1, 1): 0.0}))
+    evaluator = Evaluator(str(solver), SamplingSettings(), Loader())
+    plain, again, off = (evaluator.harness(str(task), None, heads) for heads in (None, {}, {(0, 0): 0.0, (1, 1): 0.0}))
     assert plain == again != off
 
 
 def test_results_in_an_offline_wandb_run(
     solver: Path, problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wandb.teardown()  # wandb reads its environment once
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     command = ["ablate", str(solver), "--heads", "L0H0", "--random", "1", "--suite", str(problems), "--samples", "1"]

@@ -21,7 +21,7 @@ from headwatch.model.loading import Loader, adapter_base, load_tokenizer
 GRADING_SECONDS = 600.0  # for the comparisons of a batch: no reward waits for them
 
 
-class Session:
+class Evaluator:
     """A model and how its answers are sampled.
 
     Args:
