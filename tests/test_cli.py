@@ -40,7 +40,7 @@ def test_score_prints_heads(model: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["score", str(model), "--probes", "addition", "recall", "--pairs", "8", "--top", "3"]) == 0
     out = capsys.readouterr().out
     assert out.count("addition: 8 pairs") == out.count("recall: 8 pairs") == 1
-    assert out.count(".h") == 6
+    assert out.count(".H") == 6
 
 
 def test_score_as_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
