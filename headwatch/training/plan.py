@@ -272,13 +272,14 @@ def _memory(recipe: Recipe, config: Any, parameters: int, trainable: int, length
     hidden, layers = text.hidden_size, text.num_hidden_layers
     a_layer = 16 * hidden + 5 * getattr(text, "intermediate_size", 4 * hidden)
     floats = layers * hidden + a_layer if training.gradient_checkpointing else layers * a_layer
-    parts = planned(recipe.launch.accelerate_config).parts
+    processes = planned(recipe.launch.accelerate_config)
+    parts = processes.parts
     budget = recipe.watch.scoring.memory_budget_gb or budget_gb(trainable * 4 // parts)
     return Memory(
         weights=(parameters * wide + (trainable * 4 if model.use_peft else 0)) / parts / GIB,
         gradients_and_optimizer=trainable * 12 / parts / GIB,
         optimizer=trainable * 8 / parts / GIB,
-        gathered=parameters * (2 if training.bf16 else wide) / GIB if parts > 1 else 0.0,
+        gathered=parameters * (2 if training.bf16 or processes.half else wide) / GIB if parts > 1 else 0.0,
         activations=training.per_device_train_batch_size * longest * floats * 4 / GIB,
         probe=budget,
         reference=parameters * wide / parts / GIB if grpo and training.beta and not model.use_peft else 0.0,

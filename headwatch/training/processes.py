@@ -20,15 +20,16 @@ class Processes:
     Attributes:
         number: processes.
         kind: "FSDP2", "DeepSpeed", "DDP" or "".
-        parts: the parts of weights, gradients and optimizer states; 1 if each process holds all.
+        half: whether the forward pass computes in 16 bits, by accelerate's mixed_precision.
     """
 
     number: int = 1
     kind: str = ""
+    half: bool = False
 
     @property
     def parts(self) -> int:
-        """The number of parts of weights, gradients and optimizer states."""
+        """Parts of weights, gradients and optimizer states; 1 if each process holds all of them."""
         return self.number if self.kind == "FSDP2" else 1
 
 
@@ -41,14 +42,16 @@ def planned(accelerate_config: str | None) -> Processes:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 or accelerate_config is None:
         fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        return Processes(world, "FSDP2" if fsdp else "DDP" if world > 1 else "")
+        half = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") in ("bf16", "fp16")
+        return Processes(world, "FSDP2" if fsdp else "DDP" if world > 1 else "", half)
     path = Path(accelerate_config)
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         number, kind = int(config["num_processes"]), str(config["distributed_type"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"--accelerate_config {path}: not a file of accelerate that can be read ({error})") from error
-    return Processes(number, {"FSDP": "FSDP2", "DEEPSPEED": "DeepSpeed"}.get(kind, "DDP" if number > 1 else ""))
+    half = config.get("mixed_precision") in ("bf16", "fp16")
+    return Processes(number, {"FSDP": "FSDP2", "DEEPSPEED": "DeepSpeed"}.get(kind, "DDP" if number > 1 else ""), half)
 
 
 def describe_running(trainer: Any) -> str:

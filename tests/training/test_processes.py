@@ -22,7 +22,7 @@ def test_accelerates_files_are_what_the_recipes_plan_for(path: Path) -> None:
     config = ClusterConfig.from_yaml_file(path)
     assert str(config.distributed_type.value) == "FSDP"
     assert config.fsdp_config["fsdp_version"] == 2
-    assert planned(str(path)) == Processes(config.num_processes, "FSDP2")
+    assert planned(str(path)) == Processes(config.num_processes, "FSDP2", half=True)
     assert planned(str(path)).parts == config.num_processes
 
 
