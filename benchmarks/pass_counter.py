@@ -168,7 +168,7 @@ class _Dispatch(TorchDispatchMode):
 
     def _download(self, tensor: Tensor, kwargs: dict[str, Any]) -> Tensor:
         self._count_download(tensor, bool(kwargs.get("non_blocking")))
-        return torch.ones(tensor.shape, dtype=kwargs.get("dtype") or tensor.dtype)
+        return torch.zeros(tensor.shape, dtype=kwargs.get("dtype") or tensor.dtype)
 
     def _count_download(self, tensor: Tensor, asynchronous: bool) -> None:
         if asynchronous:

@@ -135,20 +135,19 @@ def exact(pairs: list[Runs], metrics: list[str]) -> tuple[dict[str, dict[str, np
     return found, (time.process_time() - began) / len(pairs)
 
 
-def circuit(pairs: list[Runs], metric: str, score: np.ndarray[Any, Any]) -> float:
-    """Share of the metric gap that is kept with the rule's first heads alone, mean over their number."""
+def circuit(pairs: list[Runs], metric: str, score: np.ndarray[Any, Any], base: list[float]) -> float:
+    """Share of the metric gap that is kept with the rule's first heads alone, mean over their number.
+
+    base: the metric of each pair with no head kept.
+    """
     order = np.argsort(-np.abs(score), axis=None)
+    whole = sum(float(runs.value(metric, runs.logits["clean"])) for runs in pairs) - sum(base)
     shares = []
     for part in KEPT:
         kept = np.zeros(score.size, np.bool_)
         kept[order[: max(1, round(part * score.size))]] = True
-        none = np.zeros(score.shape, np.bool_)
-        change = whole = 0.0
-        for runs in pairs:
-            base = float(runs.value(metric, runs.with_heads(none)))
-            change += float(runs.value(metric, runs.with_heads(kept.reshape(score.shape)))) - base
-            whole += float(runs.value(metric, runs.logits["clean"])) - base
-        shares.append(change / whole)
+        values = [float(runs.value(metric, runs.with_heads(kept.reshape(score.shape)))) for runs in pairs]
+        shares.append((sum(values) - sum(base)) / whole)
     return float(np.mean(shares))
 
 
@@ -162,9 +161,10 @@ def compare(
     """One row per metric and rule."""
     anatomy = Anatomy.of(model)
     every = ProbeSet.generate(family, tokenizer, n_pairs=5 * n_pairs, seed=seed)
-    probes = every.select(list(range(n_pairs)))
-    middle = n_pairs + 2 * n_pairs
-    halves = every.select(list(range(n_pairs, middle))), every.select(list(range(middle, 5 * n_pairs)))
+    probes, *halves = (
+        every.select(list(range(first, stop)))
+        for first, stop in ((0, n_pairs), (n_pairs, 3 * n_pairs), (3 * n_pairs, 5 * n_pairs))
+    )
     rows = []
     model.eval().requires_grad_(False)
     with torch.no_grad():
@@ -172,6 +172,9 @@ def compare(
         truth, patching_seconds = exact(pairs, metrics)
         for metric in metrics:
             both = truth[metric]["both"]
+            none = np.zeros(both.shape, np.bool_)
+            base = [float(runs.value(metric, runs.with_heads(none))) for runs in pairs]
+            best = circuit(pairs, metric, both, base)
             strongest = set(np.argsort(-np.abs(both), axis=None)[:10].tolist())
             for rule, how in RULES.items():
                 if metric == "kl" and rule == "clean":
@@ -190,8 +193,8 @@ def compare(
                     **{f"agreement_{name}": correlation(mean, exactly) for name, exactly in truth[metric].items()},
                     "top": len(strongest & set(np.argsort(-np.abs(mean), axis=None)[:10].tolist())),
                     "replication": correlation(*two),
-                    "circuit": circuit(pairs, metric, mean),
-                    "circuit_exact": circuit(pairs, metric, both),
+                    "circuit": circuit(pairs, metric, mean, base),
+                    "circuit_exact": best,
                     "completeness": scores.checks.completeness,
                     "seconds": seconds,
                     "patching_seconds": patching_seconds,

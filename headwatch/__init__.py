@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from headwatch.version import __version__
 
 if TYPE_CHECKING:
+    from headwatch.analysis.faithfulness import faithfulness, faithfulness_curve
     from headwatch.analysis.interventions import mean_ablated_heads, scaled_heads, write_scaled_heads
     from headwatch.analysis.patching import HeadPatches, patch_heads
     from headwatch.attribution import EdgeScores, HeadScores, score_edges, score_heads
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # The module of each public name. Modules are imported on first use, because torch and transformers take seconds to
 # import and reading a record needs neither.
 _HOMES = {
+    "analysis.faithfulness": ("faithfulness", "faithfulness_curve"),
     "analysis.interventions": ("mean_ablated_heads", "scaled_heads", "write_scaled_heads"),
     "analysis.patching": ("HeadPatches", "patch_heads"),
     "attribution": ("EdgeScores", "HeadScores", "score_edges", "score_heads"),
@@ -63,6 +65,8 @@ __all__ = [
     "UserError",
     "__version__",
     "effect",
+    "faithfulness",
+    "faithfulness_curve",
     "mean_ablated_heads",
     "patch_heads",
     "read_only_pass",

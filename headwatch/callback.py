@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -23,13 +24,15 @@ from headwatch.model.placement import check_parallelism
 from headwatch.model.read_only import left_trace
 from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
+from headwatch.monitor.console import ProbeProgress, say, say_closed, say_opened
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
+from headwatch.monitor.family_choice import FamilyChoice
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.probe_timer import ProbeTimer
-from headwatch.monitor.recorder import Recorder
+from headwatch.monitor.recorder import ProbeResult, Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
 from headwatch.monitor.settings import WatchSettings, recorded
-from headwatch.monitor.sharded_scoring import PairShard
+from headwatch.monitor.sharded_scoring import PairShard, with_agreed_budget
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
 from headwatch.record.owner import Claim, claim
@@ -53,8 +56,9 @@ class HeadWatchCallback(TrainerCallback):
     >>> trainer = GRPOTrainer(..., callbacks=[HeadWatchCallback(every=100)])        # doctest: +SKIP
 
     Args:
-        probes: a ProbeSet, a family's name or a list of names, the path of a file of pairs, or None for the families
-            "addition" and "recall". The family "openers" is made from questions when training begins.
+        probes: a ProbeSet, a family's name or a list of names, the path of a file of pairs, or None (or "auto"): a
+            look at a few pairs of the built-in families when training begins takes those with signal on this model.
+            The family "openers" is made from questions when training begins.
         every: optimizer steps between probes.
         max_overhead: largest time of a probe as a share of the training time since the last one (0.02: 2 %). Probes
             that would take longer are put off, in multiples of `every`; the base and the last one are always taken.
@@ -68,6 +72,8 @@ class HeadWatchCallback(TrainerCallback):
         evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
         openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...
         alerts: thresholds of the alerts (`AlertSettings`): min_drop, window, ...
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores, and
+            the strongest heads at the base probe, at most at three times that), "all" (no limit) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: services that show the probes, in addition to the run folder. "auto": the live W&B run, and trackio
             or tensorboard if the trainer reports to them; "none"; or names out of wandb, trackio and tensorboard.
@@ -96,6 +102,7 @@ class HeadWatchCallback(TrainerCallback):
         evidence: EvidenceSettings | Mapping[str, Any] | None = None,
         openers: Openers | Mapping[str, Any] | None = None,
         alerts: AlertSettings | Mapping[str, Any] | None = None,
+        patching: str = "events",
         folder: str | PathLike[str] | None = None,
         report_to: str | Sequence[str] = "auto",
         wandb: str = "auto",
@@ -104,7 +111,7 @@ class HeadWatchCallback(TrainerCallback):
         given: dict[str, Any] = {
             **{"probes": probes, "every": every, "max_overhead": max_overhead, "n_pairs": n_pairs, "seed": seed},
             **{"scoring": scoring, "circuit": circuit, "evidence": evidence, "openers": openers, "alerts": alerts},
-            **{"folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
+            **{"patching": patching, "folder": folder, "report_to": report_to, "wandb": wandb, "strict": strict},
         }
         self.settings = WatchSettings(**given)
         self._tokenizer = tokenizer
@@ -118,14 +125,18 @@ class HeadWatchCallback(TrainerCallback):
     def _reset(self) -> None:
         self._recorded: dict[str, Any] = {}  # the settings as the manifest has them
         self.probes: ProbeSet | None = None
+        self._choice: FamilyChoice | None = None  # where no probes were named
         self._metrics: Metrics = {}
+        self._shows_bars = False
         self._recorder: Recorder | None = None  # on the main process
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
+        self._agreed: ScoringSettings | None = None
         self._timer = ProbeTimer(self.settings.max_overhead)
         self._put_off = False  # since the last probe
         self._probed: int | None = None
         self._has_probe = False  # whether a probe is in the record
+        self._patching = self.settings.patching != "none"
         self._failed = False  # here
         self._off = False  # everywhere, by agreement
         self._sidecar_warned = False
@@ -166,6 +177,8 @@ class HeadWatchCallback(TrainerCallback):
             self._timer.start_training()
         else:
             self._probe(state, **kwargs)
+        if self._recorder is not None and not self._off:
+            say_opened(self._recorder.run, self.settings.every, self._recorder.seconds)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Record what the trainer logs (reward, loss), on the step axis of the probes."""
@@ -202,6 +215,7 @@ class HeadWatchCallback(TrainerCallback):
         if self._recorder is not None:
             recorder = self._recorder
             self._guarded(lambda: recorder.finish(self._sinks), state, "could not show the last probe")
+            self._guarded(lambda: say_closed(recorder.run), state, "could not read the record")
         for sink in self._sinks:
             self._guarded(sink.finish, state, f"could not finish {type(sink).__name__}")
         if self._claim is not None:
@@ -216,6 +230,7 @@ class HeadWatchCallback(TrainerCallback):
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
+        self._shows_bars = state.is_world_process_zero and not getattr(args, "disable_tqdm", False)
         check_parallelism(_parallelism())
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
@@ -227,11 +242,14 @@ class HeadWatchCallback(TrainerCallback):
         if state.global_step > 0:  # the record is the main process's alone
             resumed = on_main(lambda: find_record(args, state.global_step, path))
         spec = ProbeSpec.of(self.settings)
-        if tokenizer is None and (self.settings.families or spec.has_openers):
+        if tokenizer is None and (self.settings.probes is None or self.settings.families):
             raise StartError(
                 "probe pairs need a tokenizer, and the trainer has no processing_class: give "
                 "HeadWatchCallback(tokenizer=...) or a ProbeSet"
             )
+        spec, self._choice = spec.chosen(self.settings, tokenizer, model, kwargs.get("optimizer"), resumed)
+        if self._choice is not None and self._choice.looks and state.is_world_process_zero:
+            say(self._choice.line)
         self.probes = spec.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
         self._metrics = metrics_of(self.probes, self.settings.scoring.metric, self.settings.openers)
         self._recorded = recorded(self.settings, described(self._metrics), spec.has_openers)
@@ -242,10 +260,12 @@ class HeadWatchCallback(TrainerCallback):
             run = resumed
         else:
             run = RunFolder.create(path, self._manifest(args, model, anatomy, tokenizer))
-            self.probes.save(path / "probes.safetensors")
+            self._save_probes(path / "probes.safetensors")
         circuit = self.settings.circuit
         rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
-        recorder = Recorder(run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts)
+        recorder = Recorder(
+            run, self.probes, shape, self.settings.evidence, rule, self.settings.alerts, self.settings.patching
+        )
         earlier = run.manifest.get("wandb") or {}
         if resumed is not None:
             self._probed = truncate_record(run, state.global_step, self.settings.every)
@@ -256,6 +276,13 @@ class HeadWatchCallback(TrainerCallback):
         config = {"version": __version__, **self._recorded}
         config |= {key: run.manifest["probes"].get(key) for key in ("families", "n_pairs", "fingerprint")}
         self._sinks = make_sinks(self.settings.sinks, self.settings.wandb, args, config=config, wandb_run=earlier)
+
+    def _save_probes(self, path: Path) -> None:
+        assert self.probes is not None
+        try:
+            self.probes.save(path)
+        except UserError as error:  # a full disk, which is no mistake in an option
+            raise StartError(str(error)) from error
 
     def _claim_record(self, path: Path, state: Any) -> None:
         self._claim = claim(path, state)
@@ -286,7 +313,8 @@ class HeadWatchCallback(TrainerCallback):
                 "head_dim": anatomy.head_dim,
                 "d_model": anatomy.d_model,
             },
-            "probes": describe_probes(self.probes, tokenizer),
+            "probes": describe_probes(self.probes, tokenizer)
+            | ({} if self._choice is None else {"chosen_by_look": self._choice.to_json()}),
             "trainer": getattr(args, "recorded_by", None)  # a command, without a trainer
             or re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
             "name": getattr(args, "run_name", None) or Path(args.output_dir).name,
@@ -316,6 +344,7 @@ class HeadWatchCallback(TrainerCallback):
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
+        progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
         error: Exception | None = None
         try:
             with whole_weights(model, optimizer):  # gathered once: ranks may run different numbers of passes inside
@@ -324,22 +353,33 @@ class HeadWatchCallback(TrainerCallback):
                     model,
                     probes,
                     metrics=self._metrics,
-                    settings=self.settings.scoring,
+                    settings=self._scoring_settings(model),
                     optimizer=optimizer,
-                    observe=observer,
+                    observe=progress,
                 )
         except Exception as caught:
             error = caught
+        finally:
+            progress.close()
         if not self._all_fine(error, step, "the probe failed"):
             return
+        result: ProbeResult | None = None
         try:
             scores = share.gather(part, probes, self._metrics)
             kl = self._answers(share, observer)
             self.on_scores(step, scores)
             if self._recorder is not None:
+                result = self._recorder.update(step, scores, kl)
+        except Exception as caught:
+            error = caught
+        if not self._all_fine(error, step, "the probe failed"):
+            return
+        self._patch(result, share, model, optimizer)
+        try:
+            if self._recorder is not None and result is not None:
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
-                self._recorder.probe(step, scores, kl, self._timer, self._sinks, final=step >= state.max_steps)
+                self._recorder.conclude(result, self._timer, self._sinks, final=step >= state.max_steps)
         except Exception as caught:
             error = caught
         self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
@@ -355,6 +395,27 @@ class HeadWatchCallback(TrainerCallback):
             if self._recorder is not None:
                 logger.warning("headwatch, step %d: %s.", step, self._timer.describe(step - (self._probed or 0)))
         return due
+
+    def _scoring_settings(self, model: Any) -> ScoringSettings:
+        """The settings of the pass, with the memory budget that all ranks agreed on at the first probe."""
+        if self._agreed is None:
+            self._agreed = with_agreed_budget(self.settings.scoring, model)
+        return self._agreed
+
+    def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
+        """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""
+        if not self._patching or self.probes is None:
+            return
+        heads = from_main(None if result is None else dict(result.to_patch))
+        if not heads:
+            return
+        began = time.perf_counter()
+        with whole_weights(model, optimizer):
+            budget = self.settings.scoring.memory_budget_gb
+            effects = share.patch(model, self.probes, self._metrics, heads, budget, optimizer=optimizer)
+        self._patching = effects is not None
+        if self._recorder is not None and result is not None and effects is not None:
+            self._recorder.add_patched(result, effects, time.perf_counter() - began)
 
     def _answers(self, share: PairShard, observer: AnswerObserver | None) -> Any:
         """KL from the base, [N]; the base probe itself stores its answers."""

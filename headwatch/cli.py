@@ -1,15 +1,33 @@
 """The command line: parse the arguments and run one of headwatch/commands."""
 
 import argparse
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from headwatch.commands import demo, doctor, follow, report, score, train, workspace
+from headwatch.commands import (
+    ablate,
+    circuit,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    follow,
+    report,
+    roles,
+    score,
+    train,
+    workspace,
+)
 from headwatch.errors import UserError
 from headwatch.version import __version__
 
-COMMANDS = (demo, train, score, doctor, follow, report, workspace)
+COMMANDS = (demo, train, score, circuit, roles, doctor, compare, follow, evaluate, ablate, report, workspace)
+
+# Loggers of dependencies that warn on import about what is not used here (a faster 4-bit kernel for CPUs).
+NOISY = ("bitsandbytes.backends.cpu.ops",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,9 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 2 after a user's mistake or where a path cannot be used (one line on standard error), 130 after an
         interrupt.
     """
+    # TRL's configs set the old name of this option themselves.
+    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.*deprecated", category=FutureWarning)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     parser = _parser()
     try:
-        arguments, rest = parser.parse_known_args(argv)
+        words = list(sys.argv[1:] if argv is None else argv)
+        _check_words(words)
+        arguments, rest = parser.parse_known_args(words)
         if rest and not hasattr(arguments, "options"):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.options = rest  # options of a recipe, parsed by the launcher
@@ -36,6 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("headwatch: interrupted", file=sys.stderr)
         return 130
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse what no file name or option can hold: null bytes, and bytes that are not UTF-8."""
+    for word in words:
+        if "\0" in word or word != word.encode("utf-8", "replace").decode():
+            raise UserError(f"argument {ascii(word)[:100]} is not text in UTF-8")
 
 
 class _Parser(argparse.ArgumentParser):

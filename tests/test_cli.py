@@ -49,7 +49,7 @@ def test_score_as_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     probes = ProbeSet.generate("addition", AutoTokenizer.from_pretrained(model), n_pairs=8)
     assert found["fingerprint"] == probes.fingerprint
     heads = found["families"]["addition"]["heads"]
-    assert sorted(entry["head"] for entry in heads) == [f"a{layer}.h{head}" for layer in range(2) for head in range(4)]
+    assert sorted(entry["head"] for entry in heads) == [f"L{layer}.H{head}" for layer in range(2) for head in range(4)]
     assert [abs(e["score"]) for e in heads] == sorted((abs(e["score"]) for e in heads), reverse=True)
 
 

@@ -35,6 +35,7 @@ OPTIONAL = {
         "bitsandbytes",
         "datasets",
         "latex2sympy2_extended",
+        "lm_eval",
         "math_verify",
         "matplotlib",
         "deepspeed",
@@ -42,7 +43,7 @@ OPTIONAL = {
         "plotly",
         "tensorboard",
     ),
-    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch", "swift"),
+    *("trackio", "transformers", "trl", "wandb", "wandb_workspaces", "scipy", "pandas", "torch", "swift", "vllm"),
 }
 
 

@@ -43,7 +43,7 @@ def scaled_heads(model: nn.Module, heads: Heads, factor: float = 0.0) -> Iterato
     >>> with scaled_heads(model, {"L5.H1": 0.0, "L7.H3": 1.3}): ...     # doctest: +SKIP
     """
     anatomy = Anatomy.of(model)
-    by_layer = _by_layer(factors_of(heads, factor, (anatomy.n_layers, anatomy.n_heads)))
+    by_layer = _by_layer(anatomy, factors_of(heads, factor, (anatomy.n_layers, anatomy.n_heads)))
 
     def scale(factors: dict[int, float]) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -129,7 +129,8 @@ def mean_outputs(model: nn.Module, probes: ProbeSet, batch_size: int = 8) -> Ten
             real = probes.attention_mask[rows[0]].bool()
             mask = torch.ones(len(rows), int(real.sum()), device=device)
             call(input_ids=probes.clean[rows][:, real].to(device), use_cache=False, logits_to_keep=1)
-    means = torch.stack([sums[index] for index in range(anatomy.n_layers)]) / int(probes.attention_mask.sum())
+    none = torch.zeros_like(next(iter(sums.values())))  # layers without heads
+    means = torch.stack([sums.get(index, none) for index in range(anatomy.n_layers)]) / int(probes.attention_mask.sum())
     return means.unflatten(-1, (anatomy.n_heads, anatomy.head_dim)).cpu()
 
 
@@ -151,7 +152,7 @@ def write_scaled_heads(model: nn.Module, heads: Heads, factor: float = 0.0) -> N
     if getattr(model, "peft_config", None):
         raise UserError("model: it has adapters; merge them first (model = model.merge_and_unload())")
     anatomy = Anatomy.of(model)
-    by_layer = _by_layer(factors_of(heads, factor, (anatomy.n_layers, anatomy.n_heads)))
+    by_layer = _by_layer(anatomy, factors_of(heads, factor, (anatomy.n_layers, anatomy.n_heads)))
     weights = {index: _weight(anatomy, index) for index in by_layer}
     for index, factors in by_layer.items():
         for head, value in factors.items():
@@ -174,9 +175,11 @@ def factors_of(heads: Heads, factor: float, shape: tuple[int, int]) -> dict[Head
     return found
 
 
-def _by_layer(factors: Mapping[Head, float]) -> dict[int, dict[int, float]]:
+def _by_layer(anatomy: Anatomy, factors: Mapping[Head, float]) -> dict[int, dict[int, float]]:
     found: dict[int, dict[int, float]] = {}
     for (layer, head), value in factors.items():
+        if anatomy.layers[layer].whole:
+            raise UserError(f"head L{layer}.H{head}: layer {layer} has no attention heads")
         found.setdefault(layer, {})[head] = value
     return found
 

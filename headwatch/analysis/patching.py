@@ -112,9 +112,9 @@ def patch_heads(
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     readings = Readings(*(torch.zeros(len(probes), dtype=kind) for kind in (dtype, dtype, torch.bool)))
     found = {name: torch.zeros(len(probes), len(chosen), dtype=dtype) for name in directions}
-    sizes = _Sizes.of(anatomy, probes, memory_budget_gb, batch_size)
+    sizes, reuse = _Sizes.of(anatomy, probes, memory_budget_gb, batch_size), not anatomy.has_whole_layers
     with read_only_pass(model, optimizer), torch.no_grad(), callers_autocast(anatomy.model, like.device) as call:
-        for batch in batches(probes, sizes.pairs, like.device, pad=dtype != torch.float64):
+        for batch in batches(probes, sizes.pairs, like.device, reuse, pad=dtype != torch.float64):
             patching = _Batch(anatomy, call, batch, function, sizes.runs)
             patching.run_endpoints()
             patching.read(readings)

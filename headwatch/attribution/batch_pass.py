@@ -1,5 +1,6 @@
 """The pass over one batch of pairs: the prefix, both endpoints, and the points between them forward and backward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,7 @@ class BatchPass:
         pool: allocates the tensors of edges; None scores heads only.
         first: whether this is a pass's first batch: also measure the stream's rounding (stream_check.py), and check for
             hooks that change values (user_hooks.py).
+        at_peak: called between each forward and backward pass, where most memory is in use.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class BatchPass:
         points_at_once: int,
         pool: TensorPool | None,
         first: bool = False,
+        at_peak: Callable[[], None] | None = None,
     ) -> None:
         self.anatomy, self.call, self.batch = anatomy, call, batch
         self.metric, self.path, self.points_at_once = metric, path, points_at_once
@@ -75,6 +78,7 @@ class BatchPass:
         self.recorder = EndpointRecorder(anatomy)
         self.rounding = RoundingRecorder(anatomy) if first else None
         self.user_hooks = HookCheck(anatomy) if first else None
+        self.at_peak = at_peak
         self.differences: EndpointDifferences | None = None
         self.masks: Masks | None = None
         self.edges = None if pool is None else EdgeCollector(anatomy, batch.size, pool)
@@ -177,12 +181,14 @@ class BatchPass:
             assert self.differences is not None
             clean = self.differences.clean_logits
             if answers_only:
-                places = torch.tensor([0, 1], device=ids.device).expand_as(reads.answers)
+                places = torch.arange(2, device=ids.device).expand_as(reads.answers)
                 reads, clean = Reads(places, reads.targets, reads.present), clean[..., :2]
             repeats = len(alphas)
             values = self.metric(
                 at_least_float32(logits.flatten(0, 1)), clean.repeat(repeats, 1, 1), reads.repeat(repeats)
             )
+            if self.at_peak is not None:
+                self.at_peak()
             (gradient,) = torch.autograd.grad(values.sum(), leaf[0])
         if self.edges is not None:
             self.edges.finish()
@@ -203,11 +209,13 @@ class BatchPass:
             return run(*inputs)
         with query_head_copies(self.anatomy), hooked(*self.edges.hooks(self.layout)):
             # Module hooks end with the forward pass; the tensor hooks that they registered remain.
-            return run(*inputs, heads_per_kv=self.anatomy.heads_per_kv)
+            return run(*inputs)
 
     def _head_hooks(self) -> list[RemovableHandle]:
         handles = []
         for index, layer in enumerate(self.anatomy.layers):
+            if layer.whole:
+                continue
             if layer.attn_post_norm is None:
                 handles.append(layer.out.register_forward_pre_hook(self._at_z(index)))
             else:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from headwatch.attribution.batching import spans
@@ -12,15 +13,36 @@ from headwatch.probes import ProbeSet
 
 GIB = 2**30
 MIN_BUDGET_GB = 2.0
+PART_OF_FREE = 0.5
+RESERVED_COPIES = 3  # of the trainable parameters: gradients and the two moments of Adam
 
 
-def default_budget_gb(model: nn.Module) -> float:
-    """The size of the trainable parameters' gradients on this device, and at least 2 GiB, in GiB.
+def default_budget_gb(model: nn.Module, free: int | None = None) -> float:
+    """The size of the trainable parameters' gradients on this device, and at least 2 GiB; on CUDA more, where memory is
+    free. In GiB.
 
-    A training step needs this memory and a probe runs between steps, so within this budget it does not raise the peak.
-    The budget depends only on the model: batches have the same shapes at every probe, and equal weights equal scores.
+    A training step needs the memory of the gradients and a probe runs between steps, so within this budget it does not
+    raise the peak. Small batches are bound by launches of kernels on a GPU, so there half of the memory is used that is
+    free after setting aside gradients and two moments per trainable parameter, which a training may not have allocated
+    yet. The budget must stay the same during a run: then batches have the same shapes at every probe, and equal weights
+    equal scores.
+
+    Args:
+        model: the model.
+        free: free bytes of its CUDA device (`free_bytes`), or None.
     """
-    return budget_gb(trainable_bytes(model))
+    trainable = trainable_bytes(model)
+    if free is None:
+        return budget_gb(trainable)
+    return max(budget_gb(trainable), PART_OF_FREE * (free - RESERVED_COPIES * trainable) / GIB)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes of a CUDA device that torch can allocate without taking them from anyone; None for other devices."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def budget_gb(gradient_bytes: int) -> float:
@@ -35,13 +57,15 @@ def batch_sizes(
     batch_size: int | None,
     memory_budget_gb: float | None,
     reuse_prefix: bool = True,
+    whole_vocabulary: bool = False,
 ) -> tuple[int, int]:
     """Choose batches that stay within the memory budget.
 
     Estimate, in floats. Per token after the prefix: 12 M + 5 (width of the MLP) per layer and point, kept by autograd,
     and S M per pair for the sources' differences. Per token of the prefix: keys and values of all query heads and of
-    the key/value heads, per layer, and per point if each has its own copy. docs/evidence/performance.md compares the
-    estimate with measurements.
+    the key/value heads, per layer, and per point if each has its own copy. Per column with logits and token of the
+    vocabulary: both endpoints, and, if the metric reads all logits, per point two copies in the model's dtype and three
+    in float32. docs/evidence/performance.md compares the estimate with measurements.
 
     Args:
         anatomy: the model.
@@ -49,6 +73,7 @@ def batch_sizes(
         points: points of the path.
         batch_size, memory_budget_gb: see `ScoringSettings`.
         reuse_prefix: whether shared prefixes run once.
+        whole_vocabulary: whether the metric reads all logits ("kl" and "nll").
 
     Returns:
         Pairs per batch, and points of the path per forward pass.
@@ -56,7 +81,8 @@ def batch_sizes(
     if batch_size is not None:
         return batch_size, points
     if memory_budget_gb is None:
-        memory_budget_gb = default_budget_gb(anatomy.model)
+        device = next(anatomy.model.parameters()).device
+        memory_budget_gb = default_budget_gb(anatomy.model, free_bytes(device))
     like = next(anatomy.model.parameters())
     config: Any = getattr(anatomy.model, "config", None)
     masked = getattr(config, "_attn_implementation", None) in (
@@ -65,13 +91,17 @@ def batch_sizes(
     )  # others receive no mask, and runs cannot be packed
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     hidden = getattr(config, "intermediate_size", None) or 4 * anatomy.d_model
+    vocabulary = getattr(config, "vocab_size", 0)
+    columns = max(span.read_columns for span in spans(probes))
     cached = 2 * (anatomy.n_heads + anatomy.n_kv_heads) * anatomy.head_dim
 
     def need(prefix: int, tokens: int, points: int) -> int:
         """Bytes per pair."""
         copies = 1 if masked and should_pack(prefix, tokens, points) else points
         kept = points * tokens * (12 * anatomy.d_model + 5 * hidden) + copies * prefix * cached
-        return anatomy.n_layers * like.element_size() * kept + tokens * len(anatomy.sources) * anatomy.d_model * 4
+        size = like.element_size()
+        logits = columns * vocabulary * (2 * (size + 4) + (points * (2 * size + 12) if whole_vocabulary else 0))
+        return anatomy.n_layers * size * kept + tokens * len(anatomy.sources) * anatomy.d_model * 4 + logits
 
     shapes = {(s.length - s.suffix, s.suffix) if reuse_prefix else (0, s.length) for s in spans(probes)}
     tokens = max(tokens for _, tokens in shapes)

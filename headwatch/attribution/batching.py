@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headwatch.attribution.metrics import Reads
+from headwatch.attribution.transfers import on_device
 from headwatch.probes import ProbeSet
 
 
@@ -20,12 +21,14 @@ class Span:
         pair: its number in the probe set.
         start, stop: columns of the probe set.
         first_needed: column of the first difference or the first read position, whichever is earlier.
+        read_columns: number of columns from the first read position on.
     """
 
     pair: int
     start: int
     stop: int
     first_needed: int
+    read_columns: int = 1
 
     @property
     def length(self) -> int:
@@ -51,6 +54,7 @@ class Batch:
         read_columns: read positions, relative to the last `keep` columns, [B, P].
         keep: number of last columns with logits.
         reads: what the metric compares with at the read positions.
+        padded: whether any row has padding.
     """
 
     pairs: Tensor
@@ -62,6 +66,7 @@ class Batch:
     read_columns: Tensor
     keep: int
     reads: Reads
+    padded: bool
 
     @property
     def size(self) -> int:
@@ -79,8 +84,8 @@ def spans(probes: ProbeSet) -> list[Span]:
     differs = (probes.clean != probes.corrupted) & probes.attention_mask.bool()
     for pair in range(len(probes)):
         start, reads = int(probes.attention_mask[pair].argmax()), probes.read_positions[pair]
-        first = min(int(differs[pair].int().argmax()), int(reads[reads >= 0].min()))
-        out.append(Span(pair, start, int(reads.max()) + 1, first))
+        stop, read = int(reads.max()) + 1, int(reads[reads >= 0].min())
+        out.append(Span(pair, start, stop, min(int(differs[pair].int().argmax()), read), stop - read))
     return out
 
 
@@ -158,15 +163,19 @@ def _batch(probes: ProbeSet, chosen: list[Span], device: torch.device, reuse_pre
     present = read >= 0
     from_end = torch.tensor([span.stop for span in chosen])[:, None] - torch.where(present, read, read[:, :1])
     keep = int(from_end.max())
-    reads = Reads(probes.answers[pairs], probes.targets[pairs], present)
+
+    def put(values: Tensor) -> Tensor:
+        return on_device(values, device)
+
     return Batch(
         pairs=pairs,
-        clean=clean.to(device),
-        corrupted=corrupted.to(device),
-        mask=mask.to(device),
-        positions=(mask.cumsum(-1) - 1).clamp(min=0).to(device),
+        clean=put(clean),
+        corrupted=put(corrupted),
+        mask=put(mask),
+        positions=put((mask.cumsum(-1) - 1).clamp(min=0)),
         cut=length - max(span.suffix for span in chosen) if reuse_prefix else 0,
-        read_columns=(keep - from_end).to(device),
+        read_columns=put(keep - from_end),
         keep=keep,
-        reads=Reads(reads.answers.to(device), reads.targets.to(device), reads.present.to(device)),
+        reads=Reads(put(probes.answers[pairs]), put(probes.targets[pairs]), put(present)),
+        padded=min(span.length for span in chosen) < length,
     )

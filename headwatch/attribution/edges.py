@@ -1,7 +1,9 @@
 """Edge scores: gradients of the inputs of q, k, v in head space (head_space.py), expanded once per batch.
 
-The scores are one matrix product of the sources' differences delta_s with the targets' gradients, a few layers at a
-time, during the backward pass. Large tensors are divided into pieces of some tokens each (tensor_pool.py).
+The scores are one matrix product per pair, over tokens and width at once, of the sources' differences delta_s with the
+targets' gradients, a few layers at a time, during the backward pass. Both are stored by node, then by token,
+[S, B T, M] and [R', B T, M]: a node is written as one block, and a pair's tokens and width are one contiguous axis.
+Large tensors are divided into pieces of some tokens each (tensor_pool.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -14,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from headwatch.attribution.endpoints import EndpointDifferences
+from headwatch.attribution.endpoints import EndpointDifferences, first_output
 from headwatch.attribution.head_space import head_gradients
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.attribution.tensor_pool import Piece, TensorPool, pieces
+from headwatch.attribution.transfers import on_device
 from headwatch.model.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
-from headwatch.model.precision import at_least_float32
+from headwatch.model.precision import at_least_float32, without_tf32
 
 
 @dataclass
@@ -72,7 +75,7 @@ class EdgeCollector:
         n_layers = anatomy.n_layers
         waves: list[list[int]] = [[] for _ in range(n_layers + 1)]
         for index, layer in enumerate(anatomy.layers):
-            waves[index] += self._attention_targets(index)
+            waves[index] += [] if layer.whole else self._attention_targets(index)
             waves[index if layer.parallel else index + 1].append(anatomy.mlp_target(index))
         waves[-1].append(len(anatomy.targets) - 1)
         at_once = max(1, round(TARGETS_AT_ONCE / (3 * anatomy.n_heads + 1)))
@@ -84,13 +87,20 @@ class EdgeCollector:
         self._missing: dict[int, int] = {}
         self._rank_one: dict[int, list[RankOneTerms]] = {}
 
+    @without_tf32()
     def set_sources(self, differences: EndpointDifferences) -> None:
         """Compute the sources from the batch's endpoints; required before the first backward pass."""
         like, n_sources = differences.input, len(self.anatomy.sources)
         self._pieces = pieces(self.pairs, like.shape[1], n_sources * like[0, 0].nbytes, like.device)
-        self.sources = source_differences(self.anatomy, differences, self.pool, self._pieces)  # pieces of [B T, S, M]
-        self.scores = like.new_zeros(self.pairs, n_sources, len(self.anatomy.targets))
-        self._no_edge = ~self.anatomy.is_real().to(self.scores.device)
+        self.sources = source_differences(self.anatomy, differences, self.pool, self._pieces)  # pieces of [S, B T, M]
+        self._sums = [
+            like.new_zeros(self.pairs, self._n_sources(block), len(targets))
+            for block, targets in enumerate(self._blocks)
+        ]
+
+    def _n_sources(self, block: int) -> int:
+        """Number of sources before the last wave of a block: the input, and the layers that it reads."""
+        return 1 + self._last_wave[block] * (self.anatomy.n_heads + 1)
 
     def hooks(self, layout: RunLayout) -> list[RemovableHandle]:
         """Register hooks for one forward pass; call `finish` after its backward pass."""
@@ -98,6 +108,9 @@ class EdgeCollector:
         self._reads = [_AttentionReads() for _ in self.anatomy.layers]
         handles = [self.anatomy.final_norm.register_forward_pre_hook(self._own_copy(self._logits_gradient))]
         for index, layer in enumerate(self.anatomy.layers):
+            if layer.whole:
+                handles += self._node_hooks(index, layer.mlp)
+                continue
             if layer.attn_norm is not None:
                 handles.append(layer.attn_norm.module.register_forward_pre_hook(self._keep_x(index)))
             for projection in layer.projections:
@@ -113,10 +126,14 @@ class EdgeCollector:
         self._reads = []
 
     def close(self) -> Tensor:
-        """Release the sources and return the scores summed over points, [B, S, R]."""
+        """Release the sources and return the scores summed over points, [B, S, R], zero where there is no edge."""
         self.pool.release(*self.sources)
         del self.sources
-        return self.scores
+        n_sources, n_targets = len(self.anatomy.sources), len(self.anatomy.targets)
+        scores = self._sums[0].new_zeros(self.pairs, n_sources, n_targets)
+        for block, summed in enumerate(self._sums):
+            scores[:, : summed.shape[1]].index_copy_(2, on_device(self._blocks[block], scores.device), summed)
+        return scores.masked_fill_(on_device(~self.anatomy.is_real(), scores.device), 0)
 
     def _attention_targets(self, index: int) -> list[int]:
         """Targets of one layer's attention in the order of their rows in a block: all q, all k, all v."""
@@ -136,6 +153,22 @@ class EdgeCollector:
 
         return hook
 
+    def _node_hooks(self, index: int, layer: torch.nn.Module) -> list[RemovableHandle]:
+        """Hooks on a layer that is one node: dL/d(input) through the node alone is dL/d(input) - dL/d(output)."""
+        at_output: list[Tensor] = []
+
+        def after(module: Any, args: Any, output: Any) -> None:
+            first_output(output, args).register_hook(lambda grad: at_output.append(grad.detach()))
+
+        def on_gradient(grad: Tensor) -> None:
+            self._residual_gradient(at_least_float32(grad) - at_least_float32(at_output.pop()), target)
+
+        target = self.anatomy.mlp_target(index)
+        return [
+            layer.register_forward_pre_hook(self._own_copy(on_gradient)),
+            layer.register_forward_hook(after),
+        ]
+
     def _keep_x(self, index: int) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...]) -> None:
             self._reads[index].x = args[0].detach()
@@ -148,7 +181,7 @@ class EdgeCollector:
         def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             y = (output if projection.norm is None else args[0]).detach()
             for kind in projection.kinds:
-                self._reads[index].y[kind] = y[..., projection.rows(kind)]
+                self._reads[index].y[kind] = y[..., projection.rows(kind, device=y.device)]
             copies = projection.copy_heads(output)
             copies.register_hook(self._projection_gradient(index, projection))
             return copies
@@ -159,36 +192,38 @@ class EdgeCollector:
     # in any order).
 
     def _rows(self, target: int, width: int) -> list[Tensor]:
-        """Rows for the gradients of `width` targets from this one on: pieces of [B T, width, M]."""
+        """Rows for the gradients of `width` targets from this one on: pieces of [width, B T, M]."""
         block, first = self._place[target]
         targets, d_model = len(self._blocks[block]), self.anatomy.d_model
         if block not in self._incomplete:
             self._incomplete[block] = [
-                self.pool.allocate(piece, (len(piece), targets, d_model), len(piece) * self._most_targets * d_model)
-                for piece in self.sources
+                self.pool.allocate(
+                    own, (targets, piece.n_tokens, d_model), self._most_targets * piece.n_tokens * d_model
+                )
+                for piece, own in zip(self._pieces, self.sources, strict=True)
             ]
             self._missing[block] = targets
         self._missing[block] -= width
-        return [piece[:, first : first + width] for piece in self._incomplete[block]]
+        return [piece[first : first + width] for piece in self._incomplete[block]]
 
+    @without_tf32()
     def _multiply_when_complete(self, target: int) -> None:
         """Add the products of this target's block and the sources that it reads to the scores."""
         block, _ = self._place[target]
         if self._missing[block]:
             return
-        gradients = self._incomplete.pop(block)
-        self._subtract(gradients, self._rank_one.pop(block, []))
-        n_sources = 1 + self._last_wave[block] * (self.anatomy.n_heads + 1)
-        columns = torch.tensor(self._blocks[block], device=self.scores.device)
-        summed = self.scores.new_zeros(self.pairs, n_sources, len(columns))
+        gradients, n_sources = self._incomplete.pop(block), self._n_sources(block)
+        rank_one = self._joined(self._rank_one.pop(block, []), len(self._blocks[block]))
         for piece, sources, rows in zip(self._pieces, self.sources, gradients, strict=True):
-            tokens, targets = rows.shape[:2]
-            capacity = tokens * sources.shape[1] * self._most_targets
-            products = self.pool.allocate(rows, (tokens, n_sources, targets), capacity)
-            torch.bmm(sources[:, :n_sources], rows.mT, out=products)
-            summed[piece.pairs] += products.unflatten(0, (piece.n_pairs, -1)).sum(1)
-            self.pool.release(rows, products)
-        self.scores[:, :n_sources, columns] += summed.masked_fill_(self._no_edge[:n_sources, columns], 0)
+            summed = self._sums[block][piece.pairs]
+            read = sources[:n_sources]
+            summed.baddbmm_(_by_pair(read, piece), _by_pair(rows, piece).mT)
+            if rank_one is not None:
+                numbers, vectors = (term[piece.tokens] for term in rank_one)
+                dots = torch.bmm(read.transpose(0, 1), vectors.mT)  # [B T, S', n]
+                dots = dots.unflatten(0, (piece.n_pairs, -1)).transpose(1, 2).flatten(2)  # [B, S', T n]
+                summed.baddbmm_(dots, numbers.reshape(piece.n_pairs, -1, numbers.shape[-1]), alpha=-1)
+            self.pool.release(rows)
 
     def _logits_gradient(self, grad: Tensor) -> None:
         self._residual_gradient(grad, len(self.anatomy.targets) - 1)
@@ -198,16 +233,16 @@ class EdgeCollector:
 
     def _residual_gradient(self, grad: Tensor, target: int) -> None:
         with torch.no_grad():
-            summed = at_least_float32(self._layout.by_run(grad).sum(0, dtype=self.scores.dtype)).flatten(0, 1)
+            summed = self._layout.by_run(grad).sum(0, dtype=self._sums[0].dtype).flatten(0, 1)
             for piece, rows in zip(self._pieces, self._rows(target, 1), strict=True):
-                rows[:, 0] = summed[piece.tokens]
+                rows[0] = summed[piece.tokens]
             self._multiply_when_complete(target)
 
     def _projection_gradient(self, index: int, projection: Projection) -> Callable[[Tensor], None]:
         def hook(grad: Tensor) -> None:
             reads = self._reads[index]
             for kind in projection.kinds:
-                reads.grads[kind] = grad[..., projection.rows(kind, copied=True)]
+                reads.grads[kind] = grad[..., projection.rows(kind, True, grad.device)]
             if len(reads.grads) == len(KINDS):
                 with torch.no_grad():
                     self._attention_gradients(index, reads)
@@ -216,6 +251,7 @@ class EdgeCollector:
 
         return hook
 
+    @without_tf32()
     def _attention_gradients(self, index: int, reads: _AttentionReads) -> None:
         """Write the gradients at the copies of one layer's q, k and v to their rows; keep their rank-one terms."""
         layer, n_heads = self.anatomy.layers[index], self.anatomy.n_heads
@@ -236,8 +272,11 @@ class EdgeCollector:
                 terms.append(RankOneTerms(found.along_width, found.width_vector, first + place * n_heads))
             if found.along_input is not None:
                 along_input.append(found.along_input)
+        width = max(own.shape[-1] for own in sums)  # a query may carry a gate
+        sums = [F.pad(own, (0, width - own.shape[-1])) for own in sums]
+        matrices = [F.pad(own, (0, 0, 0, width - own.shape[1])) for own in matrices]
         rows = self._rows(target, 3 * n_heads)
-        _multiply_per_head(torch.cat(sums, 1), torch.cat(matrices), rows, self._pieces, self.pool)
+        _multiply_per_head(torch.cat(sums, 1), torch.cat(matrices), rows, self._pieces)
         if x is not None and r is not None:
             terms.append(RankOneTerms(torch.cat(along_input, -1), x * r, first))
 
@@ -248,20 +287,22 @@ class EdgeCollector:
             return grads.sum(1)
         return torch.bmm(self._layout.by_token(scale).mT.contiguous(), grads)[:, 0]  # contiguous: one batched product
 
-    def _subtract(self, rows: list[Tensor], terms: list[RankOneTerms]) -> None:
-        """Subtract every point's rank-one terms from rows, pieces of [B T, R', M].
+    def _joined(self, terms: list[RankOneTerms], width: int) -> tuple[Tensor, Tensor] | None:
+        """The terms of all points of a block as one product: numbers [B T, n, R'], vectors [B T, n, M].
 
-        Numbers are padded to all rows: on a slice of the rows baddbmm would run token by token.
+        Numbers are padded with zeros to all R' targets of the block.
         """
         if not terms:
-            return
-        width = rows[0].shape[1]
+            return None
         by_token = self._layout.by_token
         padded = [F.pad(term.numbers, (term.first, width - term.first - term.numbers.shape[-1])) for term in terms]
         numbers = torch.cat([by_token(own) for own in padded], 1)
-        vectors = torch.cat([by_token(term.vectors) for term in terms], 1)
-        for piece, own in zip(self._pieces, rows, strict=True):
-            own.baddbmm_(numbers[piece.tokens].mT, vectors[piece.tokens], alpha=-1)
+        return numbers, torch.cat([by_token(term.vectors) for term in terms], 1)
+
+
+def _by_pair(nodes: Tensor, piece: Piece) -> Tensor:
+    """[S, B T, M] -> [B, S, T M], without a copy."""
+    return nodes.view(len(nodes), piece.n_pairs, -1).transpose(0, 1)
 
 
 def _maps(layer: Layer, norm: Norm | None, width: int) -> Iterator[tuple[Kind, Norm | None, Tensor, Tensor]]:
@@ -271,43 +312,37 @@ def _maps(layer: Layer, norm: Norm | None, width: int) -> Iterator[tuple[Kind, N
         if norm is not None and norm.bias is not None:
             bias = bias + matrix @ norm.bias
         for kind in projection.kinds:
-            rows = projection.rows(kind)
+            rows = projection.rows(kind, device=matrix.device)
             yield kind, projection.norm, matrix[rows], bias[rows]
 
 
-def _multiply_per_head(
-    vectors: Tensor, matrices: Tensor, out: list[Tensor], where: list[Piece], pool: TensorPool
-) -> None:
-    """Write every head's vectors [B T, H, D] times its matrix [H, D, M] to pieces of [B T, H, M].
-
-    One batched product and a copy: hundreds of products per head, written in place, were slower on two threads than on
-    one (dev/log.md).
-    """
-    (rows, heads, _), width = vectors.shape, matrices.shape[-1]
-    products = pool.allocate(out[0], (heads, rows, width))
-    torch.bmm(vectors.transpose(0, 1), matrices, out=products)
+def _multiply_per_head(vectors: Tensor, matrices: Tensor, out: list[Tensor], where: list[Piece]) -> None:
+    """Write every head's vectors [B T, H, D] times its matrix [H, D, M] to pieces of [H, B T, M]."""
     for piece, own in zip(where, out, strict=True):
-        own.copy_(products[:, piece.tokens].transpose(0, 1))
-    pool.release(products)
+        torch.bmm(vectors[piece.tokens].transpose(0, 1), matrices, out=own)
 
 
 def source_differences(
     anatomy: Anatomy, differences: EndpointDifferences, pool: TensorPool, where: list[Piece]
 ) -> list[Tensor]:
-    """delta_s of every source: corrupted - clean of what it adds to the residual stream, pieces of [B T, S, M]."""
-    shape = (len(anatomy.sources), anatomy.d_model)
-    out = [pool.allocate(differences.input, (piece.n_tokens, *shape)) for piece in where]
+    """delta_s of every source: corrupted - clean of what it adds to the residual stream, pieces of [S, B T, M]."""
+    like, n_sources = differences.input, len(anatomy.sources)
+    out = [pool.allocate(like, (n_sources, piece.n_tokens, anatomy.d_model)) for piece in where]
 
     def put(source: int, states: Tensor) -> None:
         for piece, own in zip(where, out, strict=True):
-            own[:, source] = states.flatten(0, 1)[piece.tokens]
+            own[source] = states.flatten(0, 1)[piece.tokens]
 
     put(0, differences.input)
     for index, layer in enumerate(anatomy.layers):
+        put(anatomy.mlp_source(index), differences.mlp[index])
+        if layer.whole:
+            for own in out:
+                own[anatomy.head_source(index)] = 0.0
+            continue
         matrix, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
         per_head = layer.scaled(matrix.T).unflatten(0, (anatomy.n_heads, -1))  # [H, D, M]
         z = differences.z[index].flatten(0, 1).unflatten(-1, (anatomy.n_heads, -1))  # [B T, H, D]
-        first = anatomy.head_source(index).start
-        _multiply_per_head(z, per_head, [own[:, first : first + anatomy.n_heads] for own in out], where, pool)
-        put(anatomy.mlp_source(index), differences.mlp[index])
+        heads = anatomy.head_source(index)
+        _multiply_per_head(z, per_head, [own[heads] for own in out], where)
     return out

@@ -65,8 +65,17 @@ class EndpointRecorder:
         def before(key: Any) -> Any:
             return lambda module, args: self._record(key, rows(args[0]))
 
-        def after(key: Any, scale: float) -> Any:
-            return lambda module, args, output: self._record(key, rows(first_output(output, args)), scale)
+        def after(key: Any, scale: float, modules: int) -> Any:
+            """Record the sum of several modules' outputs."""
+            outputs: list[Tensor] = []
+
+            def hook(module: Any, args: tuple[Tensor, ...], output: Any) -> None:
+                outputs.append(at_least_float32(first_output(output, args).detach()))
+                if len(outputs) == modules:
+                    self._record(key, rows(torch.stack(outputs).sum(0) if modules > 1 else outputs[0]), scale)
+                    outputs.clear()
+
+            return hook
 
         def keep_embedding(module: Any, args: Any, output: Tensor) -> None:
             self.embeddings.update(rows(output))
@@ -76,12 +85,22 @@ class EndpointRecorder:
             self.anatomy.decoder_layers[0].register_forward_pre_hook(before("input")),
             self.anatomy.final_norm.register_forward_pre_hook(before("stream")),
         ]
+
+        def through(index: int) -> Any:
+            return lambda module, args, output: self._record(
+                ("mlp", index), rows(at_least_float32(first_output(output, args)) - at_least_float32(args[0]))
+            )
+
         for index, layer in enumerate(self.anatomy.layers):
+            if layer.whole:
+                handles.append(layer.mlp.register_forward_hook(through(index)))
+                continue
             if layer.attn_post_norm is None:
                 handles.append(layer.out.register_forward_pre_hook(before(("z", index))))
             else:
                 handles += self._post_norm_hooks(index, layer.out, layer.attn_post_norm, rows)
-            handles.append(layer.mlp_adds.register_forward_hook(after(("mlp", index), layer.multiplier)))
+            adds = after(("mlp", index), layer.multiplier, len(layer.mlp_adds))
+            handles += [module.register_forward_hook(adds) for module in layer.mlp_adds]
         return handles
 
     def record_logits(self, runs: RunsOf, logits: Tensor) -> None:
@@ -91,11 +110,12 @@ class EndpointRecorder:
 
     def differences(self) -> EndpointDifferences:
         """The differences, after both endpoints have run."""
-        layers = range(self.anatomy.n_layers)
+        layers, first = range(self.anatomy.n_layers), self._differences["input"]
+        none = first.new_zeros(()).expand(*first.shape[:-1], self.anatomy.n_heads * self.anatomy.head_dim)
         return EndpointDifferences(
             embedding=at_least_float32(self.embeddings["corrupted"]) - at_least_float32(self.embeddings["clean"]),
             input=self._differences["input"],
-            z=[self._differences["z", index] for index in layers],
+            z=[self._differences.get(("z", index), none) for index in layers],
             r=[self._differences.get(("r", index)) for index in layers],
             mlp=[self._differences["mlp", index] for index in layers],
             stream=self._differences["stream"],

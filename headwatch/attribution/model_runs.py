@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from headwatch.attribution.batching import Batch
 from headwatch.attribution.run_layout import RunLayout
@@ -30,15 +31,7 @@ def query_head_copies(anatomy: Anatomy) -> Iterator[None]:
         yield
 
 
-def run(
-    call: Call,
-    anatomy: Anatomy,
-    batch: Batch,
-    ids: Tensor,
-    cache: Cache | None,
-    layout: RunLayout,
-    heads_per_kv: int = 1,
-) -> Tensor:
+def run(call: Call, anatomy: Anatomy, batch: Batch, ids: Tensor, cache: Cache | None, layout: RunLayout) -> Tensor:
     """Run the model on the columns after the cut, for one or several runs of the batch.
 
     Args:
@@ -48,7 +41,6 @@ def run(
         ids: token ids of all n runs, in this layout: [n B, T - C] or [B, n (T - C)].
         cache: keys and values of the prefix, or None without a prefix (C = 0).
         layout: the layout of the runs.
-        heads_per_kv: repeats of each cached key/value head (inside `query_head_copies`).
 
     Returns:
         Logits at the read positions, [n, B, P, V].
@@ -57,10 +49,9 @@ def run(
     past = None
     if cache is not None:
         past = DynamicCache()
-        for layer, (keys, values) in enumerate(cache):
-            past.update(_copies(keys, copies, heads_per_kv), _copies(values, copies, heads_per_kv), layer)
+        past.layers = [PrefixLayer(keys, values, copies) for keys, values in cache]
     # Without padding no mask is passed, so FlashAttention and the causal kernel of sdpa can be used.
-    padded = bool((batch.mask == 0).any()) and not layout.packed
+    padded = batch.padded and not layout.packed
     columns = layout.last_columns(batch.keep, batch.clean.shape[1] - batch.cut, ids.device)
     with last_mlp_where_read(anatomy, columns), layout.separated(anatomy):
         out = call(
@@ -74,8 +65,41 @@ def run(
     return batch.pick_reads(layout.by_run(out.logits[:, -len(columns) :]))
 
 
-def _copies(states: Tensor, times: int, heads_per_kv: int) -> Tensor:
-    return states.repeat_interleave(heads_per_kv, 1).repeat(times, 1, 1, 1)
+class PrefixLayer(DynamicLayer):
+    """One layer's keys and values of the prefix, put before those of the runs in one copy.
+
+    Args:
+        keys, values: [B, K, C, D].
+        copies: runs of each pair, stacked along the batch.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, copies: int) -> None:
+        super().__init__()
+        self.keys, self.values, self.copies = keys, values, copies
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prefix and of these columns; the prefix's own are kept for no later call."""
+        keys = _AfterPrefix.apply(self.keys, key_states, self.copies)
+        return keys, _AfterPrefix.apply(self.values, value_states, self.copies)
+
+
+class _AfterPrefix(torch.autograd.Function):
+    """[B, K, C, D] and [n B, K g, T, D] -> [n B, K g, C + T, D]: one write, where `cat` would need copies to read."""
+
+    @staticmethod
+    def forward(ctx: Any, prefix: Tensor, states: Tensor, copies: int) -> Tensor:
+        pairs, kv_heads, ctx.length, width = prefix.shape
+        rows, heads, length, _ = states.shape
+        out = states.new_empty(rows, heads, ctx.length + length, width)
+        out[:, :, ctx.length :] = states
+        before = out[:, :, : ctx.length].unflatten(1, (kv_heads, -1)).unflatten(0, (copies, pairs))
+        before.copy_(prefix[None, :, :, None])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        return None, grads[0][:, :, ctx.length :], None
 
 
 @torch.no_grad()
@@ -85,10 +109,10 @@ def prefix_cache(call: Call, anatomy: Anatomy, batch: Batch) -> Cache | None:
         return None
     cut = slice(0, batch.cut)
     past = DynamicCache()
-    with last_mlp_where_read(anatomy, torch.tensor([batch.cut - 1], device=batch.clean.device)):
+    with last_mlp_where_read(anatomy, torch.arange(batch.cut - 1, batch.cut, device=batch.clean.device)):
         call(
             input_ids=batch.clean[:, cut],
-            attention_mask=batch.mask[:, cut],
+            attention_mask=batch.mask[:, cut] if batch.padded else None,
             position_ids=batch.positions[:, cut],
             past_key_values=past,
             use_cache=True,

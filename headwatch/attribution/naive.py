@@ -62,7 +62,9 @@ def _pair(anatomy: Anatomy, probes: ProbeSet, pair: int, metric: Metric, points:
         x = (e_corrupted + alpha * (e - e_corrupted)).requires_grad_()
         logits, copies = _run_with_copies(anatomy, x)
         value = metric(logits[:, columns], clean_logits[:, columns], reads).sum()
-        gradient += torch.stack(torch.autograd.grad(value, copies)).squeeze(1) / len(points)
+        existing = anatomy.is_real().any(0)
+        grads = torch.autograd.grad(value, [copy for copy, exists in zip(copies, existing, strict=True) if exists])
+        gradient[existing] += torch.stack(grads).squeeze(1) / len(points)
     edges = torch.einsum("stm,rtm->sr", delta, gradient)
     return edges * anatomy.is_real().to(edges)
 
@@ -77,7 +79,8 @@ def _outputs(anatomy: Anatomy, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     def keep_output(key: Any) -> Any:
         def hook(module: Any, args: tuple[Tensor, ...], output: Any) -> None:
             first = output[0] if isinstance(output, tuple) else output
-            states[key] = first.view_as(args[0]) if first.dim() == 2 and args[0].dim() == 3 else first
+            first = first.view_as(args[0]) if first.dim() == 2 and args[0].dim() == 3 else first
+            states[key] = states[key] + first if key in states else first  # several MLPs are one source
 
         return hook
 
@@ -86,14 +89,22 @@ def _outputs(anatomy: Anatomy, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         anatomy.decoder_layers[0].register_forward_pre_hook(keep_input("input")),
     ]
     for index, layer in enumerate(anatomy.layers):
+        if layer.whole:
+            handles.append(layer.mlp.register_forward_pre_hook(keep_input(("whole", index))))
+            handles.append(layer.mlp.register_forward_hook(keep_output(("mlp", index))))
+            continue
         handles.append(layer.out.register_forward_pre_hook(keep_input(("z", index))))
         handles.append(layer.out.register_forward_hook(keep_output(("attention", index))))
-        handles.append(layer.mlp_adds.register_forward_hook(keep_output(("mlp", index))))
+        handles += [module.register_forward_hook(keep_output(("mlp", index))) for module in layer.mlp_adds]
     with hooked(*handles):
         logits = anatomy.model(input_ids=ids[None], use_cache=False).logits
 
     outputs = [states["input"][0]]
     for index, layer in enumerate(anatomy.layers):
+        if layer.whole:  # no heads; what the layer adds to its input
+            node = states["mlp", index][0] - states["whole", index][0]
+            outputs += [torch.zeros_like(node)] * anatomy.n_heads + [node]
+            continue
         weight, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
         for head in range(anatomy.n_heads):
             columns = slice(head * anatomy.head_dim, (head + 1) * anatomy.head_dim)
@@ -125,7 +136,7 @@ def _run_with_copies(anatomy: Anatomy, embeddings: Tensor) -> tuple[Tensor, list
             """One head's query, key or value, computed from x by the model's modules; .forward skips these hooks."""
             x = projection.module.forward(x if norm is None else norm.module.forward(x))
             x = x if projection.norm is None else projection.norm.module.forward(x)
-            heads = x[..., projection.rows(kind)].unflatten(-1, (-1, anatomy.head_dim))
+            heads = x[..., projection.rows(kind)].unflatten(-1, (projection.heads_of(kind), -1))
             return heads[..., head if kind == "q" else head // anatomy.heads_per_kv, :]
 
         def hook(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -150,12 +161,28 @@ def _run_with_copies(anatomy: Anatomy, embeddings: Tensor) -> tuple[Tensor, list
 
         return hook
 
+    def only_the_node(index: int) -> Any:
+        """A layer that is one node reads its own copy of its input, and adds to the input itself."""
+
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            first = output[0] if isinstance(output, tuple) else output
+            first = first - copies[index, "mlp"] + residual[index]
+            return (first, *output[1:]) if isinstance(output, tuple) else first
+
+        return hook
+
     def keep_residual(index: int) -> Any:
         return lambda module, args: residual.__setitem__(index, args[0])
 
     handles = [anatomy.embedding.register_forward_hook(lambda module, args, output: embeddings)]
     for index, layer in enumerate(anatomy.layers):
         handles.append(anatomy.decoder_layers[index].register_forward_pre_hook(keep_residual(index)))
+        if layer.whole:
+            handles.append(layer.mlp.register_forward_pre_hook(own_copy((index, "mlp"))))
+            handles.append(layer.mlp.register_forward_hook(only_the_node(index)))
+            for head in range(anatomy.n_heads):
+                copies |= {(index, head, kind): embeddings for kind in KINDS}  # not read: no such edges
+            continue
         for projection in layer.projections:
             handles.append(projection.last.register_forward_hook(by_head(index, projection)))
         reads = through_shared_norm(index) if layer.shared_norm else own_copy((index, "mlp"))

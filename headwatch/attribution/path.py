@@ -8,6 +8,7 @@ from headwatch.errors import UserError
 
 Endpoint = Literal["clean", "corrupted"]
 ENDPOINTS: tuple[Endpoint, Endpoint] = ("clean", "corrupted")
+MAX_STEPS = 1000  # each is a backward pass; the error of five points is about 1 %
 ALPHA_RULES = ("midpoint", "right", "left", "clean", "ends")
 
 
@@ -26,6 +27,8 @@ def path_points(alphas: str, steps: int, metric_name: str) -> list[float]:
         raise UserError(f"alphas={alphas!r} is unknown; use one of {', '.join(ALPHA_RULES)}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise UserError(f"steps={steps!r} must be a whole number of at least 1 (5 is the default)")
+    if steps > MAX_STEPS:
+        raise UserError(f"steps={str(steps)[:20]}: more than {MAX_STEPS} points of the path; 5 is the default")
     if alphas == "clean":
         if metric_name == "kl":
             raise UserError(

@@ -27,7 +27,7 @@ def row_sum_error(anatomy: Anatomy, heads: Tensor, edges: Tensor) -> float:
     """
     sources = [anatomy.head_source(layer) for layer in range(anatomy.n_layers)]
     rows = torch.cat([edges[:, source] for source in sources], 1).sum(-1)
-    largest, error = float(heads.abs().max()), float((rows - heads.flatten(1)).abs().max())
+    largest, error = torch.stack([heads.abs().max(), (rows - heads.flatten(1)).abs().max()]).tolist()
     return error / largest if largest else error
 
 
@@ -43,7 +43,7 @@ def check_row_sums(anatomy: Anatomy, heads: Tensor, edges: Tensor, autocast: boo
     Raises:
         UnsupportedModelError: the error is far beyond rounding.
     """
-    dtypes = {p.dtype for p in anatomy.layers[0].out.parameters()}
+    dtypes = {p.dtype for p in anatomy.first_with_heads.out.parameters()}
     if autocast or not dtypes <= {torch.float32, torch.float64}:
         return
     error = row_sum_error(anatomy, heads, edges)

@@ -1,5 +1,6 @@
 """The scores of a pass: per-pair arrays, from which every aggregate derives."""
 
+import html
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headwatch.errors import UserError
+from headwatch.model.display import data_frame, head_columns, heat_map, shown_name, strongest
 
 Scores = TypeVar("Scores", bound="HeadScores | EdgeScores")
 
@@ -48,7 +50,7 @@ class Readings:
         return Readings(self.metric_clean[rows], self.metric_corrupted[rows], self.correct[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadScores:
     """Signed scores of every attention head: the estimated change of the metric if its output were corrupted.
 
@@ -73,6 +75,25 @@ class HeadScores:
     seconds: float = 0.0
     peak_memory_mb: float | None = None
 
+    def __repr__(self) -> str:
+        n, layers, heads = self.per_pair.shape
+        families = ", ".join(dict.fromkeys(self.families))
+        shape = f"{n} pairs of {families}, {layers} layers x {heads} heads"
+        return f"HeadScores({shape}, {self.metric}; strongest: {strongest(self.mean())})"
+
+    def _repr_html_(self) -> str:
+        n, families = len(self.families), ", ".join(dict.fromkeys(self.families))
+        title = f"Mean {self.metric} score of each head, {n} pairs of {families}; strongest: {strongest(self.mean())}"
+        return heat_map(self.mean(), html.escape(title))
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of one row per head: head ("L17.H3"), layer, index, mean, mean_abs, standard_error.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        return data_frame(head_columns(self.per_pair))
+
     def mean(self) -> Tensor:
         """Mean over pairs, [L, H]."""
         return self.per_pair.mean(0)
@@ -93,7 +114,7 @@ class HeadScores:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EdgeScores:
     """Signed scores of every edge from a source's output to a target's input (EAP-IG, paper section 2).
 
@@ -109,6 +130,31 @@ class EdgeScores:
     targets: tuple[str, ...]
     is_real: Tensor
     heads: HeadScores
+
+    def __repr__(self) -> str:
+        n, sources, targets = self.per_pair.shape
+        families, edges = ", ".join(dict.fromkeys(self.families)), int(self.is_real.sum())
+        shape = f"{n} pairs of {families}, {sources} sources x {targets} targets, {edges:,} edges"
+        return f"EdgeScores({shape}, {self.heads.metric}; strongest heads: {strongest(self.heads.mean())})"
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of one row per edge, the strongest first: source, target, mean, mean_abs.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        mean, mean_abs = self.mean(), self.mean_abs()
+        rows, columns = self.is_real.nonzero(as_tuple=True)
+        order = mean_abs[rows, columns].argsort(descending=True, stable=True)
+        rows, columns = rows[order], columns[order]
+        return data_frame(
+            {
+                "source": [shown_name(self.sources[i]) for i in rows.tolist()],
+                "target": [shown_name(self.targets[i]) for i in columns.tolist()],
+                "mean": mean[rows, columns].tolist(),
+                "mean_abs": mean_abs[rows, columns].tolist(),
+            }
+        )
 
     @property
     def families(self) -> tuple[str, ...]:

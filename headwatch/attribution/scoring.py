@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from headwatch.attribution.batch_pass import BatchPass, BatchScores
-from headwatch.attribution.batch_size import batch_sizes, default_budget_gb
+from headwatch.attribution.batch_size import batch_sizes, default_budget_gb, free_bytes
 from headwatch.attribution.batching import Batch, batches
-from headwatch.attribution.metrics import Metric, resolve_metric
+from headwatch.attribution.metrics import Metric, logit_diff, resolve_metric
 from headwatch.attribution.observer import Observer
 from headwatch.attribution.path import Path
 from headwatch.attribution.peak_memory import PeakMemory
@@ -19,6 +19,7 @@ from headwatch.attribution.scores import Checks, EdgeScores, HeadScores, Reading
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.attribution.stream_check import check_stream
 from headwatch.attribution.tensor_pool import TensorPool
+from headwatch.attribution.transfers import Downloads, wait_for
 from headwatch.errors import UserError
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import callers_autocast, under_autocast
@@ -47,7 +48,7 @@ def score_heads(
             (the clean and the corrupted run; see docs/evidence/scores.md).
         batch_size: pairs per batch; None derives it from the memory budget.
         memory_budget_gb: estimated size of one batch's activations and differences, in GiB; None allows the size of the
-            trainable parameters' gradients, and at least 2 GiB.
+            trainable parameters' gradients, and at least 2 GiB; on CUDA more, where memory is free (batch_size.py).
 
     Returns:
         Scores of N pairs, [N, L, H].
@@ -115,9 +116,12 @@ def score_pairs(
         observe: called with every batch's clean run.
     """
     require_answers(settings.metric_name, probes)
+    device = next(model.parameters()).device
+    wait_for(device)  # what the training has queued is not part of the pass
     began = time.perf_counter()
     anatomy = Anatomy.of(model)
-    budget = settings.memory_budget_gb or default_budget_gb(model)
+    reuse_prefix = reuse_prefix and not anatomy.has_whole_layers
+    budget = settings.memory_budget_gb or default_budget_gb(model, free_bytes(device))
     with ExitStack() as stack:
         stack.enter_context(read_only_pass(model, optimizer))
         like = next(model.parameters())  # sharded models are whole only now, in the dtype of the forward
@@ -125,7 +129,13 @@ def score_pairs(
         scores = _Scores(anatomy, probes, settings, dtype)
         pool = TensorPool() if settings.edges else None
         size, points_at_once = batch_sizes(
-            anatomy, probes, len(scores.path.points), settings.batch_size, budget, reuse_prefix
+            anatomy,
+            probes,
+            len(scores.path.points),
+            settings.batch_size,
+            budget,
+            reuse_prefix,
+            scores.metric is not logit_diff,
         )
         peak, autocast = PeakMemory(like.device), under_autocast(like.device)
         stack.enter_context(peak)
@@ -133,12 +143,14 @@ def score_pairs(
         for number, batch in enumerate(batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64)):
             # The first batch suffices for the stream check, which costs as much as all o_proj.
             first = number == 0
-            found = BatchPass(anatomy, call, batch, scores.metric, scores.path, points_at_once, pool, first).run()
+            parts = anatomy, call, batch, scores.metric, scores.path, points_at_once, pool
+            found = BatchPass(*parts, first=first, at_peak=peak.sample).run()
             if found.rounding is not None:
                 scores.stream_error = check_stream(anatomy, found.differences, found.rounding)
             if first and found.edges is not None:
                 check_row_sums(anatomy, found.heads, found.edges, autocast)
             scores.store(batch, found, observe)
+        scores.finish()
     return scores.result(time.perf_counter() - began, peak.mib)
 
 
@@ -162,6 +174,7 @@ class _Scores:
         name, self.metric = resolve_metric(settings.metric)
         self.path = Path.of(settings.alphas, settings.steps, name, self.metric)
         self.stream_error = 0.0
+        self._downloads = Downloads()
 
         def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.zeros(len(probes), *shape, dtype=dtype)
@@ -173,19 +186,20 @@ class _Scores:
     @torch.no_grad()
     def store(self, batch: Batch, found: BatchScores, observe: Observer | None) -> None:
         """Store one batch's scores and readings."""
-        rows, clean = batch.pairs, found.differences.clean_logits
-        self.heads[rows] = found.heads.cpu()
-        self.input[rows] = found.input.cpu()
-        for readings, logits in (
-            (self.readings.metric_clean, clean),
-            (self.readings.metric_corrupted, found.differences.corrupted_logits),
-        ):
-            readings[rows] = self.metric(logits, clean, batch.reads).cpu().to(readings.dtype)
-        self.readings.correct[rows] = batch.reads.correct(clean).cpu()
+        rows, clean, put = batch.pairs, found.differences.clean_logits, self._downloads.add
+        put(self.heads, rows, found.heads)
+        put(self.input, rows, found.input)
+        put(self.readings.metric_clean, rows, self.metric(clean, clean, batch.reads))
+        put(self.readings.metric_corrupted, rows, self.metric(found.differences.corrupted_logits, clean, batch.reads))
+        put(self.readings.correct, rows, batch.reads.correct(clean))
         if observe is not None:
             observe(rows, clean, batch.reads)
         if self.edges is not None and found.edges is not None:
-            self.edges[rows] = found.edges.cpu()
+            put(self.edges, rows, found.edges)
+
+    def finish(self) -> None:
+        """Wait for the results of all batches."""
+        self._downloads.finish()
 
     def result(self, seconds: float, peak_memory_mb: float | None) -> HeadScores | EdgeScores:
         """The scores, with their checks."""

@@ -19,7 +19,7 @@ class ScoringSettings:
         edges: also score edges, which the paper's circuit rule needs; False scores heads only.
         batch_size: pairs per batch; None derives it from the memory budget.
         memory_budget_gb: estimated size of one batch's activations and differences, in GiB; None allows the size of the
-            trainable parameters' gradients, and at least 2 GiB.
+            trainable parameters' gradients, and at least 2 GiB; on CUDA more, where memory is free (batch_size.py).
 
     Raises:
         UserError: a value is out of range or unknown.

@@ -93,9 +93,9 @@ def last_mlp_where_read(anatomy: Anatomy, columns: Tensor) -> Iterator[None]:
         whole = states.new_zeros(states.shape[0], length, states.shape[2]).index_copy(1, columns, states)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-    if not getattr(anatomy.model.config, "output_router_logits", False):
+    if not getattr(anatomy.model.config, "output_router_logits", False) and not layer.whole:
         # After all other hooks on the input of the MLP, and before all others on its output.
         handles.append(layer.mlp_reads.register_forward_pre_hook(narrow))
-        handles.append(layer.mlp_adds.register_forward_hook(widen, prepend=True))
+        handles += [module.register_forward_hook(widen, prepend=True) for module in layer.mlp_adds]
     with hooked(*handles):
         yield

@@ -64,8 +64,10 @@ class RoundingRecorder:
         for decoder_layer, layer in zip(self._anatomy.decoder_layers, self._anatomy.layers, strict=True):
             attention_adds = layer.out if layer.attn_post_norm is None else layer.attn_post_norm.module
             handles.append(decoder_layer.register_forward_pre_hook(of_stream))
+            if layer.whole:  # what it adds is the difference of its output and its input
+                continue
             handles.append(attention_adds.register_forward_hook(of_output(layer.multiplier)))
-            handles.append(layer.mlp_adds.register_forward_hook(of_output(layer.multiplier)))
+            handles += [module.register_forward_hook(of_output(layer.multiplier)) for module in layer.mlp_adds]
         return handles
 
     def deviation(self) -> Tensor:
@@ -97,7 +99,7 @@ def check_stream(anatomy: Anatomy, differences: EndpointDifferences, rounding: T
             "model: NaN or infinite values in the residual stream of a probe prompt, so no score is defined; the "
             "weights have diverged, or the dtype overflows"
         )
-    quantised = any(not p.is_floating_point() for p in anatomy.layers[0].out.parameters())
+    quantised = any(not p.is_floating_point() for p in anatomy.first_with_heads.out.parameters())
     if beyond_rounding > _LIMIT[torch.int8 if quantised else next(anatomy.model.parameters()).dtype]:
         raise UnsupportedModelError(
             "model: the outputs of its attention heads and MLPs do not add up to its residual stream (off by "
@@ -117,6 +119,10 @@ def _stream_error(anatomy: Anatomy, differences: EndpointDifferences, rounding: 
     total = differences.input.clone()
     largest = total.abs().max()
     for z, r, mlp, layer in zip(differences.z, differences.r, differences.mlp, anatomy.layers, strict=True):
+        if layer.whole:
+            total += mlp
+            largest = torch.maximum(largest, mlp.abs().max())
+            continue
         bias = getattr(layer.out, "bias", None)  # not part of any head
         out = at_least_float32(layer.out.forward(z.to(compute_type(layer.out)[0])))
         if bias is not None:
@@ -125,10 +131,11 @@ def _stream_error(anatomy: Anatomy, differences: EndpointDifferences, rounding: 
         total += out + mlp
         largest = torch.stack([largest, out.abs().max(), mlp.abs().max()]).max()
     errors = (total - differences.stream).abs()
-    of_stream, error = float(differences.stream.abs().max()), float(errors.max())
+    excesses = (errors - _STANDARD_DEVIATIONS * rounding).max()
+    numbers = torch.stack([differences.stream.abs().max(), errors.max(), excesses, rounding.max(), largest])
+    of_stream, error, excess, coarse, largest_source = numbers.tolist()
     if not math.isfinite(error) or not math.isfinite(of_stream):
         return error, math.nan
-    excess = float((errors - _STANDARD_DEVIATIONS * rounding).max())
-    if float(rounding.max()) > _COARSE * of_stream:
+    if coarse > _COARSE * of_stream:
         error = max(0.0, excess)
-    return (error / of_stream if of_stream else error), excess / max(of_stream, float(largest), 1e-30)
+    return (error / of_stream if of_stream else error), excess / max(of_stream, largest_source, 1e-30)

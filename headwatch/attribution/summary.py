@@ -3,6 +3,7 @@
 from typing import Any
 
 from headwatch.attribution.scores import HeadScores
+from headwatch.model.head_names import head_name
 from headwatch.stats import INSUFFICIENT, EvidenceSettings, carrying_set, shares, signal
 
 
@@ -34,7 +35,7 @@ def _family_summary(scores: HeadScores, settings: EvidenceSettings) -> dict[str,
     active = None if share is None else carrying_set(share, settings.carry)
     rows = [
         {
-            "head": f"a{layer}.h{head}",
+            "head": head_name(layer, head),
             "score": score,
             "share": None if share is None else float(share[layer, head]),
             "active": None if active is None else bool(active[layer, head]),

@@ -43,7 +43,10 @@ class HookCheck:
         """Modules whose input or output the formulas take as they find it: (module, input, output)."""
         parts: list[tuple[nn.Module, bool, bool]] = [(self._anatomy.final_norm, True, False)]
         for decoder_layer, layer in zip(self._anatomy.decoder_layers, self._anatomy.layers, strict=True):
-            parts += [(decoder_layer, True, True), (layer.attention, True, True), (layer.out, False, True)]
+            parts.append((decoder_layer, True, True))
+            if layer.whole:
+                continue
+            parts += [(layer.attention, True, True), (layer.out, False, True)]
             parts += [(norm.module, True, True) for norm in (layer.attn_norm, layer.attn_post_norm) if norm is not None]
             for projection in layer.projections:
                 parts.append((projection.module, True, True))

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.checkpoints.layouts import Checkpoint, Layout, find_checkpoints
-from headwatch.checkpoints.loading import Loader, adapter_base, load_tokenizer, release_memory
 from headwatch.checkpoints.saved_models import SavedModels, last_complete_step
 from headwatch.checkpoints.wholeness import SETTLED_SECONDS, STALE_SECONDS, missing, seconds_unchanged
 from headwatch.errors import UserError
 from headwatch.io.plain_json import is_number, to_number
+from headwatch.model.loading import Loader, adapter_base, load_tokenizer, release_memory
 from headwatch.monitor.settings import WatchSettings
 from headwatch.record.layout import MANIFEST
 from headwatch.record.run_folder import RunFolder

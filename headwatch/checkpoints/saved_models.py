@@ -13,6 +13,8 @@ from headwatch.probes import ProbeSet
 from headwatch.record.layout import MANIFEST
 from headwatch.record.run_folder import RunFolder
 
+UNKNOWN = 2**62  # the last step of a training that may go on
+
 
 @dataclass
 class _Arguments:
@@ -23,6 +25,15 @@ class _Arguments:
     recorded_by: str
     report_to: tuple[str, ...] = ()
     resume_from_checkpoint: None = None
+
+
+@dataclass(eq=False)
+class _State:
+    """What the callback reads of a trainer's state; one object per training, as there."""
+
+    global_step: int = 0
+    max_steps: int = UNKNOWN
+    is_world_process_zero: bool = True
 
 
 class SavedModels:
@@ -42,6 +53,7 @@ class SavedModels:
         self.folder = folder
         self._callback = HeadWatchCallback.from_settings(replace(settings, folder=folder, strict=True), tokenizer)
         self._arguments = _Arguments(str(folder), name, source)
+        self._state = _State()
         self._began = False
 
     @property
@@ -59,7 +71,7 @@ class SavedModels:
         last = self.last_step
         # At step 0 the callback would begin a new record; no trainer has step 0 when it resumes.
         step = 0 if last is None else max(last, 1)
-        self._callback.on_train_begin(self._arguments, _state(step), SimpleNamespace(), model=model)
+        self._callback.on_train_begin(self._arguments, self._at(step), SimpleNamespace(), model=model)
         self._began = True
 
     def set_probes(self, probes: ProbeSet) -> None:
@@ -68,7 +80,7 @@ class SavedModels:
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Record a row of the trainer's log."""
-        self._callback.on_log(self._arguments, _state(step), SimpleNamespace(), logs=dict(values))
+        self._callback.on_log(self._arguments, self._at(step), SimpleNamespace(), logs=dict(values))
 
     def probe(self, step: int, model: Any, final: bool = False) -> float:
         """Score a model as the callback does at the end of a step; returns the seconds.
@@ -79,7 +91,7 @@ class SavedModels:
             final: whether it is the last one.
         """
         began = time.perf_counter()
-        state = _state(step, max_steps=step if final else 0)
+        state = self._at(step, max_steps=step if final else UNKNOWN)
         self._callback.on_step_end(self._arguments, state, SimpleNamespace(), model=model)
         return time.perf_counter() - began
 
@@ -89,9 +101,13 @@ class SavedModels:
             return
         last = self.last_step or 0
         self._callback._probed = last
-        self._callback.on_train_end(self._arguments, _state(last), SimpleNamespace())
+        self._callback.on_train_end(self._arguments, self._at(last), SimpleNamespace())
         if not finished:
             self.run.update_manifest(status="running")
+
+    def _at(self, step: int, max_steps: int = UNKNOWN) -> _State:
+        self._state.global_step, self._state.max_steps = step, max_steps
+        return self._state
 
 
 def last_complete_step(folder: Path) -> int | None:
@@ -101,7 +117,3 @@ def last_complete_step(folder: Path) -> int | None:
     run = RunFolder.open(folder)
     scored = set(run.steps)  # the row of scalars is written last
     return max((row["step"] for row in run.scalars() if row["step"] in scored), default=None)
-
-
-def _state(step: int, max_steps: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(global_step=step, max_steps=max_steps, is_world_process_zero=True)

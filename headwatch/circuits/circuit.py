@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwatch.errors import UserError
+from headwatch.model.display import data_frame, shown_name, strongest
 
 if TYPE_CHECKING:  # circuits are plain numpy: comparing two of them needs no torch
     from headwatch.attribution.scores import EdgeScores
@@ -81,7 +83,7 @@ def validate_rule(top_n: float, tau: float | None) -> None:
         raise UserError(f"tau={tau!r} must be a share of the largest score below 1, or negative for an absolute value")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Circuit:
     """The edges kept by the circuit rule, and the attention heads on them.
 
@@ -97,6 +99,20 @@ class Circuit:
     importance: Floats
     top_n: float
     tau: float | None
+
+    def __repr__(self) -> str:
+        layers, heads = self.importance.shape
+        shape = f"{len(self.edges):,} edges, {len(self.heads)} of {layers * heads} heads"
+        return f"Circuit({shape}, top_n={self.top_n:g}; strongest: {strongest(self.importance)})"
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of one row per edge, the strongest first: source, target, score.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        sources, targets = ([shown_name(edge[side]) for edge in self.edges] for side in (0, 1))
+        return data_frame({"source": sources, "target": targets, "score": list(self.scores)})
 
     @property
     def heads(self) -> frozenset[tuple[int, int]]:
@@ -121,7 +137,11 @@ class Circuit:
     @classmethod
     def of_matrix(cls, strength: Floats, graph: Graph, top_n: float = TOP_N, tau: float | None = None) -> "Circuit":
         """`select`, from a matrix of mean |edge score|, [S, R]."""
-        kept = kept_edges(strength, graph, top_n, tau)
+        return cls.of_kept(strength, kept_edges(strength, graph, top_n, tau), graph, top_n, tau)
+
+    @classmethod
+    def of_kept(cls, strength: Floats, kept: Bools, graph: Graph, top_n: float, tau: float | None) -> "Circuit":
+        """The circuit of these edges, bool [S, R]; strength: mean |edge score|, [S, R]."""
         places = np.argwhere(kept)
         places = places[np.argsort(-strength[kept], kind="stable")]
         return cls(
@@ -131,6 +151,24 @@ class Circuit:
             top_n=top_n,
             tau=tau,
         )
+
+    def kept(self, sources: Sequence[str], targets: Sequence[str]) -> Bools:
+        """Which edges are in the circuit, bool [S, R].
+
+        Raises:
+            UserError: an edge that does not exist in a model with these sources and targets.
+        """
+        rows = {name: row for row, name in enumerate(sources)}
+        columns = {name: column for column, name in enumerate(targets)}
+        kept = np.zeros((len(rows), len(columns)), np.bool_)
+        for source, target in self.edges:
+            if source not in rows or target not in columns:
+                raise UserError(
+                    f"circuit: edge {source} -> {target} does not exist in this model ({len(rows)} sources, "
+                    f"{len(columns)} targets); give a circuit of this model"
+                )
+            kept[rows[source], columns[target]] = True
+        return kept
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the circuit to a file."""
@@ -176,16 +214,20 @@ def kept_edges(strength: Floats, graph: Graph, top_n: float, tau: float | None) 
     """
     validate_rule(top_n, tau)
     scores = np.where(graph.is_real, strength, -np.inf)
-    n_real = int(graph.is_real.sum())
-    n = min(n_real, int(top_n) if top_n >= 1 else max(1, round(top_n * n_real)))
+    n = n_kept(top_n, int(graph.is_real.sum()))
     threshold = np.partition(scores, -n, axis=None)[-n]
     kept = (scores >= threshold) & (scores > 0)
     if tau is not None:
         kept &= scores >= (tau * scores.max() if tau >= 0 else -tau)
-    return _prune(kept, graph)
+    return pruned(kept, graph)
 
 
-def _prune(kept: Bools, graph: Graph) -> Bools:
+def n_kept(top_n: float, n_real: int) -> int:
+    """The number of edges that top_n keeps, out of the real ones."""
+    return min(n_real, int(top_n) if top_n >= 1 else max(1, round(top_n * n_real)))
+
+
+def pruned(kept: Bools, graph: Graph) -> Bools:
     """Drop edges of nodes without a path from the input or without a path to the logits."""
     n_sources = len(graph.sources)
     nodes = graph.target_nodes()

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from headwatch.circuits.circuit import TOP_N, Bools, Floats, Graph, head_importance, heads_with_edges, kept_edges
+from headwatch.circuits.resamples import resampled_circuits
 from headwatch.stats import NullBand, pair_weights
 from headwatch.stats.importance import quantile_of
 
@@ -58,7 +61,7 @@ class CircuitHeads:
 
 
 def circuit_heads(
-    strength: ArrayLike,
+    edges: ArrayLike | Tensor,
     graph: Graph,
     top_n: float = TOP_N,
     tau: float | None = None,
@@ -69,47 +72,65 @@ def circuit_heads(
     """Apply the circuit rule to all pairs, to bootstrap resamples of them and to random halves.
 
     Args:
-        strength: |edge score| of every pair, [N, S, R].
+        edges: edge scores of every pair, signed or not, [N, S, R].
         graph: its rows and columns.
         top_n, tau: see `CircuitSettings`.
         resamples: number of bootstrap resamples of the pairs.
         seed: seed of the resamples and splits; the global random state is not used.
         splits: number of random splits of the pairs into two halves; none with fewer than 4 pairs.
     """
-    per_pair = np.asarray(strength, np.float32)
-    n = len(per_pair)
-    mean = per_pair.mean(0, dtype=np.float64)
+    return circuits_of_pairs(real_edges(edges, graph), graph, top_n, tau, resamples, seed, splits)
+
+
+def real_edges(edges: ArrayLike | Tensor, graph: Graph) -> Tensor:
+    """|edge score| of the edges that exist, float32 [N, E], on the device of `edges`."""
+    scores = edges if isinstance(edges, Tensor) else torch.from_numpy(np.asarray(edges, np.float32))
+    real = torch.from_numpy(np.flatnonzero(graph.is_real)).to(scores.device)
+    return scores.flatten(1).index_select(1, real).float().abs_()
+
+
+def circuits_of_pairs(
+    strength: Tensor,
+    graph: Graph,
+    top_n: float = TOP_N,
+    tau: float | None = None,
+    resamples: int = 50,
+    seed: int = 0,
+    splits: int = 10,
+) -> CircuitHeads:
+    """`circuit_heads` from the real edges alone: strength of every pair, [N, E] (`real_edges`)."""
+    n = len(strength)
+    mean = whole_matrix(mean_over_pairs(strength), graph)
     kept = kept_edges(mean, graph, top_n, tau)
     rng = np.random.default_rng(seed)
-    weights = pair_weights(n, resamples, rng).astype(np.float32) / n
-    real = np.flatnonzero(graph.is_real)
-    flat = per_pair.reshape(n, -1)[:, real]
-
-    def circuit_of(weight: NDArray[np.float32]) -> tuple[Bools, Floats]:
-        """Heads and importance of the circuit of the weighted mean over pairs, both [L, H]; weight: [N]."""
-        weighted = np.zeros(graph.is_real.size)
-        weighted[real] = weight @ flat
-        matrix = weighted.reshape(graph.is_real.shape)
-        keeps = kept_edges(matrix, graph, top_n, tau)
-        return heads_with_edges(keeps, graph), head_importance(matrix, keeps, graph)
-
-    times_kept, importance = np.zeros(graph.shape), np.zeros((resamples, *graph.shape), np.float32)
-    for index, weight in enumerate(weights):  # one by one: a large model's would not all fit in memory during training
-        active, importance[index] = circuit_of(weight)
-        times_kept += active
-    changes, overlaps = [], []
+    weights = [pair_weights(n, resamples, rng).astype(np.float32) / n]
     for _ in range(splits if n >= 4 else 0):
         half = np.zeros(n, np.float32)
         half[rng.permutation(n)[: n // 2]] = 1.0
-        one, other = (circuit_of(part / part.sum())[0] for part in (half, 1.0 - half))
-        changes.append(int((one ^ other).sum()))
-        overlaps.append(float((one & other).sum() / max((one | other).sum(), 1)))
+        weights.append(np.stack([part / part.sum() for part in (half, 1.0 - half)]))
+    active, importance = resampled_circuits(strength, np.concatenate(weights), graph, top_n, tau)
+    one, other = active[resamples::2], active[resamples + 1 :: 2]
+    overlaps = (one & other).sum((1, 2)) / np.maximum((one | other).sum((1, 2)), 1)
     return CircuitHeads(
         active=heads_with_edges(kept, graph),
-        stability=times_kept / max(resamples, 1),
+        stability=active[:resamples].sum(0) / max(resamples, 1),
         importance=head_importance(mean, kept, graph),
         n_edges=int(kept.sum()),
-        importance_draws=importance,
-        half_changes=np.array(changes, np.int64),
-        half_agreement=float(np.mean(overlaps)) if overlaps else float("nan"),
+        importance_draws=importance[:resamples],
+        half_changes=(one ^ other).sum((1, 2)).astype(np.int64),
+        half_agreement=float(np.mean(overlaps)) if len(overlaps) else float("nan"),
     )
+
+
+def mean_over_pairs(strength: Tensor) -> Floats:
+    """Mean of [N, E] over the pairs, [E]."""
+    if strength.device.type == "cpu":
+        return strength.numpy().mean(0, dtype=np.float64)  # torch's takes several times as long
+    return strength.double().mean(0).cpu().numpy()
+
+
+def whole_matrix(values: NDArray[np.floating], graph: Graph) -> Floats:
+    """Values of the real edges [E] as a matrix [S, R], zero elsewhere."""
+    matrix = np.zeros(graph.is_real.shape)
+    matrix[graph.is_real] = values
+    return matrix

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.commands.loading import require
-from headwatch.commands.options import add_command, seed_number
+from headwatch.commands.options import add_command, in_existing_folder, seed_number
 
 
 def add(commands: Any) -> None:
@@ -18,9 +18,14 @@ def add(commands: Any) -> None:
         "train a small model by SFT and by GRPO on this machine, with the callback, and write the report",
         "headwatch demo --out my-demo --seed 1",
     )
-    demo.add_argument("--out", default="headwatch-demo", help="folder for models, run folders and the report")
     demo.add_argument(
-        "--seed", type=seed_number, default=0, help="the same seed gives the same result on the same machine (0)"
+        "--out", type=in_existing_folder, default="headwatch-demo", help="folder for models, run folders and the report"
+    )
+    demo.add_argument(
+        "--seed",
+        type=seed_number,
+        default=0,
+        help="same seed, same result on the same machine; on another machine other heads may emerge (0)",
     )
     demo.add_argument("--quick", action="store_true", help="a test of a few seconds; too short to show anything")
     demo.add_argument("--json", action="store_true", help="print the report's path as JSON")

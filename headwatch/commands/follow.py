@@ -8,7 +8,7 @@ from typing import Any
 
 from headwatch.commands.loading import dtype_and_device
 from headwatch.commands.options import add_command, at_least_one, one_of
-from headwatch.commands.watch_options import add_model_options, add_probe_options, watch_settings
+from headwatch.commands.watch_options import add_model_options, add_probe_options, report_to, watch_settings
 from headwatch.errors import NonFiniteError, UserError
 
 # Repeated from headwatch.checkpoints.layouts, whose room imports torch; a test compares them.
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.checkpoints.follow import Follower, FollowOptions
     from headwatch.checkpoints.layouts import LAYOUTS as KNOWN
     from headwatch.checkpoints.layouts import custom_layout
-    from headwatch.checkpoints.loading import Loader
+    from headwatch.model.loading import Loader
     from headwatch.record.run_folder import RunFolder
     from headwatch.report.html import write_report
 
@@ -85,9 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         poll=arguments.poll,
         settled=arguments.settled,
     )
-    names = arguments.report_to[0] if len(arguments.report_to) == 1 else arguments.report_to
-    wandb = "start" if "wandb" in arguments.report_to else "off"
-    settings = watch_settings(arguments, every=arguments.every, report_to=names, wandb=wandb)
+    settings = watch_settings(arguments, every=arguments.every, **report_to(arguments.report_to))
     out = Path(arguments.out) if arguments.out else folder / "headwatch"
     say = (lambda line: print(line, file=sys.stderr, flush=True)) if arguments.json else _say
     follower = Follower(options, settings, out, Loader(dtype, device), say, None if arguments.no_report else report)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 # Repeated from headwatch.attribution and headwatch.probes, which import torch; a test compares them.
@@ -19,6 +20,14 @@ def add_command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def in_existing_folder(text: str) -> str:
+    """Type of an option: a path whose folder exists, so that a mistyped path creates no folders."""
+    folder = Path(text).expanduser().resolve().parent
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: the folder {folder} does not exist; create it first")
+    return text
 
 
 def at_least_one(text: str) -> int:

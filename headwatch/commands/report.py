@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from headwatch.commands.options import add_command
+from headwatch.commands.options import add_command, in_existing_folder
 
 
 def add(commands: Any) -> None:
@@ -22,8 +22,19 @@ def add(commands: Any) -> None:
         metavar="FOLDER",
         help="a trainer's output_dir, the headwatch/ folder in it, or a folder that holds several of them",
     )
-    report.add_argument("--out", default=None, help="file to write (report.html in the first FOLDER's run folder)")
-    report.add_argument("--figures", default=None, metavar="DIR", help="also write the figures as SVG files to DIR")
+    report.add_argument(
+        "--out",
+        type=in_existing_folder,
+        default=None,
+        help="file to write (report.html in the first FOLDER's run folder)",
+    )
+    report.add_argument(
+        "--figures",
+        type=in_existing_folder,
+        default=None,
+        metavar="DIR",
+        help="also write the figures as SVG files to DIR",
+    )
     report.add_argument("--json", action="store_true", help="print the paths as JSON")
 
 

@@ -29,6 +29,9 @@ def add_probe_options(parser: argparse.ArgumentParser, openers: bool = True) -> 
         "--alphas", type=one_of(ALPHAS), default="midpoint", help=f"position of these points: {', '.join(ALPHAS)}"
     )
     parser.add_argument("--heads-only", action="store_true", help="score no edges: faster, without the circuit rule")
+    parser.add_argument(
+        "--top-n", type=float, default=0.027, help="edges of the circuit rule: a number, or a share below 1 (0.027)"
+    )
     parser.add_argument("--batch-size", type=at_least_one, default=None, help="pairs per batch (by memory)")
     parser.add_argument(
         "--questions",
@@ -45,9 +48,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (cuda if available, else cpu)")
 
 
+def report_to(names: list[str]) -> dict[str, Any]:
+    """The settings report_to and wandb; a W&B run is started, because no trainer did."""
+    return {
+        "report_to": names[0] if len(names) == 1 else names,
+        "wandb": "start" if "wandb" in names else "off",
+    }
+
+
 def watch_settings(arguments: argparse.Namespace, **changes: Any) -> Any:
     """The WatchSettings of the options."""
     from headwatch.attribution.settings import ScoringSettings
+    from headwatch.circuits.circuit import CircuitSettings
     from headwatch.monitor.settings import WatchSettings
     from headwatch.probes import Openers
 
@@ -64,5 +76,11 @@ def watch_settings(arguments: argparse.Namespace, **changes: Any) -> Any:
     )
     openers = Openers(questions=tuple(arguments.questions)) if arguments.questions else Openers()
     return WatchSettings(
-        probes=probes, n_pairs=arguments.pairs, seed=arguments.seed, scoring=scoring, openers=openers, **changes
+        probes=probes,
+        n_pairs=arguments.pairs,
+        seed=arguments.seed,
+        scoring=scoring,
+        circuit=CircuitSettings(top_n=arguments.top_n),
+        openers=openers,
+        **changes,
     )

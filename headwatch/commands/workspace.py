@@ -1,10 +1,13 @@
 """`headwatch workspace ENTITY/PROJECT`: save a W&B view."""
 
 import argparse
+import difflib
 import json
+import sys
 from typing import Any
 
-from headwatch.commands.options import add_command
+from headwatch.commands.options import FAMILIES, add_command
+from headwatch.errors import UserError
 
 
 def add(commands: Any) -> None:
@@ -31,6 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     entity, project = workspace.parse_target(arguments.target)
     families = tuple(arguments.families)
+    for name in set(families) - {*FAMILIES, "openers"}:
+        if close := difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.8):
+            raise UserError(f"--families {name}: did you mean {close[0]}?")
+        print(f"headwatch: {name} is no built-in family: its charts fill if your own pairs have it", file=sys.stderr)
     view = workspace.build(entity, project, families, arguments.name)
     url = None if arguments.dry_run else workspace.save(view)
     if arguments.json:

@@ -38,6 +38,11 @@ class Event:
         raw_before: mean raw score at the reference probe, in the metric's units.
         raw_now: mean raw score at `step`.
         raw_p: p value of their paired change.
+        patched_before: the share by exact patching at the reference probe; None if the head was not patched there.
+        patched_now: the share by exact patching at `step`; None if the head was not patched.
+        patched_p: p value of their paired change.
+        patching: what exact patching says of the event (`lives.exact_patching`): "supports", "same sign" or
+            "contradicts"; None if the head was not patched.
         status: "confirmed", "pending" (the next probe has yet to find it again) or "withdrawn" (it did not).
         settled_at: step of the later probe that confirmed or withdrew it; None: no later probe did.
     """
@@ -60,6 +65,10 @@ class Event:
     raw_before: float | None = None
     raw_now: float | None = None
     raw_p: float | None = None
+    patched_before: float | None = None
+    patched_now: float | None = None
+    patched_p: float | None = None
+    patching: str | None = None
     status: str = CONFIRMED
     settled_at: int | None = None
 

@@ -1,6 +1,9 @@
 """HeadHistory: the states and events of all heads over a run, by the evidence rule or by the paper's circuit rule."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,8 +15,10 @@ from headwatch.lives import states
 from headwatch.lives.circuit_rule import CircuitRule
 from headwatch.lives.events import PENDING, WITHDRAWN, Event
 from headwatch.lives.evidence_rule import EvidenceRule
+from headwatch.lives.exact_patching import EventPatching
 from headwatch.lives.history_arrays import HistoryArrays, Verdict
 from headwatch.lives.reward_coupling import Coupling, couple
+from headwatch.lives.running_summary import RunningSummary
 from headwatch.lives.states import ACTIVE, NEWLY_ACTIVE, HeadState, Spell, is_in
 from headwatch.lives.survival import KaplanMeier, kaplan_meier
 from headwatch.stats import Change, EvidenceSettings, NullBand
@@ -83,8 +88,12 @@ class HeadHistory:
         self.arrays = HistoryArrays((self.n_layers, self.n_heads))
         self._evidence = EvidenceRule(self.settings, family)
         self._circuit = CircuitRule(family)
+        self._patching = EventPatching(self.settings)
         self._n_pairs: int | None = None
         self._effect_draws = EffectDraws()
+        self._base: int | None = None  # index of the base probe
+        self._settled = RunningSummary.empty(self.arrays.shape)
+        self._summarised = 0  # number of probes in it
 
     # --- adding probes ------------------------------------------------------------------------------------------------
 
@@ -146,6 +155,26 @@ class HeadHistory:
         if draws is not None:
             self._check_heads("importance_draws", draws.shape[1:])
         return self._append(step, self._circuit.judge(step, member, size, keeps, draws))
+
+    def add_patched(self, effects: ArrayLike, metric_clean: ArrayLike, metric_corrupted: ArrayLike) -> list[Event]:
+        """Add exact effects of some heads at the last probe, and complete the events that this probe found.
+
+        Args:
+            effects: exact effects, [N, L, H]; NaN where a head was not patched.
+            metric_clean: [N].
+            metric_corrupted: [N].
+
+        Returns:
+            The new events of the last probe, with their patched shares (`lives.exact_patching`).
+        """
+        values, clean, corrupted = (_float32(x) for x in (effects, metric_clean, metric_corrupted))
+        step = self.steps[-1]
+        self._check_pairs(step, values, clean, corrupted)
+        if self.signal[-1] == stats.OK and np.isfinite(values).all(axis=0).any():
+            self.events = self._patching.complete(self.events, (values, clean, corrupted), step, self.base_step)
+        found = [event for event in self.events if event.step == step]
+        self._evidence.pending = [event for event in found if event.status == PENDING]
+        return found
 
     # --- arrays over probes, [P, L, H] --------------------------------------------------------------------------------
 
@@ -280,8 +309,7 @@ class HeadHistory:
     def membership_changes(self) -> list[int]:
         """Heads that are in the active set and were not at the base, or the reverse, with or without evidence, [P]."""
         member = self.member
-        base = 0 if self.base_step is None else self.steps.index(self.base_step)
-        return states.heads_at(member ^ member[base]) if self.steps else []
+        return states.heads_at(member ^ member[self._base or 0]) if self.steps else []
 
     def n_detectable(self) -> list[int]:
         """Number of active heads whose loss would be detected, [P]."""
@@ -304,7 +332,7 @@ class HeadHistory:
     @property
     def base_step(self) -> int | None:
         """Step of the base probe, the first one with signal; None until there is one."""
-        return next((step for step, signal in zip(self.steps, self.signal, strict=True) if signal == stats.OK), None)
+        return None if self._base is None else self.steps[self._base]
 
     @property
     def pending(self) -> list[Event]:
@@ -380,7 +408,8 @@ class HeadHistory:
         """Approximate number of pairs needed to detect the loss of nine in ten active heads (`stats.pairs_needed`)."""
         if not self._evidence.has_base or self.signal[-1] != stats.OK:
             return None
-        return stats.pairs_needed(self._evidence.previous.share, self.active[-1], self.settings)
+        active = is_in(self.arrays.rows[-1].state, ACTIVE)
+        return stats.pairs_needed(self._evidence.previous.share, active, self.settings)
 
     def coupling(self, training: Iterable[Mapping[str, Any]], key: str = "reward") -> Coupling:
         """Rank correlation of the number of newly active heads with a logged value, aligned at the probes."""
@@ -390,39 +419,54 @@ class HeadHistory:
         """The headline numbers of the last probe, by name; cohorts as cohort/<step of first emergence>."""
         if not self.steps:
             return {}
-        of_states = {label.replace("-", "_"): n[-1] for label, n in self.counts().items()}
+        now, last = self._summary(), self.arrays.rows[-1]
+        of_states = {label.replace("-", "_"): n for label, n in self.latest_counts().items()}
         of_states["retained"] += of_states.pop("base")  # one curve over the whole run, the base probe included
-        importance = self.importance[-1]
+        before = is_in(self.arrays.rows[-2].state, ACTIVE) if len(self.steps) > 1 else now.active
         scalars: dict[str, float] = {
-            "active": int(self.active[-1].sum()),
-            "newly_active": self.newly_active()[-1],
+            "active": int(now.active.sum()),
+            "newly_active": int(now.newly_active.sum()),
             **of_states,
-            "events": sum(event.step == self.steps[-1] for event in self.events),
-            "median_spell": self.median_spell(),
-            "turnover": self.turnover()[-1],
-            "persistence": self.persistence(),
-            "emergence_centre": self.emergence_centre(),
-            **{f"cohort/{first}": n[-1] for first, n in self.cohorts().items()},
-            "importance_entropy": entropy(importance),
-            "importance_kurtosis": kurtosis(importance),
+            "events": sum(1 for _ in takewhile(lambda e: e.step == self.steps[-1], reversed(self.events))),
+            "median_spell": kaplan_meier(*now.first_spells()).median,
+            "turnover": int((now.active ^ before).sum()),
+            "persistence": now.persistence(),
+            "emergence_centre": states.mean_layer(now.emerged_by_layer()),
+            **{f"cohort/{first}": n for first, n in now.cohorts().items()},
+            "importance_entropy": entropy(last.importance),
+            "importance_kurtosis": kurtosis(last.importance),
         }
-        return scalars | self._latest_evidence() if self.rule == "evidence" else scalars
+        return scalars | self._latest_evidence(now.active) if self.rule == "evidence" else scalars
 
-    def _latest_evidence(self) -> dict[str, float]:
-        """The scalars that only the evidence rule has."""
-        band = self.null_band[-1]
+    def latest_counts(self) -> dict[str, int]:
+        """State label -> number of heads in that state at the last probe; they sum to L * H."""
+        return {label: n[0] for label, n in states.counts(self.arrays.rows[-1].state[None]).items()}
+
+    def _latest_evidence(self, active: Bools) -> dict[str, float]:
+        """The scalars that only the evidence rule has; active: heads at the last probe, [L, H]."""
+        row = self.arrays.rows[-1]
         return {
-            "strengthened": int(self.strengthened[-1].sum()),
-            "weakened": int(self.weakened[-1].sum()),
-            "pending": len(self.pending),
-            "detectable": self.n_detectable()[-1],
-            "importance_intensity": intensity(self.raw[-1]),
-            "metric_gap": self.metric_gap[-1],
-            "split_half_agreement": self.split_half[-1],
-            "membership_changes": self.membership_changes()[-1],
-            **({} if band is None else {"membership_changes_by_chance": band.median}),
+            "strengthened": int(row.strengthened.sum()),
+            "weakened": int(row.weakened.sum()),
+            "pending": len(self._evidence.pending),
+            "detectable": int((active & row.detectable).sum()),
+            "importance_intensity": intensity(row.raw),
+            "metric_gap": row.metric_gap,
+            "split_half_agreement": row.split_half,
+            "membership_changes": int((row.member ^ self.arrays.rows[self._base or 0].member).sum()),
+            **({} if row.null_band is None else {"membership_changes_by_chance": row.null_band.median}),
             "signal": float(self.signal[-1] == stats.OK),
         }
+
+    def snapshot(self) -> "HeadHistory":
+        """The history as it is now, which later probes do not change; for figures that another thread draws."""
+        other = copy(self)
+        other.arrays = copy(self.arrays)
+        other.arrays.rows = list(self.arrays.rows)
+        other.steps, other.signal = list(self.steps), list(self.signal)
+        other.events, other.withdrawn = list(self.events), list(self.withdrawn)
+        other._effect_draws = copy(self._effect_draws)
+        return other
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -435,6 +479,9 @@ class HeadHistory:
         self.steps.append(int(step))
         self.signal.append(verdict.signal)
         self.arrays.rows.append(verdict.row)
+        if self._base is None and verdict.signal == stats.OK:
+            self._base = len(self.steps) - 1
+        self._summarise_settled()
         if verdict.signal == stats.OK:
             self._effect_draws.add(verdict.importance_draws)
         return verdict.events
@@ -442,14 +489,32 @@ class HeadHistory:
     def _settle(self, event: Event, state: NDArray[np.int8]) -> None:
         """Replace or remove a pending event; a confirmed one changes the states since the probe that found it first."""
         at = (event.layer, event.head)  # a head has at most one event per probe
-        place = next(i for i, e in enumerate(self.events) if (e.step, e.layer, e.head) == (event.step, *at))
+        newest_first = reversed(range(len(self.events)))
+        place = next(i for i in newest_first if _key(self.events[i]) == (event.step, *at))
         if event.status == WITHDRAWN:
             del self.events[place]
             self.withdrawn.append(event)
             return
         self.events[place] = event
-        for row in self.arrays.rows[self.steps.index(event.step) :]:
+        for index in range(bisect_left(self.steps, event.step), len(self.arrays.rows)):
+            row = self.arrays.rows[index] = copy(self.arrays.rows[index])  # snapshots keep the row as it was
+            row.state = row.state.copy()
             row.state[at] = state[at]
+
+    def _summarise_settled(self) -> None:
+        """Add the probes whose states are final to the running summary: those before the first pending event."""
+        pending = self._evidence.pending
+        final = bisect_left(self.steps, min(event.step for event in pending)) if pending else len(self.steps)
+        for index in range(self._summarised, final):
+            self._settled.add(self.steps[index], self.arrays.rows[index].state)
+        self._summarised = max(self._summarised, final)
+
+    def _summary(self) -> RunningSummary:
+        """The running summary of all probes."""
+        summary = self._settled.copy()
+        for index in range(self._summarised, len(self.steps)):
+            summary.add(self.steps[index], self.arrays.rows[index].state)
+        return summary
 
     def _check_step(self, step: int, rule: str) -> None:
         if rule != self.rule:
@@ -476,6 +541,10 @@ class HeadHistory:
             raise UserError(
                 f"{name} has shape {shape} over heads: this history has {self.n_layers} layers x {self.n_heads} heads"
             )
+
+
+def _key(event: Event) -> tuple[int, int, int]:
+    return event.step, event.layer, event.head
 
 
 def _float32(values: ArrayLike) -> Floats:

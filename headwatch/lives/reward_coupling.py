@@ -66,10 +66,12 @@ def couple(steps: Sequence[int], counts: Sequence[float], rows: Sequence[Mapping
         key: the logged value.
     """
     logged = [(row["step"], float(row[key])) for row in rows if _is_finite(row.get(key))]
+    logged.sort(key=lambda entry: entry[0])
     at, values = np.array([step for step, _ in logged]), np.array([value for _, value in logged])
+    ends = np.searchsorted(at, steps, side="right")
     paired = []
     for index in range(1, len(steps)):
-        window = values[(at > steps[index - 1]) & (at <= steps[index])] if logged else values
+        window = values[ends[index - 1] : ends[index]]
         if len(window):
             paired.append((int(steps[index]), counts[index], float(window.mean())))
     when, heads, means = zip(*paired, strict=True) if paired else ((), (), ())

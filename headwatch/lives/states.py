@@ -182,10 +182,14 @@ def layer_profile(state: States) -> dict[str, list[int]]:
 
 def emergence_centre(state: States) -> float:
     """Mean layer of the heads that ever emerged, 0 the first layer and 1 the last; NaN where none has emerged."""
-    layers = np.array(layer_profile(state)["emerged"])
-    if not layers.sum():
+    return mean_layer(np.array(layer_profile(state)["emerged"]))
+
+
+def mean_layer(heads: NDArray[np.int64]) -> float:
+    """Mean layer of a number of heads by layer, [L]; 0 the first layer and 1 the last, NaN without heads."""
+    if not heads.sum():
         return float("nan")
-    return float(layers @ np.arange(len(layers)) / layers.sum() / max(len(layers) - 1, 1))
+    return float(heads @ np.arange(len(heads)) / heads.sum() / max(len(heads) - 1, 1))
 
 
 def heads_at(where: Bools) -> list[int]:

@@ -66,17 +66,25 @@ class Projection:
     n_kv_heads: int
     head_dim: int
 
+    def heads_of(self, kind: Kind) -> int:
+        """Number of heads of one kind. A query may be wider than D: a gate of the head's output follows it."""
+        return self.n_heads if kind == "q" else self.n_kv_heads
+
     @property
     def last(self) -> nn.Module:
         """The module whose output is split into heads: the norm after the projection, or the projection."""
         return self.module if self.norm is None else self.norm.module
 
-    def rows(self, kind: Kind, copied: bool = False) -> slice | Tensor:
-        """Indices of one kind in the output of `last`, head by head; or in the output of `copy_heads`, if `copied`."""
+    def rows(self, kind: Kind, copied: bool = False, device: torch.device | None = None) -> slice | Tensor:
+        """Indices of one kind in the output of `last`, head by head; or in the output of `copy_heads`, if `copied`.
+
+        On `device` where they are a tensor.
+        """
         if self.fused is None:
             return slice(None)
         if self.fused == "interleaved":
-            places = torch.arange(3 * self.n_heads * self.head_dim).unflatten(0, (self.n_heads, 3, self.head_dim))
+            count = 3 * self.n_heads * self.head_dim
+            places = torch.arange(count, device=device).unflatten(0, (self.n_heads, 3, self.head_dim))
             return places[:, KINDS.index(kind)].flatten()
         queries = self.n_heads * self.head_dim
         keys = queries if copied else self.n_kv_heads * self.head_dim
@@ -116,8 +124,10 @@ class Layer:
         mlp_reads: the module whose input is the residual vector read by the MLP: the norm before it, or the MLP;
             or, if attention and MLP share a norm, the MLP, whose input is the output of that norm.
         shared_norm: whether the MLP reads the output of `attn_norm`.
+        whole: whether the layer has no attention heads: mixer and MLP are one node, m{l}, which reads its input. Then
+            `mlp` is the decoder layer itself, and `attention` and `out` are modules that are never called.
         mlp: the MLP, or the expert block.
-        mlp_adds: the module whose output, times `multiplier`, the MLP adds to the residual stream.
+        mlp_adds: the modules whose outputs, summed and times `multiplier`, the MLP adds to the residual stream.
         multiplier: scales what attention and MLP add to the stream.
         parallel: whether the MLP reads the input of attention instead of the stream after attention.
     """
@@ -129,10 +139,11 @@ class Layer:
     attn_post_norm: Norm | None
     mlp_reads: nn.Module
     mlp: nn.Module
-    mlp_adds: nn.Module
+    mlp_adds: tuple[nn.Module, ...]
     multiplier: float = 1.0
     parallel: bool = False
     shared_norm: bool = False
+    whole: bool = False
 
     def scaled(self, out: Tensor) -> Tensor:
         """o_proj's output as it enters the stream, [..., M], without the post-norm's 1 / rms, which varies by token."""
@@ -151,7 +162,8 @@ class Anatomy:
         decoder_layers: the decoder layers' modules.
         embedding: the token embedding module; integrated gradients interpolates its output.
         final_norm: the module whose input is the residual vector read by the logits.
-        n_layers, n_heads, n_kv_heads, head_dim, d_model: L, H, K, D, M.
+        n_layers, n_heads, n_kv_heads, head_dim, d_model: L, H, K, D, M. Heads of a layer without attention
+            (`Layer.whole`) are counted; they have no edges, and their scores are 0.
     """
 
     model: nn.Module
@@ -169,6 +181,16 @@ class Anatomy:
     def heads_per_kv(self) -> int:
         """Query heads per key/value head."""
         return self.n_heads // self.n_kv_heads
+
+    @property
+    def has_whole_layers(self) -> bool:
+        """Whether some layers have no attention heads; their state cannot be cut off after a shared prefix."""
+        return any(layer.whole for layer in self.layers)
+
+    @property
+    def first_with_heads(self) -> Layer:
+        """The first layer that has attention heads."""
+        return next(layer for layer in self.layers if not layer.whole)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -212,9 +234,12 @@ class Anatomy:
         real = torch.zeros(len(self.sources), len(self.targets), dtype=torch.bool)
         for index, layer in enumerate(self.layers):
             heads = self.head_source(index)
-            real[: heads.start, self.attention_targets(index)] = True
+            real[: heads.start, self.attention_targets(index)] = not layer.whole
             real[: heads.start if layer.parallel else heads.stop, self.mlp_target(index)] = True
         real[:, -1] = True
+        for index, layer in enumerate(self.layers):
+            if layer.whole:
+                real[self.head_source(index)] = False
         return real
 
     @classmethod
@@ -268,6 +293,11 @@ class Anatomy:
             _layer(_Finder(layer, layout, model_type, f"{layout.layers}.{index}."), (n_heads, n_kv_heads, head_dim))
             for index, layer in enumerate(decoder_layers)
         )
+        if all(layer.whole for layer in layers):
+            raise UnsupportedModelError(
+                f"model: a {model_type} model should have {layout.layers}.*.{layout.attention} in some layers, "
+                f"but {type(inner).__name__} has none"
+            )
         return cls(
             model=model,
             layers=layers,
@@ -294,6 +324,12 @@ class _Finder:
     def part(self, path: str) -> Any:
         return _find(self.module, path, self.model_type, self.prefix)
 
+    def parts(self, paths: str | tuple[str, ...]) -> tuple[nn.Module, ...]:
+        """The module at a path; of several paths, those that the layer has."""
+        if isinstance(paths, str):
+            return (self.part(paths),)
+        return tuple(self.part(path) for path in paths if getattr(self.module, path, None) is not None)
+
     def norm(self, path: str | None, kind: NormKind | None = None) -> Norm | None:
         if path is None:
             return None
@@ -309,13 +345,16 @@ class _Finder:
 
 def _layer(find: _Finder, shape: tuple[int, int, int]) -> Layer:
     layout = find.layout
+    if layout.hybrid and getattr(find.module, layout.attention, None) is None:
+        one, none = find.module, nn.Identity()
+        return Layer(none, None, (), none, None, one, one, (one,), parallel=True, whole=True)
     widths: Sequence[str | None] = (*(layout.width_norms or (None, None)), None)
     kinds: list[tuple[Kind, ...]] = [KINDS] if layout.fused else [("q",), ("k",), ("v",)]
     projections = []
     for path, made, width in zip(layout.qkv, kinds, widths, strict=False):
         norm = find.norm(None if width is None else f"{layout.attention}.{width}")
         projections.append(Projection(find.part(f"{layout.attention}.{path}"), made, layout.fused, norm, *shape))
-    mlp = find.part(layout.mlp)
+    mlps = find.parts(layout.mlp)
     mlp_post_norm = find.norm(layout.mlp_post_norm)
     shared = layout.mlp_norm is not None and layout.mlp_norm == layout.attn_norm
     return Layer(
@@ -324,9 +363,9 @@ def _layer(find: _Finder, shape: tuple[int, int, int]) -> Layer:
         projections=tuple(projections),
         out=find.part(f"{layout.attention}.{layout.out}"),
         attn_post_norm=find.norm(layout.attn_post_norm),
-        mlp_reads=mlp if layout.mlp_norm is None or shared else find.part(layout.mlp_norm),
-        mlp=mlp,
-        mlp_adds=mlp if mlp_post_norm is None else mlp_post_norm.module,
+        mlp_reads=mlps[0] if layout.mlp_norm is None or shared else find.part(layout.mlp_norm),
+        mlp=mlps[0],
+        mlp_adds=mlps if mlp_post_norm is None else (mlp_post_norm.module,),
         multiplier=1.0 if layout.multiplier is None else float(find.part(layout.multiplier)),
         parallel=bool(find.part(layout.parallel)) if isinstance(layout.parallel, str) else layout.parallel,
         shared_norm=shared,

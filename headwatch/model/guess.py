@@ -13,9 +13,25 @@ from headwatch.model.reduced import text_config
 _NAMES: dict[str, tuple[str, ...]] = {
     "attention": ("self_attn", "self_attention", "attention", "attn", "temporal_block"),
     "out": ("o_proj", "out_proj", "dense", "c_proj", "wo", "attention.o_proj"),
-    "attn_norm": ("input_layernorm", "attention_layernorm", "attention_norm", "ln_1", "norm1", "self_attn_layer_norm"),
+    "attn_norm": (
+        "input_layernorm",
+        "operator_norm",
+        "attention_layernorm",
+        "attention_norm",
+        "ln_1",
+        "norm1",
+        "self_attn_layer_norm",
+    ),
     "mlp_norm": (
-        *("pre_feedforward_layernorm", "pre_mlp_layernorm", "feedforward_layernorm", "ffn_norm", "ln_2", "norm2"),
+        *(
+            "pre_feedforward_layernorm",
+            "pre_mlp_layernorm",
+            "pre_ff_layernorm",
+            "feedforward_layernorm",
+            "ffn_norm",
+            "ln_2",
+            "norm2",
+        ),
         *("post_attention_layernorm", "final_layer_norm", "mlp_norm"),
     ),
     "mlp": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "feedforward"),
@@ -34,9 +50,16 @@ def guessed_layouts(model: nn.Module) -> list[Layout]:
     if stack is None:
         return []
     path, layers = stack
-    layer, parent = layers[0], model.get_submodule(path.rpartition(".")[0])
+    with_attention = [layer for layer in layers if any(getattr(layer, name, None) for name in _NAMES["attention"])]
+    if not with_attention:
+        return []
+    layer, parent = with_attention[0], model.get_submodule(path.rpartition(".")[0])
     width = text_config(model.config).hidden_size
-    found: dict[str, Any] = {"layers": path, **_final_norm(path, parent, width)}
+    found: dict[str, Any] = {
+        "layers": path,
+        "hybrid": len(with_attention) < len(layers),
+        **_final_norm(path, parent, width),
+    }
     names = dict(layer.named_children())
     for role in ("attention", "attn_norm", "mlp_norm", "mlp"):
         found[role] = next((name for name in _NAMES[role] if name in names), None)

@@ -22,7 +22,8 @@ class Layout:
             "layer+1": LayerNorm with scale 1 + w.
         attn_norm, mlp_norm: the norms before attention and MLP, the same name if they share one; None if they read the
             residual vector directly.
-        attention, out, mlp: the attention module, its output projection, the MLP (an expert block is one MLP).
+        attention, out, mlp: the attention module, its output projection, the MLP (an expert block is one MLP). Several
+            MLPs that read the same norm and whose outputs are added are one as well; a layer may lack some of them.
         qkv: the projections of queries, keys and values; a single one if they are fused.
         fused: row order of a fused projection. "stacked": all queries, all keys, all values; "interleaved": query, key,
             value of the first head, then of the second, and so on.
@@ -32,6 +33,8 @@ class Layout:
         multiplier: attribute of a decoder layer that scales what attention and MLP add to the stream.
         parallel: whether MLP and attention of a layer read the same vector; or the attribute of the layer that is true
             then.
+        hybrid: whether some layers have no attention module (recurrent or convolutional layers). Such a layer is one
+            node, mixer and MLP together.
     """
 
     layers: str = "model.layers"
@@ -45,10 +48,11 @@ class Layout:
     out: str = "o_proj"
     attn_post_norm: str | None = None
     mlp_norm: str | None = "post_attention_layernorm"
-    mlp: str = "mlp"
+    mlp: str | tuple[str, ...] = "mlp"
     mlp_post_norm: str | None = None
     multiplier: str | None = None
     parallel: str | bool = False
+    hybrid: bool = False
 
 
 _LLAMA = Layout()
@@ -79,7 +83,28 @@ _COHERE = replace(_LLAMA, norm="layer", mlp_norm="input_layernorm", parallel=Tru
 _GLM4 = replace(_LLAMA, attn_post_norm="post_self_attn_layernorm", mlp_post_norm="post_mlp_layernorm")
 
 
+_QWEN3_NEXT = replace(_LLAMA, norm="rms+1", hybrid=True)
+_LFM2 = replace(
+    _LLAMA,
+    final_norm="model.embedding_norm",
+    attn_norm="operator_norm",
+    out="out_proj",
+    mlp_norm="ffn_norm",
+    mlp="feed_forward",
+    hybrid=True,
+)
+_JAMBA = replace(
+    _LLAMA, final_norm="model.final_layernorm", mlp_norm="pre_ff_layernorm", mlp="feed_forward", hybrid=True
+)
+
 LAYOUTS: dict[str, Layout] = {
+    **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text", "qwen3_5_text"), _QWEN3_NEXT),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), _text_path(_QWEN3_NEXT)),
+    **dict.fromkeys(("lfm2", "lfm2_moe"), _LFM2),
+    **dict.fromkeys(("bamba", "jamba"), _JAMBA),
+    "olmo_hybrid": replace(_OLMO2, hybrid=True),
+    "granitemoehybrid": replace(_GRANITE, mlp=("block_sparse_moe", "shared_mlp"), hybrid=True),
+    "granitemoeshared": replace(_GRANITE, mlp=("block_sparse_moe", "shared_mlp")),
     **dict.fromkeys(("arcee", "ernie4_5", "glm", "helium", "hunyuan_v1_dense", "mellum", "seed_oss"), _LLAMA),
     **dict.fromkeys(("aria_text", "cwm", "flint", "internlm3", "iquestcoder", "ministral", "ministral3"), _LLAMA),
     **dict.fromkeys(("dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "hunyuan_v1_moe", "solar_open"), _LLAMA),
@@ -170,19 +195,17 @@ _NOT_ATTENTION = "some or all of its layers are recurrent or convolutional and h
 _LATENT = "its heads read keys and values from a shared compressed vector after a norm of its own"
 _POST_LN = "it normalises the residual stream itself after every block, so the stream is not a sum of outputs"
 _PER_LAYER = "its layers differ in head width, and each adds an embedding of its own to the stream"
-_TWO_MLPS = "a layer adds the outputs of two MLPs"
 _NO_SCALE = "its norms have no weights"
 _SEVERAL = "it mixes several residual streams, so none of them is a sum of the heads' and MLPs' outputs"
 
 REFUSED: dict[str, str] = {
-    **dict.fromkeys(["mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "bamba"], _NOT_ATTENTION),
-    **dict.fromkeys(["zamba", "zamba2", "nemotron_h", "falcon_h1", "lfm2", "granitemoehybrid"], _NOT_ATTENTION),
-    **dict.fromkeys(["qwen3_next", "qwen3_5", "qwen3_5_text", "olmo_hybrid"], _NOT_ATTENTION),
+    **dict.fromkeys(["mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma"], _NOT_ATTENTION),
+    **dict.fromkeys(["zamba", "zamba2", "nemotron_h"], _NOT_ATTENTION),
+    "falcon_h1": "attention and a recurrent mixer run side by side in every layer",
     **dict.fromkeys(["deepseek_v2", "deepseek_v3"], _LATENT),
     **dict.fromkeys(["openai-gpt", "bert", "roberta"], _POST_LN),
     **dict.fromkeys(["gemma4", "gemma4_text"], _PER_LAYER),
     "paligemma": "its prompts attend in both directions",
-    "granitemoeshared": _TWO_MLPS,
     "olmo": _NO_SCALE,
     **dict.fromkeys(["gemma3n", "gemma3n_text"], _SEVERAL),
 }

@@ -18,6 +18,8 @@ _SIZES: dict[str, Any] = {
     **{"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2},
     **{"top_k_experts": 2, "moe_topk": 2, "moe_k": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
     **{"first_k_dense_replace": 1, "moe_layer_start_index": 1, "sliding_window": 4, "attention_chunk_size": 8},
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_window_layers": 1, "rotary_dim": 4},
 }
 # Sizes of image and sound towers; if these do not fit together, the depth alone is reduced.
@@ -56,6 +58,9 @@ def reduced(config: Any) -> Any:
         elif isinstance(old, int) and not isinstance(old, bool) and (old > value or "token_id" in name):
             with suppress(AttributeError):  # a property
                 setattr(text, name, value)
+    for name, value in {"attn_layer_period": 2, "attn_layer_offset": 1, "attn_layer_indices": [layers - 1]}.items():
+        if getattr(text, name, None) is not None:  # hybrids with rare attention layers
+            setattr(text, name, value)
     for name, value in (("head_dim", HEAD_DIM), ("num_key_value_heads", HEADS)):
         if getattr(text, name, 0) is None:
             setattr(text, name, value)

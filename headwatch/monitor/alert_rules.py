@@ -81,7 +81,7 @@ def reward_up_probes_down(
 
 def base_dropped(history: Any, settings: AlertSettings = DEFAULTS) -> Alert | None:
     """Nearly all base heads were dropped."""
-    counts = {label: n[-1] for label, n in history.counts().items()}
+    counts = history.latest_counts()
     base = counts["base"] + counts["retained"] + counts["dropped"]
     if base < settings.min_base or counts["dropped"] < settings.dropped * base:
         return None
@@ -127,10 +127,10 @@ def no_verdict(history: Any, n_pairs: int | None = None, settings: AlertSettings
             return Alert(step, "insufficient_data", family, text, n_pairs, least)
         text = (
             f"{family}: insufficient signal, the metric differs too little between clean and corrupted prompts (mean "
-            f"gap {history.metric_gap[-1]:.3g}): this probe records no events."
+            f"gap {history.arrays.rows[-1].metric_gap:.3g}): this probe records no events."
         )
-        return Alert(step, "insufficient_signal", family, text, history.metric_gap[-1], None)
-    agreement = history.split_half[-1]
+        return Alert(step, "insufficient_signal", family, text, history.arrays.rows[-1].metric_gap, None)
+    agreement = history.arrays.rows[-1].split_half
     if agreement < settings.split_half:
         text = (
             f"{family}: head scores of random halves of the pairs correlate with {agreement:.2f} (below "

@@ -65,7 +65,7 @@ def on_main(action: Callable[[], Any]) -> Any:
 
 
 def reduce_over_ranks(values: Tensor, how: str) -> Tensor:
-    """All-reduce a tensor; `how` is "SUM" or "MAX". On the CPU."""
+    """All-reduce a tensor; `how` is "SUM", "MAX" or "MIN". On the CPU."""
     if world()[1] == 1:
         return values
     moved = values.to(_device())

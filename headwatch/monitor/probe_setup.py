@@ -1,6 +1,6 @@
 """The probe set of a run: made once, the same on every process, and read back when the run is resumed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from headwatch.attribution.metrics import Metric
 from headwatch.attribution.per_family import Metrics
 from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.distributed import on_main
+from headwatch.monitor.family_choice import FamilyChoice, choose_families
 from headwatch.monitor.settings import WatchSettings
 from headwatch.probes import Openers, ProbeSet
 from headwatch.probes.families import OPENERS
@@ -38,6 +39,19 @@ class ProbeSpec:
     def has_openers(self) -> bool:
         """Whether the opener family is named."""
         return names_openers(self.probes)
+
+    def chosen(
+        self, settings: WatchSettings, tokenizer: Any, model: nn.Module, optimizer: Any, resumed: RunFolder | None
+    ) -> tuple["ProbeSpec", FamilyChoice | None]:
+        """This spec with named families, and how they were chosen (None if the user named the probes).
+
+        Every process must call this.
+        """
+        if self.probes is not None:
+            return self, None
+        metric, least = settings.scoring.metric, settings.evidence.min_gap_t
+        choice = choose_families(tokenizer, model, metric, self.n_pairs, least, self.seed, optimizer, resumed)
+        return replace(self, probes=list(choice.families)), choice
 
     def freeze(self, tokenizer: Any, model: nn.Module, optimizer: Any, resumed: RunFolder | None) -> ProbeSet:
         """The probe set, the same on every process; every process must call this.

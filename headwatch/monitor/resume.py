@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
 from headwatch.errors import UserError
 from headwatch.io.atomic import write_atomic
+from headwatch.io.schema import problem
 from headwatch.probes import ProbeSet
 from headwatch.record.recorded_settings import recorded_settings
 from headwatch.record.run_folder import RunFolder
@@ -24,6 +27,17 @@ FIXED = (
     *("scoring.metric", "scoring.steps", "scoring.alphas", "scoring.edges", "circuit.top_n", "circuit.tau"),
     *("openers", "evidence"),
 )
+
+
+class _Note(BaseModel):
+    """What a sidecar must hold to be followed."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    record: str = Field(max_length=4096)
+    created: str | None
+
+
+_NOTE: TypeAdapter[Any] = TypeAdapter(_Note)
 
 
 def write_sidecar(checkpoint: Path, run: RunFolder, step: int, last_probe: int | None) -> None:
@@ -47,10 +61,10 @@ def write_sidecar(checkpoint: Path, run: RunFolder, step: int, last_probe: int |
 def read_sidecar(checkpoint: Path) -> dict[str, Any] | None:
     """The sidecar of a checkpoint; None if it is missing or unreadable."""
     try:
-        note = json.loads((checkpoint / SIDECAR).read_text(encoding="utf-8"))
+        note: dict[str, Any] = json.loads((checkpoint / SIDECAR).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return note if isinstance(note, dict) else None
+    return note if problem(_NOTE, note) is None else None
 
 
 def find_record(args: Any, step: int, path: Path) -> RunFolder | None:
@@ -66,8 +80,8 @@ def find_record(args: Any, step: int, path: Path) -> RunFolder | None:
     if here is not None and (note is None or note.get("created") == here.manifest.get("created")):
         return here
     if note is not None:
-        named = checkpoint / str(note.get("record"))
-        if (named / "manifest.json").is_file():
+        named = checkpoint / note["record"]
+        if _is_record(named):
             there = RunFolder.open(named)
             if there.manifest.get("created") == note.get("created"):
                 return there.copy_to(path)
@@ -77,6 +91,13 @@ def find_record(args: Any, step: int, path: Path) -> RunFolder | None:
         path,
     )
     return None
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        return (path / "manifest.json").is_file()
+    except OSError:  # a name that the file system does not take
+        return False
 
 
 def check_same_run(run: RunFolder, probes: ProbeSet, shape: tuple[int, int], settings: Mapping[str, Any]) -> None:

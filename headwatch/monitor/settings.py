@@ -7,6 +7,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from headwatch.analysis.event_patching import PATCHING
 from headwatch.attribution.path import path_points
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.circuits.circuit import CircuitSettings
@@ -15,7 +16,7 @@ from headwatch.monitor.alerts import AlertSettings
 from headwatch.monitor.nested_options import as_settings, read_settings
 from headwatch.probes import FAMILIES, Openers, ProbeSet
 from headwatch.probes.families import OPENERS
-from headwatch.probes.resolve import DEFAULT_FAMILIES, names_openers
+from headwatch.probes.resolve import names_openers
 from headwatch.sinks import check_report_to
 from headwatch.stats import EvidenceSettings
 
@@ -34,7 +35,8 @@ class WatchSettings:
     """What the monitor watches, how often, and where it reports.
 
     Attributes:
-        probes: a ProbeSet, a family name or several, a file, or None for the default families.
+        probes: a ProbeSet, a family name or several, a file, or None (or "auto"): the built-in
+            families with signal on the model, found by a look at a few pairs when training begins.
         every: optimizer steps between probes.
         max_overhead: largest time of a probe as a share of the training time since the last one; probes that would take
             longer are put off, in multiples of `every`. None does not limit it.
@@ -45,6 +47,8 @@ class WatchSettings:
         evidence: the evidence rule.
         openers: how the pairs of the family "openers" are made and read.
         alerts: thresholds of the alerts.
+        patching: exact patching of events: "events" (the heads of new events, at most at the cost of the scores, and
+            the strongest heads at the base probe, at most at three times that), "all" (no limit) or "none".
         folder: the run folder; None is {output_dir}/headwatch.
         report_to: where probes are shown: "auto", "none", or names out of wandb, trackio and tensorboard.
         wandb: "auto" (the W&B run that exists), "start" (or a new one) or "off".
@@ -66,12 +70,15 @@ class WatchSettings:
     evidence: EvidenceSettings = field(default_factory=EvidenceSettings)
     openers: Openers = field(default_factory=Openers)
     alerts: AlertSettings = field(default_factory=AlertSettings)
+    patching: str = "events"
     folder: str | PathLike[str] | None = None
     report_to: str | Sequence[str] = "auto"
     wandb: str = "auto"
     strict: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.probes, str) and self.probes == "auto":
+            object.__setattr__(self, "probes", None)
         for name in ("probes", "report_to"):  # a list of one name is that name
             value = getattr(self, name)
             if isinstance(value, list | tuple) and len(value) == 1:
@@ -87,6 +94,8 @@ class WatchSettings:
             raise UserError(f"max_overhead={share!r} must be a share of the step time, above 0 and up to 1 (0.02)")
         if not isinstance(self.strict, bool):
             raise UserError(f"strict={self.strict!r} must be True or False")
+        if self.patching not in PATCHING:
+            raise UserError(f"patching={self.patching!r} is unknown; use one of {', '.join(PATCHING)}")
         _check_probes(self.probes)
         if names_openers(self.probes):
             try:
@@ -107,10 +116,8 @@ class WatchSettings:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The families that are named, the default ones included; () for a probe set or a file."""
-        if self.probes is None:
-            return DEFAULT_FAMILIES
-        if isinstance(self.probes, ProbeSet | PathLike):
+        """The families that are named; () for a probe set, a file, or families chosen when training begins."""
+        if self.probes is None or isinstance(self.probes, ProbeSet | PathLike):
             return ()
         names = (self.probes,) if isinstance(self.probes, str) else tuple(self.probes)
         return names if all(name in (*FAMILIES, OPENERS) for name in names) else ()

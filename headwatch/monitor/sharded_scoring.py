@@ -1,5 +1,6 @@
 """The pairs of a probe distributed over the ranks, and their scores gathered."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -7,12 +8,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from headwatch.attribution import Checks, EdgeScores, HeadScores
+from headwatch.analysis.event_patching import HeadsByFamily, patch_families
+from headwatch.attribution import Checks, EdgeScores, HeadScores, ScoringSettings
+from headwatch.attribution.batch_size import default_budget_gb, free_bytes
 from headwatch.attribution.observer import renumbered
 from headwatch.attribution.per_family import Metrics, completeness
 from headwatch.attribution.scores import combine_pairs, heads_of, merge, place, replace_heads
-from headwatch.monitor.distributed import gather_on_main, reduce_over_ranks, world
+from headwatch.model.anatomy import Anatomy
+from headwatch.model.read_only import left_trace
+from headwatch.monitor.distributed import ERROR, OK, agree, gather_on_main, reduce_over_ranks, world
 from headwatch.probes import ProbeSet
+
+logger = logging.getLogger(__name__)
 
 Scores = TypeVar("Scores", bound=HeadScores | EdgeScores)
 
@@ -46,6 +53,40 @@ class PairShard:
             return score(model, probes, **options)
         observe = renumbered(options.pop("observe", None), self.rows)
         return score(model, probes.select(list(self.rows)), observe=observe, **options)
+
+    def patch(
+        self,
+        model: nn.Module,
+        probes: ProbeSet,
+        metrics: Metrics,
+        heads: HeadsByFamily,
+        memory_budget_gb: float | None,
+        optimizer: object | None,
+    ) -> Tensor | None:
+        """Patch heads on these pairs and gather the effects [N, L, H]; None, with one warning, if a process failed.
+
+        Every rank must call this. See `patch_families` for the arguments.
+        """
+        anatomy = Anatomy.of(model)
+        shape, error = (anatomy.n_layers, anatomy.n_heads), None
+        own = probes.select(list(self.rows)) if self.split else probes
+        try:
+            part = patch_families(
+                model, own, metrics, heads, shape, memory_budget_gb=memory_budget_gb, optimizer=optimizer
+            )
+        except Exception as caught:
+            if left_trace(caught):
+                raise
+            error = caught
+        if agree(OK if error is None else ERROR) == OK:
+            return self.whole(part)
+        if error is not None:
+            logger.warning(
+                "headwatch: exact patching failed (%s: %s); events are recorded without it.",
+                type(error).__name__,
+                error,
+            )
+        return None
 
     def whole(self, values: Tensor) -> Tensor:
         """Gather the rows [len(rows), ...] of all ranks into [n, ...]; on the CPU, same dtype."""
@@ -92,6 +133,18 @@ class PairShard:
             return None
         # Rank r has the pairs r, r + W, ...: stacked along a second axis they are in order.
         return torch.stack(parts, 1).flatten(0, 1)[: self.n]
+
+
+def with_agreed_budget(settings: ScoringSettings, model: nn.Module) -> ScoringSettings:
+    """The settings with the default memory budget that fits every rank; unchanged where it does not depend on the rank.
+
+    Call it once per run: with one budget, batches have the same shapes at every probe.
+    """
+    free = free_bytes(next(model.parameters()).device)
+    if free is None or settings.batch_size is not None or settings.memory_budget_gb is not None:
+        return settings
+    budget = torch.tensor([default_budget_gb(model, free)], dtype=torch.float64)
+    return replace(settings, memory_budget_gb=float(reduce_over_ranks(budget, "MIN")))
 
 
 def _summed(values: Tensor) -> Tensor:

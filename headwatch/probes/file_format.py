@@ -152,11 +152,12 @@ def _parse_frozen(path: Path, data: bytes) -> ProbeSet:
             families=metadata["families"],
             provenance=Provenance(**{field.name: metadata[field.name] for field in fields(Provenance)}),
         )
+        fingerprint = metadata["fingerprint"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{damaged} ({error}); generate it again") from error
-    if probes.fingerprint != metadata["fingerprint"]:
+    if probes.fingerprint != fingerprint:
         raise UserError(
-            f"{damaged}: its fingerprint is {probes.fingerprint} and should be {metadata['fingerprint']}; "
+            f"{damaged}: its fingerprint is {probes.fingerprint} and should be {str(fingerprint)[:40]}; "
             "generate it again, or write your own pairs into a .jsonl"
         )
     return probes

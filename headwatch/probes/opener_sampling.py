@@ -3,7 +3,6 @@
 It does not use model.generate, which keeps caches and reads settings that a trainer may have changed.
 """
 
-import random
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.drawing import draw_tokens, uniforms
 from headwatch.model.forward import Call, callers_autocast
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes.padding import pad_left
 
 BATCH_SIZE = 16
-MOST_LIKELY = 1024  # tokens that a draw chooses from
 
 
 def sample_continuations(
@@ -56,8 +55,8 @@ def sample_continuations(
         size = 1 if like.dtype == torch.float64 else BATCH_SIZE
         for first in range(0, len(order), size):
             rows = order[first : first + size]
-            uniforms = torch.tensor([_uniforms(seeds[i], n_tokens) for i in rows], dtype=torch.float64)
-            drawn = _continue(call, [prompts[i] for i in rows], uniforms, like.device, temperature, top_p)
+            numbers = torch.tensor([uniforms(seeds[i], n_tokens) for i in rows], dtype=torch.float64)
+            drawn = _continue(call, [prompts[i] for i in rows], numbers, like.device, temperature, top_p)
             found |= dict(zip(rows, drawn.tolist(), strict=True))
     return [found[i] for i in range(len(prompts))]
 
@@ -84,26 +83,8 @@ def _continue(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        drawn.append(_draw(logits, uniforms[:, step], temperature, top_p))
+        drawn.append(draw_tokens(logits, uniforms[:, step], temperature, top_p))
         ids = drawn[-1][:, None].to(device)
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
         positions = positions[:, -1:] + 1
     return torch.stack(drawn, 1)
-
-
-def _draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Top-p sampling of one token per row, [B]; logits: [B, V], uniforms: [B].
-
-    On the CPU in float64, so that the draw is the same on every machine.
-    """
-    values, tokens = logits.float().topk(min(MOST_LIKELY, logits.shape[-1]), -1)
-    weights = (values.cpu().double() / temperature).softmax(-1)
-    before = weights.cumsum(-1) - weights
-    reach = (weights * (before < top_p)).cumsum(-1)
-    place = (reach <= uniforms[:, None] * reach[:, -1:]).sum(-1).clamp(max=weights.shape[1] - 1)
-    return tokens.cpu().gather(1, place[:, None])[:, 0]
-
-
-def _uniforms(seed: str, n: int) -> list[float]:
-    rng = random.Random(seed)
-    return [rng.random() for _ in range(n)]

@@ -108,6 +108,7 @@ class Openers:
         seed: int = 0,
         sample: Sample | None = None,
         longest: int = LONGEST_PAIR,
+        sample_direct: Sample | None = None,
     ) -> ProbeSet:
         """Make the pairs, the same for the same seed (and, if sampled, the same model).
 
@@ -117,6 +118,8 @@ class Openers:
             seed: of the order of the questions and of the openers.
             sample: continues prompts; needed for source "sampled".
             longest: largest number of tokens of a pair.
+            sample_direct: continues the prompts of the direct openers, where another model samples them, as in the
+                paper (the trained model gives the reasoning opener, the base model the direct one).
 
         Returns:
             n_pairs pairs of the family "openers"; ``rejected`` lists the pairs that could not be made.
@@ -131,7 +134,7 @@ class Openers:
             )
         if isinstance(n_pairs, bool) or not isinstance(n_pairs, int) or n_pairs < 1:
             raise UserError(f"n_pairs={n_pairs!r}: give a whole number of pairs of at least 1 (the default is 64)")
-        return _Maker(self, PairTokenizer(tokenizer), seed, sample, longest).make(n_pairs)
+        return _Maker(self, PairTokenizer(tokenizer), seed, sample, longest, sample_direct).make(n_pairs)
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,16 @@ class _Maker:
     """Makes the pairs of one set, in batches of questions."""
 
     def __init__(
-        self, openers: Openers, tokenizer: PairTokenizer, seed: int, sample: Sample | None, longest: int
+        self,
+        openers: Openers,
+        tokenizer: PairTokenizer,
+        seed: int,
+        sample: Sample | None,
+        longest: int,
+        sample_direct: Sample | None = None,
     ) -> None:
-        self.openers, self.tokenizer, self.seed, self.sample = openers, tokenizer, seed, sample
+        self.openers, self.tokenizer, self.seed = openers, tokenizer, seed
+        self.sample, self.sample_direct = sample, sample_direct
         self.read = READ[openers.metric]
         self.longest_prompt = longest - openers.tokens - self.read
 
@@ -260,7 +270,12 @@ class _Maker:
             return []
         prompts = [one.prompt + one.start for one in asked] + [one.direct for one in asked]
         seeds = [self._seed(kind, one.turn, one.question) for kind in ("reasoning", "direct") for one in asked]
-        found = [self._answer(ids) for ids in self.sample(prompts, seeds, self.openers.tokens + self.read)]
+        n, length = len(asked), self.openers.tokens + self.read
+        if self.sample_direct is None:
+            drawn = self.sample(prompts, seeds, length)
+        else:
+            drawn = self.sample(prompts[:n], seeds[:n], length) + self.sample_direct(prompts[n:], seeds[n:], length)
+        found = [self._answer(ids) for ids in drawn]
         clean = [one.start + ids for one, ids in zip(asked, found[: len(asked)], strict=True)]
         return list(zip(clean, found[len(asked) :], strict=True))
 

@@ -8,6 +8,7 @@
     training.jsonl                   one line per log of the trainer
     events.jsonl                     one line per event in the life of a head
     alerts.jsonl                     one line per alert of a probe
+    .owner.lock                      locked by the process that writes (headwatch/record/owner.py)
 
 One process writes; any number may read at the same time. Nothing is ever deleted: what a new or resumed run replaces
 is moved to previous-<n>/ or resumed-<n>/.

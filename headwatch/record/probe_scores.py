@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save
 
 from headwatch.errors import UserError
 from headwatch.io.atomic import write_atomic
+from headwatch.record.packed_edges import packed, unpacked
 
 DTYPES = {"correct": np.uint8, "circuit_active": np.bool_}  # the others are float32
 
@@ -23,11 +24,12 @@ class ProbeScores:
         metric_clean, metric_corrupted: float32 [N].
         correct: uint8 [N], 1 where the most likely token is the clean answer.
         kl_from_base: float32 [N], KL of the clean answers' distribution from the base model's, in nats.
+        patched: float32 [N, L, H], exact effects of the heads that were patched at this probe; NaN for the others.
         circuit_active: bool [F, L, H], the heads of the circuit rule; families in the manifest's order.
         circuit_stability: float32 [F, L, H], share of bootstrap resamples whose circuit keeps the head.
         importance: float32 [F, L, H], the paper's I(l, h).
         importance_draws: float32 [F, B, L, H], the importance in B resamples of the pairs, the same at every probe.
-        edges_mean_abs: float32 [F, S, R], mean |edge score|.
+        edges_mean_abs: float32 [F, S, R], mean |edge score|; the file keeps it in half precision, see packed_edges.py.
 
     Raises:
         UserError: an array has another shape.
@@ -38,6 +40,7 @@ class ProbeScores:
     metric_corrupted: NDArray[Any]
     correct: NDArray[Any] | None = None
     kl_from_base: NDArray[Any] | None = None
+    patched: NDArray[Any] | None = None
     circuit_active: NDArray[Any] | None = None
     circuit_stability: NDArray[Any] | None = None
     importance: NDArray[Any] | None = None
@@ -55,6 +58,8 @@ class ProbeScores:
             array = getattr(self, name)
             if array is not None and array.shape != (n_pairs,):
                 raise UserError(f"{name} has shape {array.shape}: give [{n_pairs}], one value per pair")
+        if self.patched is not None and self.patched.shape != self.head_scores.shape:
+            raise UserError(f"patched has shape {self.patched.shape}: give {self.head_scores.shape}, as head_scores")
         for name in ("circuit_active", "circuit_stability", "importance"):
             array = getattr(self, name)
             if array is not None and (array.ndim != 3 or list(array.shape[1:]) != heads):
@@ -71,7 +76,10 @@ class ProbeScores:
 
 def write_scores(path: Path, step: int, scores: ProbeScores) -> None:
     """Write the arrays of the probe at `step`."""
-    write_atomic(path, save(scores.arrays(), metadata={"step": str(int(step))}))
+    arrays = scores.arrays()
+    if "edges_mean_abs" in arrays:
+        arrays |= packed(arrays.pop("edges_mean_abs"))
+    write_atomic(path, save(arrays, metadata={"step": str(int(step))}))
 
 
 def read_scores(path: Path) -> ProbeScores:
@@ -81,7 +89,7 @@ def read_scores(path: Path) -> ProbeScores:
         UserError: the file cannot be read.
     """
     try:
-        arrays = load_file(path)
+        arrays = unpacked(load_file(path))
         known = {field.name for field in fields(ProbeScores)}
         return ProbeScores(**{name: array for name, array in arrays.items() if name in known})
     except UserError:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from headwatch.errors import UserError
@@ -32,30 +32,70 @@ def history_from_run(
     >>> hw.HeadHistory.from_run("outputs/grpo", "addition").cohorts()        # doctest: +SKIP
     """
     run = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
-    manifest = run.manifest
     if not run.families:
         raise UserError(f"{run.path / 'manifest.json'} names no probe family (probes.families)")
     family = run.families[0] if family is None else family
-    pairs, index = run.pairs_of(family), run.families.index(family)
+    return histories_from_run(run, {family: (rule,)}, settings=settings)[family, rule]
+
+
+def histories_from_run(
+    run: RunFolder,
+    rules: Mapping[str, Sequence[str]],
+    correct: Callable[[str, Any], None] | None = None,
+    settings: EvidenceSettings | None = None,
+    lost: dict[int, str] | None = None,
+) -> dict[tuple[str, str], HeadHistory]:
+    """Histories of several families and rules; each probe's file is read once.
+
+    Args:
+        run: the run folder.
+        rules: family -> the rules to follow, "evidence" and "circuit".
+        correct: called with each family and its pairs' `correct` at every probe (None where it was not recorded).
+        settings: of the evidence rule; None takes those of the manifest, else the defaults.
+        lost: receives the probes that cannot be read, step -> reason; None warns of them.
+
+    Returns:
+        (family, rule) -> history.
+    """
+    manifest, names = run.manifest, run.families
     settings = settings or EvidenceSettings.from_dict((manifest.get("settings") or {}).get("evidence") or {})
-    model = manifest["model"]
-    history = HeadHistory(model["n_layers"], model["n_heads"], rule=rule, settings=settings, family=family)
-    found, lost = run.probes()
-    if lost:
-        warnings.warn(lost_probes(found, lost), stacklevel=2)
-    for step, scores in found.items():
-        if rule == "evidence":
-            history.add(step, scores.head_scores[pairs], scores.metric_clean[pairs], scores.metric_corrupted[pairs])
-        else:
-            history.add_membership(step, *_membership(run, step, scores, index))
-    return history
+    shape = manifest["model"]["n_layers"], manifest["model"]["n_heads"]
+    pairs = {family: run.pairs_of(family) for family in rules}
+    histories = {
+        (family, rule): HeadHistory(*shape, rule=rule, settings=settings, family=family)
+        for family, own in rules.items()
+        for rule in own
+    }
+    missing: dict[int, str] = {}
+    for step, scores in run.probes():
+        if isinstance(scores, str):
+            missing[step] = scores
+            continue
+        for (family, rule), history in histories.items():
+            rows = pairs[family]
+            if rule == "evidence":
+                metric = scores.metric_clean[rows], scores.metric_corrupted[rows]
+                history.add(step, scores.head_scores[rows], *metric)
+                if scores.patched is not None:
+                    history.add_patched(scores.patched[rows], *metric)
+            else:
+                history.add_membership(step, *_membership(run, step, scores, names.index(family)))
+        if correct is not None:
+            for family, rows in pairs.items():
+                correct(family, None if scores.correct is None else scores.correct[rows])
+    if lost is not None:
+        lost |= missing
+    elif missing:
+        warnings.warn(lost_probes(next(iter(histories.values())).steps, missing), stacklevel=2)
+    return histories
 
 
-def lost_probes(found: Collection[int], lost: Mapping[int, str]) -> str:
+def lost_probes(found: Iterable[int], lost: Mapping[int, str]) -> str:
     """One line on probes that cannot be read; states then start from a later probe if the base is among them."""
     steps, first = ", ".join(map(str, lost)), min(found, default=None)
     what = f"step {steps}" if len(lost) == 1 else f"steps {steps}"
-    base = f"; the base is lost, so states are relative to step {first}" if found and min(lost) < min(found) else ""
+    is_base_lost = first is not None and min(lost) < first
+    base = f"; the base is lost, so states are relative to step {first}" if is_base_lost else ""
     return f"the probe of {what} cannot be read{base} ({next(iter(lost.values()))})"
 
 

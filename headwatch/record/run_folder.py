@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -224,23 +224,22 @@ class RunFolder:
         self._check_shape(path, scores)
         return scores
 
-    def probes(self) -> tuple[dict[int, ProbeScores], dict[int, str]]:
-        """The arrays of every probe that can be read, by step, and what is wrong with each of the others.
+    def probes(self) -> Iterator[tuple[int, ProbeScores | str]]:
+        """The arrays of every probe, by step; for a probe that is lost, what is wrong with it.
 
-        A probe is lost where scalars.jsonl has its row and its arrays are missing or damaged: the rest of the record
+        A probe is lost where its arrays are damaged, or missing while scalars.jsonl has its row: the rest of the record
         can be read without it.
         """
-        found: dict[int, ProbeScores] = {}
-        lost: dict[int, str] = {}
-        for step in self.steps:
+        on_disk = set(self.steps)
+        for step in sorted(on_disk | {row["step"] for row in self.scalars()}):
+            if step not in on_disk:
+                yield step, f"{scores_path(self.path, step)} is missing"
+                continue
             try:
-                found[step] = self.read_scores(step)
+                scores: ProbeScores | str = self.read_scores(step)
             except UserError as error:
-                lost[step] = str(error)
-        for row in self.scalars():
-            if row["step"] not in found:
-                lost.setdefault(row["step"], f"{scores_path(self.path, row['step'])} is missing")
-        return found, dict(sorted(lost.items()))
+                scores = str(error)
+            yield step, scores
 
     def _check_shape(self, path: Path, scores: ProbeScores) -> None:
         """Refuse arrays of other pairs, families or another model than the manifest's."""

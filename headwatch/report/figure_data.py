@@ -189,10 +189,12 @@ def event_list(history: HeadHistory) -> Figure:
     Returns:
         columns (names) and rows. before, now: share (circuit rule: importance); lower, upper: 95 % interval of its
         change; q, p: None under the circuit rule; stability: None under the evidence rule; raw_before, raw_now, raw_p:
-        of the raw score; status: "confirmed", "pending" or "withdrawn".
+        of the raw score; status: "confirmed", "pending" or "withdrawn"; patched_before, patched_now, patched_p: of
+        the share by exact patching; patching: what it says of the event.
     """
     columns = ["step", "layer", "head", "kind", "before", "now", "q", "stability", "p"]
     numbers = ["lower", "upper", "raw_before", "raw_now", "raw_p"]
+    patched = ["patched_before", "patched_now", "patched_p"]
     rows = [
         [
             e.step,
@@ -206,10 +208,12 @@ def event_list(history: HeadHistory) -> Figure:
             significant(e.p_value, 2),
             *(significant(getattr(e, name), 3) for name in numbers),
             e.status,
+            *(significant(getattr(e, name), 3) for name in patched),
+            e.patching,
         ]
         for e in history.events
     ]
-    return {"columns": [*columns, *numbers, "status"], "rows": rows}
+    return {"columns": [*columns, *numbers, "status", *patched, "patching"], "rows": rows}
 
 
 def changes(history: HeadHistory) -> dict[str, list[int]]:

@@ -6,7 +6,7 @@ import html
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import resources
@@ -256,7 +256,7 @@ class _CachedRun(RunFolder):
         self._steps: list[int] | None = None
         self._scores: dict[int, ProbeScores] = {}
         self.steps_with_edges: set[int] = set()
-        _, self.lost = super().probes()
+        self.lost = {step: scores for step, scores in super().probes() if isinstance(scores, str)}
         self._steps = sorted(self._scores)
 
     @property
@@ -271,8 +271,8 @@ class _CachedRun(RunFolder):
             self._scores[step] = replace(scores, edges_mean_abs=None)
         return self._scores[step]
 
-    def probes(self) -> tuple[dict[int, ProbeScores], dict[int, str]]:
-        return dict(self._scores), {}
+    def probes(self) -> Iterator[tuple[int, ProbeScores | str]]:
+        yield from sorted(self._scores.items())
 
     def edges(self, step: int, family: int) -> np.ndarray[Any, Any] | None:
         """Mean |edge score| [S, R] of a family at a step, read from the file each time: edges are large."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from headwatch.lives.exact_patching import CONTRADICTS, LEVEL, SUPPORTS
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import NEWLY_ACTIVE, OF_BASE, is_in
 from headwatch.record.run_folder import RunFolder
@@ -70,7 +71,13 @@ def summary(
     elif status == "base only":
         sentences.append(f"{_active_in_base(history)}; there is no later probe to compare with yet.")
     elif status == OK:
-        sentences += [_changed_shares(history), _lives(history), _pending(history), _membership(history)]
+        sentences += [
+            _changed_shares(history),
+            _lives(history),
+            _pending(history),
+            _patching(history),
+            _membership(history),
+        ]
     if status in (OK, "base only"):
         sentences.append(_detection_power(history))
     if circuit is not None and len(circuit.steps) > 1:
@@ -205,6 +212,18 @@ def _lives(history: HeadHistory) -> str:
 def _pending(history: HeadHistory) -> str:
     n = len(history.pending)
     return f"{_count(n, 'event')} of the last probe await{'s' if n == 1 else ''} confirmation by the next." if n else ""
+
+
+def _patching(history: HeadHistory) -> str:
+    said = [event.patching for event in history.events if event.patching is not None]
+    if not said:
+        return ""
+    n, against, supported = len(said), said.count(CONTRADICTS), said.count(SUPPORTS)
+    return (
+        f"Exact patching of the heads of {_count(n, 'event')}: the effect of {n - against} has the sign of the event "
+        f"({supported} with a significant paired change, p\u00a0≤\u00a0{LEVEL:g}), {against} "
+        f"contradict{'s' if against == 1 else ''} it."
+    )
 
 
 def _membership(history: HeadHistory) -> str:

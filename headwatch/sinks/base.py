@@ -35,7 +35,7 @@ class Row:
     texts: dict[str, str] = field(default_factory=dict)
     figures: Figures | None = None
     final: bool = False
-    summary: dict[str, str] = field(default_factory=dict)
+    summary: Texts | Callable[[], Texts] = field(default_factory=dict)
     notices: tuple[Notice, ...] = ()
 
 
@@ -53,7 +53,7 @@ class Sink:
         *,
         texts: Texts | None = None,
         final: bool = False,
-        summary: Texts | None = None,
+        summary: Texts | Callable[[], Texts] | None = None,
         notices: Iterable[Notice] = (),
     ) -> None:
         """Show one probe: scalars, texts and, if the sink draws them, figures.
@@ -65,11 +65,11 @@ class Sink:
                 thread, so it must own its data.
             texts: short lines by name ("alerts_text"); an empty line replaces an earlier one.
             final: this is the last probe of the run; its figures are always shown.
-            summary: what the run has come to, one line by name (a family), for services with a summary of a run.
+            summary: what the run has come to, one line by name (a family), for services with a summary of a run; or a
+                function that writes it, under the same conditions as that of the figures.
             notices: new alerts, for services with an alert call of their own.
         """
-        row = Row(step, finite(scalars), dict(texts or {}), figures, final, dict(summary or {}), tuple(notices))
-        self.show(row)
+        self.show(Row(step, finite(scalars), dict(texts or {}), figures, final, summary or {}, tuple(notices)))
 
     def show(self, row: Row) -> None:
         """Show what the service supports of one row."""

@@ -161,8 +161,8 @@ class WandbSink(Sink):
             if payload:
                 self._define(row.run, payload)
                 row.run.log({**payload, STEP_KEY: row.step})
-            if row.summary:
-                row.run.summary.update({PREFIX + name: text for name, text in row.summary.items()})
+            if summary := row.summary() if callable(row.summary) else row.summary:
+                row.run.summary.update({PREFIX + name: text for name, text in summary.items()})
             for notice in row.notices:
                 level = "WARN" if notice.is_warning else "INFO"
                 row.run.alert(title=notice.title, text=notice.text, level=level, wait_duration=0)

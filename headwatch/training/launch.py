@@ -16,9 +16,12 @@ from transformers import TrainerCallback
 from headwatch.callback import HeadWatchCallback
 from headwatch.demo.quiet import environment
 from headwatch.errors import UserError
+from headwatch.record.run_folder import RunFolder
+from headwatch.report.html import write_report
 from headwatch.training.checkpoints import checkpoint_to_resume, skip_finished_epochs, wandb_variables
 from headwatch.training.data import load_rows, prepare
 from headwatch.training.meta_model import load_meta_model
+from headwatch.training.offline_plan import is_offline, offline_plan
 from headwatch.training.options import Options, Recipe, parse
 from headwatch.training.plan import make_plan
 from headwatch.training.processes import describe_running
@@ -95,11 +98,11 @@ def _run(
                 write_stand_ins(stand_ins)
     if first:
         _print_header(recipe, replaced)
-    tokenizer = load_tokenizer(recipe)
     if recipe.launch.dry_run:
         if first:
-            print(make_plan(recipe, tokenizer).text())
+            print(_plan(recipe))
         return None
+    tokenizer = load_tokenizer(recipe)
     load_meta_model(
         str(recipe.model.model_name_or_path), recipe.model.model_revision, recipe.training.trust_remote_code
     )
@@ -128,6 +131,8 @@ def _run(
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(recipe.training.output_dir)
     release_ddp(trainer)
+    if first:
+        _print_end(recipe, trainer, stand_ins)
     if hasattr(trainer, "end"):  # transformers 5.18: closes trackers and the process group
         trainer.end()
     return trainer
@@ -143,6 +148,16 @@ class _SayProcesses(TrainerCallback):
         """Print it, on the main process."""
         if state.is_world_process_zero:
             print(describe_running(self.trainer), flush=True)
+
+
+def _plan(recipe: Recipe) -> str:
+    """The plan; without a network, the part that needs none."""
+    try:
+        return make_plan(recipe, load_tokenizer(recipe)).text()
+    except UserError as error:
+        if not is_offline(error):
+            raise
+        return offline_plan(recipe)
 
 
 def _check_options(options: Options) -> None:
@@ -167,6 +182,22 @@ def _check_options(options: Options) -> None:
         if values["use_vllm"] and find_spec("vllm") is None and not values["dry_run"]:
             raise UserError("--use_vllm true: vllm is not installed; pip install vllm, or --use_vllm false (slower)")
     options.settings()  # UserError for those that are not valid
+
+
+def _print_end(recipe: Recipe, trainer: Any, stand_ins: Path | None) -> None:
+    """The result in two lines, after the progress bars; of a smoke test also its report."""
+    output = Path(recipe.training.output_dir)
+    try:
+        run = RunFolder.open(recipe.watch.folder or output / "headwatch")
+    except UserError:  # headwatch could not start: its warning is above
+        print(f"finished: {trainer.state.global_step} steps, no probes, model in {output}")
+        return
+    failed = run.manifest["status"] == "failed"
+    what = "smoke test" if stand_ins is not None else "training"
+    state = "finished, but a probe failed: see the warning above" if failed else "finished"
+    print(f"{what} {state}: {trainer.state.global_step} steps, {len(run.steps)} probes, model in {output}")
+    if stand_ins is not None:
+        print(f"report: {write_report(run)}")
 
 
 def _print_header(recipe: Recipe, replaced: Sequence[Substitution]) -> None:

@@ -23,6 +23,8 @@ from headwatch.training.data import DataArguments
 CONFIGS: dict[str, type[Any]] = {"sft": SFTConfig, "grpo": GRPOConfig}
 PREFIX = "headwatch"
 
+_YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml, deep nesting takes minutes to refuse
+
 # Options of earlier versions, which were flat, and their places in the `headwatch:` block.
 OLD_NAMES = {
     **{"probes": "probes", "probe_every": "every", "probe_pairs": "n_pairs", "probe_seed": "seed"},
@@ -207,14 +209,15 @@ def read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, is not YAML, or extends itself.
     """
-    if path.resolve() in seen:
-        raise UserError(f"{path}: extends itself, by way of {', '.join(str(p.name) for p in seen)}")
     try:
+        resolved = path.resolve()
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"recipe {str(path)!r} cannot be read ({error}): give the path of a .yaml file") from error
+    if resolved in seen:
+        raise UserError(f"{path}: extends itself, by way of {', '.join(str(p.name) for p in seen)}")
     try:
-        written = yaml.safe_load(text)
+        written = yaml.load(text, Loader=_YAML)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
@@ -224,9 +227,9 @@ def read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = written.pop("extends", None)
     if base is None:
         return written
-    if not isinstance(base, str):
+    if not isinstance(base, str) or "\0" in base:
         raise UserError(f"{path}: extends: {base!r} must be the path of a recipe")
-    return _merged(read_recipe(path.parent / base, (*seen, path.resolve())), written)
+    return _merged(read_recipe(path.parent / base, (*seen, resolved)), written)
 
 
 def watch_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -320,7 +323,7 @@ def _method(path: Path, written: Mapping[str, Any], arguments: Sequence[str]) ->
             method = arguments[index + 1]
         elif argument.startswith("--method="):
             method = argument.partition("=")[2]
-    if method not in CONFIGS:
+    if not isinstance(method, str) or method not in CONFIGS:
         raise UserError(f"{path}: method {method!r}: write `method: sft` or `method: grpo`")
     return str(method)
 

@@ -111,7 +111,7 @@ class Plan:
             (
                 "probes",
                 f"{self.probe_steps} (step 0, every {recipe.watch.every}, the last), {self.pairs} pairs of "
-                f"{_families(recipe)}" + (f", set {self.fingerprint[:12]}" if self.fingerprint else ""),
+                f"{families_line(recipe)}" + (f", set {self.fingerprint[:12]}" if self.fingerprint else ""),
             ),
             *([("openers", self.openers)] if self.openers else []),
             ("evidence", ", ".join(f"{name} {value}" for name, value in vars(recipe.watch.evidence).items())),
@@ -121,7 +121,7 @@ class Plan:
             (
                 "logs",
                 (f"W&B project {project}" if "wandb" in reports else ", ".join(reports) or "none")
-                + f"; probes: {_joined(recipe.watch.report_to)}, W&B run: {recipe.watch.wandb}",
+                + f"; probes: {joined(recipe.watch.report_to)}, W&B run: {recipe.watch.wandb}",
             ),
         ]
         if grpo:
@@ -203,6 +203,8 @@ def _probes(recipe: Recipe, tokenizer: Any) -> tuple[int, str, str]:
     """(pairs, fingerprint of the set, description of the openers); "" if not known before training begins."""
     watch = recipe.watch
     given, openers, n_pairs, seed = watch.probes, watch.openers, watch.n_pairs, watch.seed
+    if given is None:
+        return 2 * n_pairs, "", ""  # at most; chosen when training begins
     if not names_openers(given):
         probes = resolve(given, tokenizer, n_pairs, seed)
         return len(probes), probes.fingerprint, ""
@@ -300,11 +302,15 @@ def _lora_parameters(model: Any, recipe: Recipe) -> int:
     )
 
 
-def _families(recipe: Recipe) -> str:
+def families_line(recipe: Recipe) -> str:
+    """The families of the probes, as named."""
+    if recipe.watch.probes is None:
+        return "up to two families, chosen by a look at the model when training begins"
     return ", ".join(recipe.watch.families) or str(recipe.watch.probes)
 
 
-def _joined(names: Any) -> str:
+def joined(names: Any) -> str:
+    """One name, or several with commas."""
     return names if isinstance(names, str) else ", ".join(names)
 
 

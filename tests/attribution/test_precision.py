@@ -1,5 +1,7 @@
 """bfloat16 and float16: rounding is not taken for a changed model, and a changed model not for rounding."""
 
+import subprocess
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -78,3 +80,28 @@ def test_a_wrong_kind_of_norm_is_refused(architecture: str, kind: Any, monkeypat
         return
     with pytest.raises(UnsupportedModelError, match="do not add up to their head scores"):
         score_edges(model, random_pairs(3), steps=2)
+
+
+@pytest.mark.parametrize(("setting", "by_new_interface"), [("high", False), ("medium", False), ("high", True)])
+def test_tf32_is_off_for_our_products_and_restored(setting: str, by_new_interface: bool) -> None:
+    """In a process of its own: torch refuses a mixture of its two interfaces for the rest of a process."""
+    code = f"""
+import torch
+from headwatch.model.precision import without_tf32
+matmul = torch.backends.cuda.matmul
+if {by_new_interface}:
+    matmul.fp32_precision = "tf32"
+    read = lambda: matmul.fp32_precision
+else:
+    torch.set_float32_matmul_precision({setting!r})
+    read = torch.get_float32_matmul_precision
+before = read()
+try:
+    with without_tf32():
+        assert matmul.fp32_precision != "tf32"
+        raise KeyError
+except KeyError:
+    pass
+assert read() == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

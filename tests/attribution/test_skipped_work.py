@@ -12,12 +12,14 @@ from peft import LoraConfig, get_peft_model
 from headwatch import Anatomy, ProbeSet, UserError, score_edges, score_heads
 from headwatch.attribution import ScoringSettings
 from headwatch.attribution import tensor_pool as pool_module
-from headwatch.attribution.batch_size import batch_sizes, default_budget_gb
+from headwatch.attribution.batch_size import batch_sizes, default_budget_gb, free_bytes
 from headwatch.attribution.batching import Span, batches, cheapest_groups
 from headwatch.attribution.naive import naive_edges
 from headwatch.attribution.run_layout import should_pack
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.tensor_pool import TensorPool, pieces
+from headwatch.monitor import sharded_scoring
+from headwatch.monitor.sharded_scoring import with_agreed_budget
 
 M = 3
 CPU = torch.device("cpu")
@@ -122,6 +124,31 @@ def test_the_default_budget_is_the_size_of_the_gradients() -> None:
     model.large.requires_grad_()
     rest = sum(p.numel() for name, p in model.named_parameters() if name != "large") * bytes_each
     assert default_budget_gb(model) == pytest.approx(3.0 + rest / 2**30, rel=1e-12)
+
+
+def test_on_cuda_the_budget_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what is free beyond the gradients and moments that a training will allocate; never below the default."""
+    model = tiny_model("llama")
+    trainable = sum(p.nbytes for p in model.parameters())
+    assert default_budget_gb(model, 40 * 2**30) == pytest.approx(0.5 * (40 - 3 * trainable / 2**30), rel=1e-12)
+    assert default_budget_gb(model, 2**30) == 2.0
+    assert free_bytes(CPU) is None
+    assert with_agreed_budget(ScoringSettings(), model) == ScoringSettings()
+    monkeypatch.setattr(sharded_scoring, "free_bytes", lambda device: 40 * 2**30)
+    agreed = with_agreed_budget(ScoringSettings(), model)
+    assert agreed == ScoringSettings(memory_budget_gb=default_budget_gb(model, 40 * 2**30))
+    for own in (ScoringSettings(batch_size=3), ScoringSettings(memory_budget_gb=1.0)):
+        assert with_agreed_budget(own, model) == own
+
+
+def test_the_vocabulary_counts_in_the_budget() -> None:
+    model, probes = tiny_model("llama"), random_pairs(12, reads=2)
+    anatomy = Anatomy.of(model)
+    model.config.vocab_size = 4000
+    answers, every = (batch_sizes(anatomy, probes, 5, None, 3e-3, True, whole)[0] for whole in (False, True))
+    assert every < answers <= 12
+    model.config.vocab_size = 400_000
+    assert batch_sizes(anatomy, probes, 5, None, 3e-3)[0] < answers
 
 
 def test_a_larger_budget_allows_more_pairs_per_batch() -> None:

@@ -33,13 +33,13 @@ import yaml
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from headwatch.training.answers import expression, final_answer  # noqa: E402
 from helpers.synthetic_runs import write_synthetic_run  # noqa: E402
 
 from campaigns.mutations import mutated_bytes, mutated_json, mutated_lines, mutated_words  # noqa: E402
 from headwatch import ProbeSet, UserError  # noqa: E402
 from headwatch.attribution.base_kl import BaseAnswers  # noqa: E402
 from headwatch.cli import main as command_line  # noqa: E402
+from headwatch.grading.answers import expression, final_answer  # noqa: E402
 from headwatch.monitor.resume import find_record  # noqa: E402
 from headwatch.probes.questions import load_questions  # noqa: E402
 from headwatch.record.base_answers import load_base_answers, save_base_answers  # noqa: E402
@@ -284,8 +284,10 @@ def run_format(name: str, what: Format, seeds: range) -> tuple[dict[str, int], l
                 warnings.simplefilter("ignore")
                 what.read(given)
             counts[READ] += 1
-        except UserError:
+        except UserError as error:
             counts[REFUSED] += 1
+            if not str(error).strip():
+                failures.append(f"{name}, seed {seed}: refused without a reason")
         except (Exception, SystemExit) as error:
             where = traceback.extract_tb(error.__traceback__)
             ours = [f"{Path(at.filename).name}:{at.lineno}" for at in where if "/headwatch/headwatch/" in at.filename]

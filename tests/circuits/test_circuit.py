@@ -1,15 +1,25 @@
 """The circuit rule against a reference that walks every path, and the stability of its heads."""
 
+import itertools
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers.tiny_graph import random_strength, tiny_graph
 
 from headwatch import UserError
-from headwatch.circuits.circuit import Circuit, CircuitSettings, Graph
-from headwatch.circuits.stability import circuit_heads
+from headwatch.circuits.circuit import (
+    Circuit,
+    CircuitSettings,
+    Graph,
+    head_importance,
+    heads_with_edges,
+    kept_edges,
+)
+from headwatch.circuits.resamples import resampled_circuits
+from headwatch.circuits.stability import circuit_heads, real_edges, whole_matrix
 
 
 def on_a_path(kept: np.ndarray, graph: Graph) -> np.ndarray:
@@ -155,3 +165,30 @@ def test_resamples_and_halves_equal_the_rule_applied_one_by_one() -> None:
     alone = circuit_heads(strength[:3], graph, top_n=12, resamples=0)
     assert len(alone.half_changes) == 0
     assert np.isnan(alone.half_agreement)
+
+
+def test_resamples_without_any_connected_edge() -> None:
+    """One edge per resample is on no path from the input to the logits: no head is active, and nothing fails."""
+    graph = tiny_graph()
+    strength = random_strength(graph, 4)
+    found = circuit_heads(strength, graph, top_n=1, resamples=6)
+    assert not found.importance_draws.any()
+    assert not found.stability.any()
+
+
+def test_resamples_follow_the_rule_one_by_one() -> None:
+    """Every resample's heads and importance are those of the rule on its weighted mean, also with ties and no edges."""
+    graph = tiny_graph(layers=4, heads=3)
+    rng = np.random.default_rng(7)
+    weights = rng.dirichlet(np.ones(6), size=5).astype(np.float32)
+    smooth = rng.random((6, *graph.is_real.shape)) ** 4
+    cases = [smooth, np.round(3 * smooth), np.zeros_like(smooth)]
+    for strength, (top_n, tau) in itertools.product(cases, [(0.2, None), (12, 0.4), (0.5, -0.05), (1, None)]):
+        edges = real_edges(strength, graph)
+        active, importance = resampled_circuits(edges, weights, graph, top_n, tau)
+        means = (torch.from_numpy(weights) @ edges).numpy()
+        for row, heads, sizes in zip(means, active, importance, strict=True):
+            mean = whole_matrix(row, graph)
+            kept = kept_edges(mean, graph, top_n, tau)
+            assert (heads == heads_with_edges(kept, graph)).all()
+            np.testing.assert_allclose(sizes, head_importance(mean, kept, graph), atol=1e-6)

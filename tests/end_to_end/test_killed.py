@@ -1,4 +1,7 @@
-"""SIGKILL at any moment leaves a record that can be reported and resumed as if nothing had happened."""
+"""SIGKILL at any moment leaves a record that can be reported and resumed as if nothing had happened.
+
+Trainings first, then `headwatch follow` (which also runs beside a training) and `headwatch evaluate`.
+"""
 
 import random
 import warnings
@@ -9,9 +12,9 @@ import numpy as np
 import pytest
 from helpers.killable_training import Trainings, trainings
 from helpers.same_record import same_history
-from helpers.tiny_trainers import save_tiny_model
+from helpers.tiny_trainers import grpo_trainer, save_tiny_model
 
-from headwatch import RunFolder
+from headwatch import HeadWatchCallback, RunFolder
 from headwatch.cli import main
 
 
@@ -110,3 +113,94 @@ def test_killed_twice(whole: tuple[RunFolder, int], fork: Trainings, model: Path
             assert main(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
     fork.train(model, tmp_path, resume=str(tmp_path / "checkpoint-3"))
     same_history(RunFolder.open(tmp_path), expected)
+
+
+@pytest.fixture(scope="module")
+def trained(fork: Trainings, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training's output_dir with checkpoint-3, checkpoint-6 and checkpoint-7."""
+    output = tmp_path_factory.mktemp("trained")
+    assert not fork.train(model, output)["failed"]
+    return output
+
+
+def follow(folder: Path, base: Path, out: Path) -> list[str]:
+    """The arguments of `headwatch follow`."""
+    options = ["--base", str(base), "--out", str(out), "--pairs", "8", "--device", "cpu", "--no-report"]
+    return ["follow", str(folder), *options]
+
+
+@pytest.fixture(scope="module")
+def followed(fork: Trainings, trained: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The record of following that folder, and how many dangerous moments it has."""
+    out = tmp_path_factory.mktemp("followed") / "run"
+    ended = fork.command(*follow(trained, model, out))
+    assert not ended["failed"]
+    return out, ended["moments"]
+
+
+def test_followed_in_another_process_while_a_training_runs(fork: Trainings, model: Path, tmp_path: Path) -> None:
+    output, called, followed = tmp_path / "out", tmp_path / "called", tmp_path / "followed"
+    options = ["--every", "2", "--until-done", "--poll", "0.2"]
+    fork.start(argv=[*follow(output, model, followed)[:-1], *options])
+    watch = HeadWatchCallback(["addition", "recall"], every=2, n_pairs=8, strict=True, folder=called)
+    grpo_trainer(model, output, [watch], max_steps=5, save_strategy="steps", save_steps=2).train()
+    assert not fork.ended()["failed"]
+    assert (followed / "report.html").is_file()
+    mine, yours = RunFolder.open(followed), RunFolder.open(called)
+    assert mine.steps == [0, 2, 4, 5]  # 5 is off the schedule, and the last
+    same_history(mine, yours)
+    *rows, summary = yours.training()
+    assert "train_runtime" in summary  # logged after the last checkpoint, which therefore cannot hold it
+    added = ("train_", "total_flos")
+    assert mine.training() == [*rows, {k: v for k, v in summary.items() if not k.startswith(added)}]
+    assert mine.manifest["status"] == "finished"
+    assert mine.manifest["probes"] == yours.manifest["probes"]
+
+
+def test_follow_killed_at_any_moment_and_started_again(
+    fork: Trainings, trained: Path, model: Path, followed: tuple[Path, int], tmp_path: Path
+) -> None:
+    expected, total = followed
+    check_killed(fork, trained, model, RunFolder.open(expected), tmp_path, [total // 3, total // 4, 5])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_follow_killed_at_many_moments(
+    fork: Trainings, trained: Path, model: Path, followed: tuple[Path, int], tmp_path: Path
+) -> None:
+    expected, total = followed
+    for seed in range(20):
+        draw = random.Random(seed)
+        moments = [draw.randrange(1, total // 2) for _ in range(3)]
+        check_killed(fork, trained, model, RunFolder.open(expected), tmp_path / str(seed), moments)
+
+
+def check_killed(
+    fork: Trainings, trained: Path, model: Path, expected: RunFolder, folder: Path, moments: list[int]
+) -> None:
+    """Kill at each moment and start again: the record is the one that was never interrupted."""
+    out = folder / "killed"
+    killed = [fork.command(*follow(trained, model, out), kill_at=moment)["killed"] for moment in moments]
+    assert any(killed)
+    assert not fork.command(*follow(trained, model, out))["failed"]
+    same_history(RunFolder.open(out), expected)
+    assert RunFolder.open(out).training() == expected.training()
+    assert RunFolder.open(out).manifest["status"] == "finished"
+
+
+def test_evaluate_killed_at_any_moment_and_started_again(fork: Trainings, model: Path, tmp_path: Path) -> None:
+    problems = tmp_path / "sums.jsonl"
+    problems.write_text("".join(f'{{"problem": "{a}+{2 * a}=", "answer": "{3 * a}"}}\n' for a in range(5, 12)))
+    options = ["--samples", "3", "--batch-size", "4", "--max-tokens", "6", "--temperature", "1", "--device", "cpu"]
+
+    def evaluate(out: Path) -> list[str]:
+        return ["evaluate", str(model), "--suite", str(problems), "--instruction", "", *options, "--out", str(out)]
+
+    total = fork.command(*evaluate(tmp_path / "whole"))["moments"]
+    out = tmp_path / "killed"
+    killed = [fork.command(*evaluate(out), kill_at=moment)["killed"] for moment in (3, total // 2, total // 3, 6)]
+    assert any(killed)
+    assert not fork.command(*evaluate(out))["failed"]
+    for name in ("samples.jsonl", "result.json", "settings.json"):
+        assert (out / "sums" / name).read_bytes() == (tmp_path / "whole" / "sums" / name).read_bytes()

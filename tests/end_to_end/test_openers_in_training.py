@@ -145,7 +145,9 @@ def test_a_run_with_openers(
         assert np.allclose(scored.head_scores[rows], edges.heads.per_pair.numpy(), atol=1e-5 * scale)
         assert np.allclose(scored.metric_corrupted[rows], edges.heads.readings.metric_corrupted.numpy(), rtol=1e-4)
         assert np.array_equal(scored.correct[rows], edges.heads.readings.correct.numpy())
-        assert np.allclose(scored.edges_mean_abs[index], edges.mean_abs().numpy(), atol=1e-5 * scale)
+        assert np.allclose(
+            scored.edges_mean_abs[index], edges.mean_abs().numpy(), 1e-3, 1e-5 * scale
+        )  # as half precision
     row = run.scalars()[-1]
     assert row["openers/kl_from_base"] > 0
     assert row["row_sum_error"] < 1e-4

@@ -1,5 +1,6 @@
 """Trainings that share a folder, and trainings that raise: who writes the record, and what its status is."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ def test_status_of_a_training_that_raised(tiny_model: Path, probes: ProbeSet, tm
     )
     probes.save(tmp_path / "probes.safetensors")
     words = [sys.executable, "-c", code, str(tiny_model), str(tmp_path), str(tmp_path / "probes.safetensors")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert "the training failed" in done.stderr
     run = RunFolder.open(tmp_path)
     assert run.steps == [0, 1]
@@ -64,3 +66,21 @@ def test_a_training_whose_record_was_taken_over_goes_on(tiny_model: Path, probes
     assert watch.run is None
     assert taken[0].is_held
     taken[0].release()
+
+
+def test_no_path_and_no_secret_in_the_record(
+    tiny_model: Path, probes: ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    probes.save(tmp_path / "mine.safetensors")
+    watch = HeadWatchCallback(tmp_path / "mine.safetensors", every=5, folder=tmp_path / "record", strict=True)
+    sft_trainer(tiny_model, tmp_path / "output", [watch], hub_token="hf_othersecret", save_strategy="epoch").train()
+    files = [path for path in (tmp_path / "record").rglob("*") if path.is_file()]
+    files += list((tmp_path / "output").rglob("headwatch_state.json"))
+    assert len(files) >= 7
+    for path in files:
+        data = path.read_bytes()
+        for secret in (str(tmp_path), str(tiny_model), "hf_secret", "hf_othersecret", "k" * 40):
+            assert secret.encode() not in data, (path, secret)

@@ -1,9 +1,9 @@
-"""Real trainings that can be killed: a process that has imported everything forks one child a training.
+"""Real trainings and commands that can be killed: a process that has imported everything forks one child per order.
 
-Run as a script it reads one JSON object a line from standard input ({"model", "output", ...}, see `train`) and answers
-with one line: how the child ended. A child kills itself by SIGKILL at its `kill_at`-th dangerous moment (before and
-after every file of the record reaches its name, before, amid and after every line of a log, at the beginning of every
-pass), so that each can be visited; nothing runs after a SIGKILL, as when a machine is taken away.
+Run as a script it reads one JSON object per line from standard input ({"model", "output", ...}, see `train`, or
+{"argv"}) and answers with one line: how the child ended. A child kills itself by SIGKILL at its `kill_at`-th dangerous
+moment (before and after every file of the record reaches its name, before, amid and after every line of a log, at the
+beginning of every pass), so that each can be visited; nothing runs after a SIGKILL, as when a machine is taken away.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ class Trainings:
         self.start(model=str(model), output=str(output), **options)
         return self.ended()
 
-    def follow(self, folder: Path, base: Path, out: Path, kill_at: int | None = None) -> dict[str, Any]:
-        """`headwatch follow` in a child; the answer is that of `train`."""
-        return self.train(base, folder, follow_into=str(out), kill_at=kill_at)
+    def command(self, *argv: str, kill_at: int | None = None) -> dict[str, Any]:
+        """`headwatch ...` in a child; the answer is that of `train`."""
+        self.start(argv=argv, kill_at=kill_at)
+        return self.ended()
 
     def start(self, **order: Any) -> None:
         """Start a child."""
@@ -164,22 +165,15 @@ def train(
     trainer.train(resume_from_checkpoint=resume)
 
 
-def follow(
-    model: str,
-    output: str,
-    follow_into: str,
-    kill_at: int | None = None,
-    options: Sequence[str] = ("--no-report",),
-    told: int = 1,
-) -> None:
-    """Follow the folder `output`, whose training began with `model`."""
+def command(argv: list[str], kill_at: int | None = None, told: int = 1) -> None:
+    """One command of the command line."""
     import torch
 
     from headwatch.cli import main
 
     torch.set_num_threads(1)
     _moments(kill_at, told)
-    if main(["follow", output, "--base", model, "--out", follow_into, "--pairs", "8", "--device", "cpu", *options]):
+    if main(argv):
         raise SystemExit(1)
 
 
@@ -203,7 +197,7 @@ def _serve() -> None:
         if child == 0:
             code = 1
             try:
-                (follow if "follow_into" in order else train)(**order, told=note)
+                (command if "argv" in order else train)(**order, told=note)
                 code = 0
             except BaseException:
                 import traceback

@@ -124,9 +124,9 @@ class Dropped:
     family, steps = "addition", [0, 10]
 
     def __init__(self, dropped: int, base: int = 10) -> None:
-        self._counts = {"base": [base, 0], "retained": [0, base - dropped], "dropped": [0, dropped]}
+        self._counts = {"base": 0, "retained": base - dropped, "dropped": dropped}
 
-    def counts(self) -> dict[str, list[int]]:
+    def latest_counts(self) -> dict[str, int]:
         return self._counts
 
 

@@ -7,6 +7,8 @@ import pytest
 from helpers.synthetic_runs import planted, write_synthetic_run
 
 from headwatch import HeadHistory
+from headwatch.record.replay import histories_from_run
+from headwatch.record.run_folder import RunFolder
 from headwatch.stats import EvidenceSettings, carrying_set
 
 
@@ -50,3 +52,17 @@ def test_settings_of_the_manifest_are_used(tmp_path: Path) -> None:
     assert (narrow.member[0] == carrying_set(narrow.share[0], 0.5)).all()
     assert narrow.member[0].sum() < default.member[0].sum()
     assert HeadHistory.from_run(run, settings=EvidenceSettings()).settings == EvidenceSettings()
+
+
+def test_several_histories_read_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_synthetic_run(tmp_path, steps=range(0, 31, 10))
+    read, correct = [], []
+    original = RunFolder.read_scores
+    monkeypatch.setattr(RunFolder, "read_scores", lambda self, step: read.append(step) or original(self, step))
+    rules = dict.fromkeys(run.families, ("evidence", "circuit"))
+    found = histories_from_run(run, rules, lambda family, values: correct.append((family, len(values))))
+    assert read == run.steps == [0, 10, 20, 30]
+    assert correct == [(family, len(run.pairs_of(family))) for _ in run.steps for family in run.families]
+    for (family, rule), history in found.items():
+        assert history.events == HeadHistory.from_run(run, family, rule).events
+        assert (history.state == HeadHistory.from_run(run, family, rule).state).all()

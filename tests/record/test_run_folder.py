@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.synthetic_runs import write_synthetic_run
+from safetensors.numpy import load_file, save_file
 
 from headwatch import HeadHistory
 from headwatch.errors import UserError
@@ -24,6 +25,7 @@ MANIFEST = {
     "probes": {"n_pairs": 5, "families": ["addition"]},
     "status": "running",
 }
+TWO_FAMILIES = {**MANIFEST, "probes": {"n_pairs": 5, "families": ["addition", "recall"]}}
 
 
 def scores(seed: int = 0, n_pairs: int = 5, **more: Any) -> ProbeScores:
@@ -67,7 +69,7 @@ def test_every_array_is_read_back(tmp_path: Path) -> None:
         importance=rng.random((2, 2, 3)),
         edges_mean_abs=rng.random((2, 9, 21)),
     )
-    run = RunFolder.create(tmp_path, MANIFEST)
+    run = RunFolder.create(tmp_path, TWO_FAMILIES)
     path = run.write_scores(100, written)
     assert path.name == "step-00000100.safetensors"
     read = RunFolder.open(tmp_path).read_scores(100)
@@ -76,7 +78,34 @@ def test_every_array_is_read_back(tmp_path: Path) -> None:
     for name, array in written.arrays().items():
         found = getattr(read, name)
         assert found.dtype == array.dtype == {"correct": np.uint8, "circuit_active": np.bool_}.get(name, np.float32)
-        np.testing.assert_array_equal(found, array)
+        if name == "edges_mean_abs":  # in half precision on disk
+            np.testing.assert_allclose(found, array, rtol=2**-11, atol=2**-25 * array.max())
+        else:
+            np.testing.assert_array_equal(found, array)
+
+
+def test_edges_on_disk(tmp_path: Path) -> None:
+    """Only real edges are kept, tiny ones too; older files and matrices that are not finite are whole."""
+    run, rng = RunFolder.create(tmp_path, TWO_FAMILIES), np.random.default_rng(2)
+    real = np.triu(np.ones((9, 21), np.bool_), 3)
+    edges = (np.exp(4 * rng.standard_normal((2, 9, 21))) * 1e-9 * real).astype(np.float32)
+    edges[1] *= 1e6
+    path = run.write_scores(0, scores(edges_mean_abs=edges))
+    on_disk = load_file(path)
+    assert "edges_mean_abs" not in on_disk
+    assert on_disk["edges_half"].shape == (2, real.sum())
+    assert on_disk["edges_half"].dtype == np.float16
+    read = run.read_scores(0).edges_mean_abs
+    assert read is not None
+    assert (read[:, ~real] == 0).all()
+    for found, written in zip(read, edges, strict=True):
+        np.testing.assert_allclose(found, written, rtol=2**-11, atol=2**-25 * written.max())
+
+    save_file({**{k: v for k, v in on_disk.items() if not k.startswith("edges")}, "edges_mean_abs": edges}, path)
+    np.testing.assert_array_equal(run.read_scores(0).edges_mean_abs, edges)  # an older file
+    edges[0, 0, 5] = np.nan
+    run.write_scores(0, scores(edges_mean_abs=edges))
+    np.testing.assert_array_equal(run.read_scores(0).edges_mean_abs, edges)
 
 
 def test_absent_arrays_stay_absent_and_any_memory_layout_is_written(tmp_path: Path) -> None:
@@ -164,7 +193,13 @@ def test_the_manifest_is_rewritten_without_a_temporary_file_left(tmp_path: Path)
 
 
 def test_pairs_of_families(tmp_path: Path) -> None:
-    probes = SimpleNamespace(families=("b", "a", "b", "a", "a"), fingerprint="f", tokenizer_name="t")
+    probes = SimpleNamespace(
+        families=("b", "a", "b", "a", "a"),
+        fingerprint="f",
+        tokenizer_name="t",
+        texts=(("", ""),) * 5,
+        answers=torch.ones(5, 2),
+    )
     run = RunFolder.create(tmp_path, {**MANIFEST, "probes": describe_probes(probes)})
     assert run.families == ("b", "a")
     assert run.pairs_of("a").tolist() == [1, 3, 4]

@@ -161,6 +161,7 @@ def test_evidence_of_an_event(grpo: RunFolder, visit: Visit, tmp_path: Path):
     data = run_data(grpo)
     events = data["families"]["addition"]["rules"]["evidence"]["events"]
     more = {"lower": 0.101, "upper": 0.139, "raw_before": -0.01, "raw_now": -0.7, "raw_p": 0.002, "status": "pending"}
+    more |= {"patched_before": 0.02, "patched_now": -0.01, "patched_p": 0.3, "patching": "contradicts"}
     row = events["rows"][0]
     for name, value in more.items():
         row[events["columns"].index(name)] = value
@@ -171,7 +172,8 @@ def test_evidence_of_an_event(grpo: RunFolder, visit: Visit, tmp_path: Path):
     assert "(95 %: +10 % to +14 %)" in line
     assert "raw score −0.01 → −0.7 (p 0.002)" in line
     assert "not confirmed yet" in line
-    assert "(not confirmed yet)" in texts(page, "#events .event .kind")[0]
+    assert "share by exact patching 2.0 % → −1.0 % (p 0.3), which contradicts the event" in line
+    assert "(not confirmed yet) (contradicted by exact patching)" in texts(page, "#events .event .kind")[0]
     assert page.problems == []
 
 

@@ -6,7 +6,7 @@ const COLUMNS = [["run", "Run", "l"], ["step", "Step", ""], ["head", "Head", "l"
 const CIRCUIT_COLUMNS = { before: ["before", "Importance before", ""], now: ["now", "Importance now", ""], q: ["stability", "Stability", ""] };
 
 function eventRows(runs, views) {
-  return views.flatMap((view, r) => (view ? view.events.rows.map(([step, layer, head, kind, before, now, q, stability, p, low, high, rawBefore, rawNow, rawP, status]) => ({ run: r, step, head: [layer, head], kind, before, now, change: isNumber(before) && isNumber(now) ? now - before : null, q, stability, p, low, high, rawBefore, rawNow, rawP, status })) : []));
+  return views.flatMap((view, r) => (view ? view.events.rows.map(([step, layer, head, kind, before, now, q, stability, p, low, high, rawBefore, rawNow, rawP, status, patchedBefore, patchedNow, patchedP, patching]) => ({ run: r, step, head: [layer, head], kind, before, now, change: isNumber(before) && isNumber(now) ? now - before : null, q, stability, p, low, high, rawBefore, rawNow, rawP, status, patchedBefore, patchedNow, patchedP, patching })) : []));
 }
 
 const eventsOf = (run, view, head) => eventRows([run], [view]).filter((row) => same(row.head, head));
@@ -19,6 +19,7 @@ function eventEvidence(row) {
   if (tested) parts.push(`q ${number(row.q)}${isNumber(row.p) ? `, p ${number(row.p)}` : ""}`);
   else parts.push(isNumber(row.stability) ? `kept by ${percent(row.stability)} of the resamples, not tested` : "not tested");
   if (isNumber(row.rawBefore) && isNumber(row.rawNow)) parts.push(`raw score ${number(row.rawBefore)} → ${number(row.rawNow)}${isNumber(row.rawP) ? ` (p ${number(row.rawP)})` : ""}`);
+  if (isNumber(row.patchedNow)) parts.push(`share by exact patching ${isNumber(row.patchedBefore) ? `${percent(row.patchedBefore)} → ` : ""}${percent(row.patchedNow)}${isNumber(row.patchedP) ? ` (p ${number(row.patchedP)})` : ""}${row.patching === "contradicts" ? ", which contradicts the event" : ""}`);
   if (tested && row.status) parts.push({ pending: "not confirmed yet", withdrawn: "withdrawn: not found at the next probe" }[row.status] || row.status);
   return parts.join("; ");
 }
@@ -84,7 +85,7 @@ function drawEventCells(line, row, columns, runs) {
   const texts = { run: runs[row.run].letter, step: whole(row.step), before: percent(row.before), now: percent(row.now), change: percent(row.change, true), q: number(row.q), stability: percent(row.stability) };
   for (const [key, , side] of columns) {
     const cell = element(line, "td", { class: `${side} c-${key}` }, texts[key]);
-    if (key === "kind") element(cell, "span", { class: "kind " + kindClass(row.kind) }, row.kind + ({ pending: " (not confirmed yet)", withdrawn: " (withdrawn)" }[row.status] || ""));
+    if (key === "kind") element(cell, "span", { class: "kind " + kindClass(row.kind) }, row.kind + ({ pending: " (not confirmed yet)", withdrawn: " (withdrawn)" }[row.status] || "") + (row.patching === "contradicts" ? " (contradicted by exact patching)" : ""));
     if (key === "head") element(cell, "button", { type: "button", class: "link", "aria-label": `${name}: open its page`, title: eventEvidence(row) }, name).addEventListener("click", (event) => { event.stopPropagation(); openHead(row.head, row.step); });
   }
 }

@@ -43,7 +43,7 @@ class Loader:
             options: dict[str, Any] = {}
             if folder.is_dir() and not (folder / "config.json").is_file() and base is not None:
                 options["config"] = AutoConfig.from_pretrained(base)
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=self.dtype, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=self.dtype, **options)
         except UserError:
             raise
         except Exception as error:  # transformers, safetensors and huggingface_hub each raise their own
@@ -58,7 +58,7 @@ class Loader:
             from peft import PeftModel
         except ImportError as error:
             raise UserError(f"model {str(folder)!r} is an adapter, which needs peft: pip install peft") from error
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=self.dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=self.dtype)
         return PeftModel.from_pretrained(model, str(folder)).to(self.device).eval()
 
 
@@ -96,3 +96,22 @@ def release_memory() -> None:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def read_shape(name: str, base: str | None = None, download: bool = True) -> tuple[int, int]:
+    """(layers, heads) from the configuration of a model, without its weights.
+
+    Args:
+        name: a model or an adapter.
+        base: base of an adapter; None is its own.
+        download: False reads local files only.
+
+    Raises:
+        UserError: there is no configuration.
+    """
+    source = (base or adapter_base(name) or name) if (Path(name) / ADAPTER).is_file() else name
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=not download).get_text_config()
+    except Exception as error:
+        raise UserError(f"model {str(source)!r} could not be loaded: {_first_line(error)}") from error
+    return int(config.num_hidden_layers), int(config.num_attention_heads)

@@ -1,0 +1,148 @@
+"""What a probe costs after its pass: CPU seconds on the training thread by number of probes, disk, and resuming.
+
+    python benchmarks/after_the_pass.py                                  # 1,000 probes, heads only, then 12 with edges
+    python benchmarks/after_the_pass.py --probes 300 --edge-probes 0
+
+Synthetic scores at Qwen2.5-Math-1.5B's shape (28 x 12 heads, 183,555 edges), two families of 64 pairs; at every tenth
+probe a head changes its share. The recorder runs as in a training, with a reward in the trainer's log (10 rows per
+probe) and one sink that shows no figures.
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from headwatch import ProbeSet
+from headwatch.attribution import Checks, EdgeScores, HeadScores
+from headwatch.attribution.scores import Readings
+from headwatch.model.anatomy import Anatomy
+from headwatch.monitor.recorder import Recorder
+from headwatch.record.run_folder import RunFolder, describe_probes
+from headwatch.sinks import Sink
+from headwatch.stats import EvidenceSettings
+
+LAYERS, HEADS, PAIRS, FAMILIES = 28, 12, 64, ("one", "two")
+LOGS_PER_PROBE = 10
+
+
+class Synthetic:
+    """Scores of every probe: shares that fall off steeply over heads, noise of pairs, and heads that come and go."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        n = len(FAMILIES) * PAIRS
+        self.share = np.sort(np.exp(-0.15 * np.arange(LAYERS * HEADS)))[self.rng.permutation(LAYERS * HEADS)]
+        self.share = (self.share / self.share.sum()).reshape(LAYERS, HEADS)
+        self.gap = -5.0 * np.exp(0.1 * self.rng.standard_normal(n))
+        self.families = tuple(name for name in FAMILIES for _ in range(PAIRS))
+        parts: Any = (SimpleNamespace(parallel=False),) * LAYERS
+        self.anatomy = Anatomy(None, parts, (), None, None, LAYERS, HEADS, 2, 128, 1536)  # type: ignore[arg-type]
+        self.is_real = self.anatomy.is_real()
+        shape = self.is_real.shape
+        self.edges = torch.from_numpy(np.exp(1.5 * self.rng.standard_normal(shape)) * 1e-3).float() * self.is_real
+
+    def heads(self, probe: int) -> HeadScores:
+        """Head scores of the next probe."""
+        if probe % 10 == 0:
+            layer, head = self.rng.integers(LAYERS), self.rng.integers(HEADS)
+            self.share[layer, head] = 0.0 if self.share[layer, head] > 0.01 else 0.05
+        noise = 1e-3 * self.rng.standard_normal((len(self.gap), LAYERS, HEADS))
+        per_pair = torch.from_numpy(self.gap[:, None, None] * (self.share + noise)).float()
+        gap = torch.from_numpy(self.gap).float()
+        readings = Readings(torch.zeros_like(gap), gap, torch.ones(len(gap), dtype=torch.bool))
+        checks = Checks(0.01, None, 0.001)
+        return HeadScores(per_pair, gap, readings, self.families, "logit_diff", 5, "midpoint", checks)
+
+    def with_edges(self, heads: HeadScores) -> EdgeScores:
+        """Edge scores that do not belong to these head scores."""
+        generator = torch.Generator().manual_seed(int(self.rng.integers(2**31)))
+        per_pair = self.edges * torch.randn(len(self.gap), *self.edges.shape, generator=generator)
+        return EdgeScores(per_pair, self.anatomy.sources, self.anatomy.targets, self.is_real, heads)
+
+
+def start(folder: Path, edges: bool) -> Recorder:
+    n = len(FAMILIES) * PAIRS
+    tokens = torch.stack([torch.arange(n), torch.arange(n)], 1)
+    probes = ProbeSet.from_token_ids(tokens, tokens + 1, answers=torch.stack([tokens[:, 0], tokens[:, 0] + 1], 1))
+    object.__setattr__(probes, "families", Synthetic().families)
+    manifest = {"model": {"n_layers": LAYERS, "n_heads": HEADS}, "probes": describe_probes(probes), "status": "running"}
+    run = RunFolder.create(folder, manifest)
+    rule = (0.027, None, 0) if edges else None
+    return Recorder(run, probes, (LAYERS, HEADS), EvidenceSettings(), rule)
+
+
+def measure(probes: int, edges: bool) -> dict[str, Any]:
+    """CPU seconds of every probe, bytes on disk per probe, and seconds and file reads of a restore."""
+    with tempfile.TemporaryDirectory() as folder:
+        recorder, synthetic, sinks, spent = start(Path(folder), edges), Synthetic(), [Sink()], []
+        for probe in range(probes):
+            step = probe * LOGS_PER_PROBE
+            heads = synthetic.heads(probe)
+            scores = synthetic.with_edges(heads) if edges else heads
+            began = time.thread_time()
+            recorder.probe(step, scores, torch.zeros(len(synthetic.gap)), time.perf_counter(), sinks, final=False)
+            spent.append(time.thread_time() - began)
+            for log in range(LOGS_PER_PROBE):
+                recorder.log(step + log + 1, {"reward": float(synthetic.rng.random()), "loss": 0.1})
+        files = sorted((recorder.run.path / "scores").glob("*.safetensors"))
+        reads: list[int] = []
+        original = RunFolder.read_scores
+
+        def counted(self: RunFolder, step: int) -> Any:
+            reads.append(step)
+            return original(self, step)
+
+        RunFolder.read_scores = counted  # type: ignore[method-assign]
+        began = time.thread_time()
+        again = start(Path(folder) / "again", edges)
+        again.run = recorder.run
+        again.restore()
+        restored = time.thread_time() - began
+        RunFolder.read_scores = original  # type: ignore[method-assign]
+        assert all((again.histories[f].state == recorder.histories[f].state).all() for f in FAMILIES)
+        return {
+            "probes": probes,
+            "edges": edges,
+            "events": sum(len(h.events) for h in recorder.histories.values()),
+            "seconds": {f"{a + 1}-{b}": float(np.mean(spent[a:b])) for a, b in windows(probes)},
+            "megabytes_per_probe": float(np.mean([file.stat().st_size for file in files])) / 1e6,
+            "restore_seconds": restored,
+            "reads_per_probe": len(reads) / probes,
+        }
+
+
+def windows(probes: int) -> list[tuple[int, int]]:
+    """Ranges of probes whose mean is reported: the first ten after the first two, and ten at each of these."""
+    ends = [n for n in (100, 300, 550, 1000) if n <= probes]
+    return [(2, min(12, probes)), *((end - 10, end) for end in ends)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--probes", type=int, default=1000, help="probes that score heads only")
+    parser.add_argument("--edge-probes", type=int, default=12, help="probes that score edges")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    found = [measure(n, edges) for n, edges in ((options.probes, False), (options.edge_probes, True)) if n]
+    for report in found:
+        print(f"{'edges' if report['edges'] else 'heads'}, {report['probes']} probes, {report['events']} events")
+        for window, seconds in report["seconds"].items():
+            print(f"  probes {window:>9}: {seconds:.4f} CPU s per probe")
+        print(f"  on disk: {report['megabytes_per_probe']:.2f} MB per probe")
+        print(f"  restored in {report['restore_seconds']:.2f} CPU s, {report['reads_per_probe']:.0f} reads per file")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Compare post-trained models with their base, or thinking on with thinking off, on frozen probe pairs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from headwatch.checkpoints.comparison import comparison_of
+from headwatch.checkpoints.saved_models import SavedModels, last_complete_step
+from headwatch.errors import UserError
+from headwatch.model.loading import Loader, adapter_base, load_tokenizer, read_shape, release_memory
+from headwatch.monitor.settings import WatchSettings
+from headwatch.probes import ProbeSet
+from headwatch.probes.file_format import check_tokenizer
+from headwatch.probes.opener_sampling import sample_continuations
+from headwatch.probes.openers import LONGEST_PAIR
+from headwatch.probes.resolve import names_openers, resolve
+from headwatch.probes.thinking import in_chat, require_switch, with_thinking
+from headwatch.record.run_folder import RunFolder
+
+SOURCE = "headwatch compare"
+SHARED = Path("shared") / "base"  # below OUT: the base model's probe, copied into the record of each POST
+PROBES = "probes"
+OPENERS_FROM = ("both", "base")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared.
+
+    Attributes:
+        base: the model before post-training.
+        posts: models after it: folders, names on the Hub, or adapters.
+        out: folder of the run folders, one per POST.
+        think: "on" or "off" puts the pairs into that variant of the chat template; "both" compares each model's
+            thinking off (first) with its thinking on; None leaves the pairs as they are.
+        openers_from: "both": the POST samples the reasoning opener and the base the direct one, as in the paper;
+            "base": the base samples both.
+        tokenizer: name of the tokenizer; None is the base's.
+    """
+
+    base: str
+    posts: Sequence[str]
+    out: Path
+    think: str | None = None
+    openers_from: str = "both"
+    tokenizer: str | None = None
+
+
+class Comparer:
+    """Makes one record per comparison: probe 0 is the base, probe 1 the POST.
+
+    Complete records in the folder are not made again, so that a comparison that was stopped goes on.
+
+    Args:
+        options: what is compared.
+        settings: of the probes and rules.
+        loader: how models are loaded.
+        say: receives a line for everything that happens.
+    """
+
+    def __init__(
+        self, options: CompareOptions, settings: WatchSettings, loader: Loader, say: Callable[[str], None] = print
+    ) -> None:
+        self.options, self.settings, self.loader, self.say = options, settings, loader, say
+        self.has_openers = names_openers(settings.probes)
+        if not options.posts and options.think != "both":
+            raise UserError("name at least one model to compare with BASE, or --think both for one model alone")
+        if options.think == "both" and self.has_openers:
+            raise UserError("--think both compares the same question in both variants, which openers are not")
+        refuse_other_shapes(options)
+
+    def run(self) -> dict[str, RunFolder]:
+        """Name -> record of each comparison."""
+        if self.options.think == "both":
+            models = [self.options.base, *self.options.posts]
+            return {f"{name}-think": self._thinking(name, model) for name, model in _named(models).items()}
+        self.tokenizer = self._tokenizer()
+        return {name: self._one(name, post) for name, post in _named(self.options.posts).items()}
+
+    def results(self, runs: dict[str, RunFolder]) -> dict[str, Any]:
+        """Name -> what its record says (`comparison_of`)."""
+        return {name: comparison_of(run) for name, run in runs.items()}
+
+    def _tokenizer(self) -> Any:
+        tokenizer = load_tokenizer(*_tokenizer_names(self.options.base, self.options.tokenizer))
+        return tokenizer if self.options.think is None else with_thinking(tokenizer, self.options.think == "on")
+
+    # --- base against POST ------------------------------------------------------------------------------------------
+
+    def _one(self, name: str, post: str) -> RunFolder:
+        folder = self.options.out / name
+        if last_complete_step(folder) == 1:
+            self.say(f"{name}: its record in {folder} is complete")
+            return _checked(RunFolder.open(folder), self.options.base, post)
+        own_openers = self.has_openers and self.options.openers_from == "both"
+        probes = self._probes(name if own_openers else "all", post if own_openers else None)
+        check_tokenizer(probes, load_tokenizer(*_tokenizer_names(post, None), self.options.base), where=f"{post}: ")
+        models = SavedModels(folder, replace(self.settings, probes=probes), self.tokenizer, name, SOURCE)
+        if last_complete_step(folder) is None:
+            self._base_into(folder, probes, shared=not own_openers)
+        model = self.loader.model(post)
+        models.begin(model)
+        models.run.update_manifest(name=name, compared={"base": self.options.base, "post": post})
+        self.say(f"{name}: scoring {post}")
+        models.probe(1, model, final=True)
+        models.end(finished=True)
+        del model
+        release_memory()
+        return models.run
+
+    def _base_into(self, folder: Path, probes: ProbeSet, shared: bool) -> None:
+        """Score the base as probe 0 of a record, or copy it from the one that the comparisons share."""
+        target = self.options.out / SHARED if shared else folder
+        if last_complete_step(target) is None or RunFolder.open(target).manifest["probes"]["fingerprint"] != (
+            probes.fingerprint
+        ):
+            self.say(f"scoring the base, {self.options.base}")
+            model = self.loader.model(self.options.base)
+            settings = replace(self.settings, probes=probes)
+            if shared:  # it is shown with each POST
+                settings = replace(settings, report_to="none", wandb="off")
+            models = SavedModels(target, settings, self.tokenizer, target.name, SOURCE)
+            models.begin(model)
+            models.end(finished=True)
+            del model
+            release_memory()
+        if shared:
+            RunFolder.open(target).copy_to(folder)
+
+    def _probes(self, name: str, post: str | None) -> ProbeSet:
+        """The frozen set: read back if it was made before, else made and saved."""
+        path = self.options.out / PROBES / f"{name}.safetensors"
+        if path.is_file():
+            return ProbeSet.load(path, self.tokenizer)
+        settings = self.settings
+        openers = self._openers(post) if self.has_openers else None
+        families = settings.probes
+        probes = resolve(families, self.tokenizer, settings.n_pairs, settings.seed, openers)
+        if self.options.think is not None and not self.has_openers:
+            probes = in_chat(probes, self.tokenizer)[self.options.think == "on"]
+        probes.save(path)
+        return probes
+
+    def _openers(self, post: str | None) -> ProbeSet:
+        """Openers: the reasoning one of the POST (or, without one, of the base), the direct one of the base."""
+        settings = self.settings
+        base = self.loader.model(self.options.base)
+        trained = base if post is None else self.loader.model(post)
+        self.say(f"sampling openers from {self.options.base}{f' and {post}' if post else ''}")
+        options: dict[str, Any] = {"temperature": settings.openers.temperature, "top_p": settings.openers.top_p}
+        sample = partial(sample_continuations, trained, **options)
+        direct = None if post is None else partial(sample_continuations, base, **options)
+        longest = min(LONGEST_PAIR, getattr(base.config, "max_position_embeddings", None) or LONGEST_PAIR)
+        return settings.openers.make(self.tokenizer, settings.n_pairs, settings.seed, sample, longest, direct)
+
+    # --- thinking on against off ------------------------------------------------------------------------------------
+
+    def _thinking(self, name: str, model_name: str) -> RunFolder:
+        """Probe 0 with thinking off and probe 1 with thinking on, of one model."""
+        folder = self.options.out / f"{name}-think"
+        if last_complete_step(folder) == 1:
+            self.say(f"{name}: its record in {folder} is complete")
+            return _checked(RunFolder.open(folder), model_name, model_name)
+        tokenizer = load_tokenizer(*_tokenizer_names(model_name, self.options.tokenizer))
+        require_switch(tokenizer)
+        settings = self.settings
+        plain = resolve(settings.probes, tokenizer, settings.n_pairs, settings.seed)
+        off, on = in_chat(plain, tokenizer)
+        models = SavedModels(folder, replace(settings, probes=off), tokenizer, f"{name}-think", SOURCE)
+        model = self.loader.model(model_name)
+        self.say(f"{name}: scoring with thinking off, then on ({len(off)} pairs)")
+        models.begin(model)
+        on.save(folder / "probes-think-on.safetensors")
+        models.run.update_manifest(
+            name=f"{name}-think",
+            compared={"base": model_name, "post": model_name, "think": ["off", "on"], "fingerprint_on": on.fingerprint},
+        )
+        models.set_probes(on)
+        models.probe(1, model, final=True)
+        models.end(finished=True)
+        del model
+        release_memory()
+        return models.run
+
+
+def refuse_other_shapes(options: CompareOptions, download: bool = True) -> None:
+    """Compare the shapes of BASE and POSTs by their configurations, before any weights are loaded.
+
+    Args:
+        options: what is compared.
+        download: False reads local configurations only, and leaves the other models out.
+
+    Raises:
+        UserError: a POST has another number of layers or heads than BASE.
+    """
+    if options.think == "both":
+        return
+    shapes: dict[str, tuple[int, int]] = {}
+    for model in (options.base, *options.posts):
+        try:
+            shapes[model] = read_shape(model, download=download)
+        except UserError:
+            if download:
+                raise
+    base = shapes.get(options.base)
+    for post, shape in shapes.items():
+        if base is not None and shape != base:
+            raise UserError(
+                f"{post} has {shape[0]} layers x {shape[1]} heads, and {options.base} has {base[0]} x {base[1]}: only "
+                "models of one shape can be compared head by head"
+            )
+
+
+def _checked(run: RunFolder, base: str, post: str) -> RunFolder:
+    """A complete record, if it is of these models."""
+    compared = run.manifest.get("compared") or {}
+    if (compared.get("base"), compared.get("post")) != (base, post):
+        raise UserError(
+            f"{run.path} holds the comparison of {compared.get('base')} with {compared.get('post')}: give another --out"
+        )
+    return run
+
+
+def _named(models: Sequence[str]) -> dict[str, str]:
+    """A distinct short name per model: the last part of its path."""
+    found: dict[str, str] = {}
+    for model in models:
+        parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
+        name = next(
+            (tail for n in range(1, len(parts) + 1) if (tail := "-".join(parts[-n:])) not in found), f"{model}-2"
+        )
+        found[name] = model
+    return found
+
+
+def _tokenizer_names(model: str, given: str | None) -> list[str]:
+    return [given] if given else [name for name in (model, adapter_base(model)) if name]

@@ -1,0 +1,167 @@
+"""`headwatch ablate MODEL`: switch heads off or scale them, and measure what the model then solves."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from headwatch.commands.loading import dtype_and_device, model_name
+from headwatch.commands.options import add_command, at_least_one, one_of
+from headwatch.commands.sampling_options import (
+    HARNESS,
+    add_sampling_options,
+    plan,
+    plan_lines,
+    sampling_settings,
+    split_suites,
+)
+from headwatch.errors import UserError
+
+WHICH = ("emerged", "retained", "dropped", "pruned", "active", "base")  # of headwatch.evaluation.head_groups
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    ablate = add_command(
+        commands,
+        "ablate",
+        run,
+        "switch heads off or scale them, against no intervention and against random heads; resumable",
+        "headwatch ablate outputs/grpo/checkpoint-500 --run outputs/grpo --which emerged base --suite gsm8k --top 10",
+    )
+    ablate.add_argument("model", metavar="MODEL", help="model folder, adapter folder, or a name on the Hub")
+    ablate.add_argument("--heads", nargs="+", default=None, metavar="HEAD", help="heads, such as L17.H3,L20.H0")
+    ablate.add_argument(
+        "--run", dest="run_folder", default=None, metavar="FOLDER", help="take the heads of a recorded run"
+    )
+    ablate.add_argument(
+        "--which", nargs="+", type=one_of(WHICH), default=["emerged"], help=f"of that run: {', '.join(WHICH)} (emerged)"
+    )
+    ablate.add_argument("--family", default=None, help="probe family of that run (its first)")
+    ablate.add_argument("--rule", type=one_of(("evidence", "circuit")), default="evidence", help="evidence or circuit")
+    ablate.add_argument("--circuit", default=None, metavar="FILE", help="take the heads of a circuit file")
+    ablate.add_argument("--top", type=at_least_one, default=None, help="only the strongest so many heads of each group")
+    ablate.add_argument(
+        "--factor", nargs="+", type=float, default=[0.0], help="0 switches off; several give an arm each (0)"
+    )
+    ablate.add_argument(
+        "--random", type=int, default=5, metavar="N", help="random sets per group, matched in layer (5)"
+    )
+    add_sampling_options(ablate)
+    ablate.add_argument("--out", default=None, metavar="DIR", help="folder for answers (headwatch-ablation/MODEL)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    name = model_name(arguments.model, None)
+    from headwatch.evaluation.ablation import Arm, make_arms, run_arms, table
+    from headwatch.evaluation.head_groups import names_of
+
+    shape = _shape(name, arguments.base, needed=not arguments.dry_run)
+    groups = _groups(arguments, shape)
+    if arguments.dry_run:
+        arms_of_plan = 1 + len(groups) * len(set(arguments.factor)) * (1 + max(0, arguments.random))
+        rows = plan(arguments, arms_of_plan)
+        heads = {group: names_of(found) for group, found in groups.items()}
+        if arguments.json:
+            print(json.dumps({"model": arguments.model, "heads": heads, "plan": rows}))
+            return 0
+        print("\n".join(f"{group}: {len(found)} heads: {' '.join(found)}" for group, found in heads.items()))
+        print("\n".join(plan_lines(rows)))
+        return 0
+    own, tasks = split_suites(arguments.suite)
+    dtype, device = dtype_and_device(arguments.dtype, arguments.device)
+    from headwatch.evaluation.benchmarks import load_problems, suite_name
+    from headwatch.evaluation.evaluator import Evaluator
+    from headwatch.evaluation.harness import check_harness
+    from headwatch.evaluation.run import Result
+    from headwatch.evaluation.to_wandb import log_results
+    from headwatch.model.loading import Loader
+    from headwatch.report.ablation_page import write_ablation_page
+
+    for task in tasks:
+        check_harness(task)
+    assert shape is not None
+    arms = make_arms(groups, list(dict.fromkeys(arguments.factor)), shape, max(0, arguments.random), arguments.seed)
+    problems = {suite: load_problems(suite, arguments.n_problems, arguments.seed) for suite in own}
+    evaluator = Evaluator(
+        name,
+        sampling_settings(arguments),
+        Loader(dtype, device),
+        base=arguments.base,
+        tokenizer=arguments.tokenizer,
+        engine=arguments.engine,
+    )
+    out = Path(arguments.out) if arguments.out else Path("headwatch-ablation") / Path(name).name
+    found: dict[str, Any] = {}
+    for suite in own:
+        key = suite_name(suite)
+
+        def evaluated(arm: Arm, suite: str = suite, key: str = key) -> Result:
+            return evaluator.evaluate(problems[suite], out / key / arm.name, arm.heads, f"{key} {arm.name}")
+
+        found[key] = run_arms(arms, evaluated)
+        if not arguments.json:
+            print(f"{key}: {len(problems[suite])} problems, {arguments.samples} samples")
+            print("\n".join(table(found[key])))
+    for task in tasks:
+        found[f"{HARNESS}{task}"] = {arm.name: evaluator.harness(task, arguments.n_problems, arm.heads) for arm in arms}
+        if not arguments.json:
+            print(f"{HARNESS}{task}: {json.dumps(found[f'{HARNESS}{task}'])}")
+    result = {
+        "model": arguments.model,
+        "groups": {group: names_of(heads) for group, heads in groups.items()},
+        "suites": found,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "ablation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    page = write_ablation_page(result, out)
+    if arguments.report_to == "wandb":
+        log_results(
+            {key: found[key] for key in map(suite_name, own)}, f"ablate {Path(name).name}", _wandb_run(arguments)
+        )
+    print(json.dumps({**result, "out": str(out), "page": str(page)}) if arguments.json else f"page: {page}")
+    return 0
+
+
+def _groups(arguments: argparse.Namespace, shape: tuple[int, int] | None) -> dict[str, list[tuple[int, int]]]:
+    """Name -> heads, from --heads, --run and --circuit; several may be given."""
+    from headwatch.evaluation.head_groups import heads_of_circuit, heads_of_run
+    from headwatch.model.head_names import parse_heads
+
+    groups: dict[str, list[tuple[int, int]]] = {}
+    if arguments.heads is not None:
+        groups["heads"] = parse_heads(" ".join(arguments.heads), shape, "--heads")
+    if arguments.run_folder is not None:
+        for which in dict.fromkeys(arguments.which):
+            groups[which] = heads_of_run(arguments.run_folder, which, arguments.family, arguments.rule, arguments.top)
+    if arguments.circuit is not None:
+        groups["circuit"] = heads_of_circuit(arguments.circuit, arguments.top)
+    if not groups:
+        raise UserError("no heads: give --heads L1.H2,..., --run FOLDER (with --which), or --circuit FILE")
+    for group, heads in groups.items():
+        if not heads:
+            raise UserError(f"--{group}: no head named")
+        parse_heads(heads, shape, f"--{group}")
+    return groups
+
+
+def _wandb_run(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """The W&B run of the recorded run that the heads are from."""
+    if arguments.run_folder is None:
+        return None
+    from headwatch.record.find_runs import find_runs
+
+    return find_runs(arguments.run_folder)[0].manifest.get("wandb")
+
+
+def _shape(name: str, base: str | None, needed: bool) -> tuple[int, int] | None:
+    """(L, H) from the model's configuration; None where it is not at hand and not needed."""
+    from headwatch.model.loading import read_shape
+
+    try:
+        return read_shape(name, base, download=needed)
+    except UserError:
+        if needed:
+            raise
+        return None

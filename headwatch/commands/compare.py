@@ -1,0 +1,101 @@
+"""`headwatch compare BASE POST ...`: the heads of post-trained models against their base."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from headwatch.commands.loading import dtype_and_device, model_name
+from headwatch.commands.options import add_command, at_least_one, one_of
+from headwatch.commands.watch_options import add_model_options, add_probe_options, report_to, watch_settings
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    compare = add_command(
+        commands,
+        "compare",
+        run,
+        "find the heads that emerged, stayed and were dropped between a base model and models trained from it",
+        "headwatch compare Qwen/Qwen2.5-Math-1.5B outputs/sft outputs/grpo --probes addition recall --out compared",
+    )
+    compare.add_argument("base", metavar="BASE", help="model before training: a folder, an adapter, a name on the Hub")
+    compare.add_argument("posts", nargs="*", metavar="POST", help="models after training, of the same shape")
+    add_probe_options(compare)
+    compare.add_argument(
+        "--openers-from",
+        type=one_of(("both", "base")),
+        default="both",
+        help="both: POST samples the reasoning openers and BASE the direct ones (the paper); base: BASE both (both)",
+    )
+    compare.add_argument(
+        "--think",
+        type=one_of(("on", "off", "both")),
+        default=None,
+        help="on, off: pairs in that variant of the chat template; both: each model's thinking on against off",
+    )
+    compare.add_argument("--q", type=float, default=0.01, help="false-discovery level over the heads (0.01)")
+    compare.add_argument("--top", type=at_least_one, default=10, help="number of heads to print of each kind (10)")
+    compare.add_argument("--tokenizer", default=None, help="name of the tokenizer (BASE's)")
+    compare.add_argument("--report-to", nargs="+", default=["none"], help="none, wandb, trackio, tensorboard (none)")
+    add_model_options(compare)
+    compare.add_argument("--out", default="headwatch-compare", metavar="DIR", help="folder of the records and the page")
+    compare.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and exit")
+    compare.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    base, *posts = (model_name(name, None) for name in (arguments.base, *arguments.posts))
+    from headwatch.stats import EvidenceSettings
+
+    # There is one change to test, so no correction over probes is needed and nothing is left pending.
+    evidence = EvidenceSettings(q=arguments.q, confirm="none")
+    settings = watch_settings(arguments, every=1, evidence=evidence, **report_to(arguments.report_to))
+    from headwatch.checkpoints.compare import CompareOptions, Comparer, refuse_other_shapes
+
+    out = Path(arguments.out)
+    options = CompareOptions(base, posts, out, arguments.think, arguments.openers_from, arguments.tokenizer)
+    if arguments.dry_run:
+        refuse_other_shapes(options, download=False)
+        plan = {
+            "models": [base, *posts],
+            "probes": arguments.probes,
+            "pairs_per_family": arguments.pairs,
+            "think": arguments.think,
+            "passes": 2 * (1 + len(posts)) if arguments.think == "both" else 1 + len(posts),
+        }
+        if arguments.json:
+            print(json.dumps(plan))
+        else:
+            print(
+                f"{len(plan['models'])} models, {plan['passes']} passes over {arguments.pairs} pairs of each of "
+                f"{', '.join(arguments.probes)}; records in {arguments.out}"
+            )
+        return 0
+    dtype, device = dtype_and_device(arguments.dtype, arguments.device)
+    from headwatch.checkpoints.compare import CompareOptions
+    from headwatch.checkpoints.comparison import lines_of
+    from headwatch.model.loading import Loader
+    from headwatch.report.html import write_report
+
+    say = (lambda line: print(line, file=sys.stderr, flush=True)) if arguments.json else print
+    comparer = Comparer(options, settings, Loader(dtype, device), say)
+    runs = comparer.run()
+    found = comparer.results(runs)
+    page = write_report(list(runs.values()), out)
+    result = {
+        "base": arguments.base,
+        "runs": {name: str(run.path) for name, run in runs.items()},
+        "report": str(page),
+        "comparisons": found,
+    }
+    (out / "compare.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    for name, one in found.items():
+        print("\n".join([f"{name}:", *lines_of(one, arguments.top)]))
+    print(f"report: {page}")
+    return 0

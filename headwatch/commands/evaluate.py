@@ -1,0 +1,95 @@
+"""`headwatch evaluate MODEL`: sampled answers to benchmarks, graded, with intervals."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from headwatch.commands.loading import dtype_and_device, model_name
+from headwatch.commands.options import add_command
+from headwatch.commands.sampling_options import (
+    HARNESS,
+    add_sampling_options,
+    plan,
+    plan_lines,
+    sampling_settings,
+    split_suites,
+)
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    evaluate = add_command(
+        commands,
+        "evaluate",
+        run,
+        "sample answers to benchmarks, grade them, and print pass@k with intervals; resumable",
+        "headwatch evaluate Qwen/Qwen2.5-Math-1.5B --suite aime24 amc math500 --samples 16",
+    )
+    evaluate.add_argument("model", metavar="MODEL", help="model folder, adapter folder, or a name on the Hub")
+    add_sampling_options(evaluate)
+    evaluate.add_argument("--out", default=None, metavar="DIR", help="folder for answers (headwatch-evaluation/MODEL)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    name = model_name(arguments.model, None)
+    rows = plan(arguments)
+    if arguments.dry_run:
+        print(json.dumps({"model": arguments.model, "plan": rows}) if arguments.json else "\n".join(plan_lines(rows)))
+        return 0
+    own, tasks = split_suites(arguments.suite)
+    dtype, device = dtype_and_device(arguments.dtype, arguments.device)
+    from headwatch.evaluation.benchmarks import load_problems, suite_name
+    from headwatch.evaluation.evaluator import Evaluator
+    from headwatch.evaluation.harness import check_harness
+    from headwatch.evaluation.run import Result
+    from headwatch.evaluation.to_wandb import log_results
+    from headwatch.model.loading import Loader
+
+    for task in tasks:
+        check_harness(task)
+    settings = sampling_settings(arguments)
+    problems = {suite: load_problems(suite, arguments.n_problems, arguments.seed) for suite in own}
+    evaluator = Evaluator(
+        name,
+        settings,
+        Loader(dtype, device),
+        base=arguments.base,
+        tokenizer=arguments.tokenizer,
+        engine=arguments.engine,
+    )
+    out = Path(arguments.out) if arguments.out else Path("headwatch-evaluation") / Path(name).name
+    found: dict[str, Any] = {}
+    results: dict[str, Result] = {}
+    for suite in own:
+        key = suite_name(suite)
+        results[key] = evaluator.evaluate(problems[suite], out / key, label=key)
+        found[key] = results[key].summary()
+        (out / key / "result.json").write_text(json.dumps(found[key], indent=1) + "\n", encoding="utf-8")
+    for task in tasks:
+        found[f"{HARNESS}{task}"] = evaluator.harness(task, arguments.n_problems)
+    if arguments.report_to == "wandb":
+        log_results({key: found[key] for key in results}, f"evaluate {Path(name).name}")
+    if arguments.json:
+        print(json.dumps({"model": arguments.model, "out": str(out), "suites": found}))
+        return 0
+    for key, result in results.items():
+        print(f"{key}: {_line(result)}")
+    for task in tasks:
+        print(f"{HARNESS}{task}: {json.dumps(found[f'{HARNESS}{task}'])}")
+    print(f"answers: {out}")
+    return 0
+
+
+def _line(result: Any) -> str:
+    n = result.grades.shape[1]
+    parts = [f"pass@1 {result.pass_at(1)} %"]
+    if n > 1:
+        parts.append(f"pass@{n} {result.pass_at(n)} %")
+    parts.append(f"{len(result.problems)} problems x {n} samples")
+    if result.unfinished:
+        parts.append(f"{result.unfinished:.0%} of the answers reached the longest length")
+    if result.ungraded:
+        parts.append(f"{result.ungraded} problems without a parseable answer left out")
+    return ", ".join(parts)

@@ -1,0 +1,134 @@
+"""`headwatch roles MODEL`: what each head attends to and writes, and pictures of attention patterns."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from headwatch.commands.loading import dtype_and_device, load_pretrained, model_name, move_to, probes_argument
+from headwatch.commands.options import FAMILIES, add_command, at_least_one, one_of, seed_number
+from headwatch.commands.watch_options import add_model_options
+from headwatch.errors import UserError
+
+# Repeated from headwatch.analysis.roles, which imports torch; a test compares them.
+COLUMNS = (
+    *("entropy", "previous_token", "first_token", "distance", "receiver_kurtosis", "induction"),
+    *("write", "weight_change"),
+)
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    roles = add_command(
+        commands,
+        "roles",
+        run,
+        "measure what each head attends to and writes, and draw attention patterns",
+        "headwatch roles Qwen/Qwen2.5-Math-1.5B --sort induction --heads L17.H3 --out roles",
+    )
+    roles.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face Hub")
+    roles.add_argument("--base", default=None, metavar="MODEL", help="model before training, for the change of weights")
+    roles.add_argument(
+        "--probes",
+        nargs="+",
+        default=["addition"],
+        metavar="PROBES",
+        help=f"probe families ({', '.join(FAMILIES)}), or one file of pairs (addition)",
+    )
+    roles.add_argument("--pairs", type=at_least_one, default=16, help="number of pairs per family (16)")
+    roles.add_argument("--seed", type=seed_number, default=0, help="seed of the generated pairs (0)")
+    roles.add_argument("--sort", type=one_of(COLUMNS), default="write", help=f"{', '.join(COLUMNS)} (write)")
+    roles.add_argument("--top", type=at_least_one, default=15, help="number of heads to print (15)")
+    roles.add_argument("--heads", nargs="+", default=None, metavar="HEAD", help="heads to print and draw (L17.H3 ...)")
+    roles.add_argument(
+        "--out", default=None, metavar="DIR", help="write an attention picture of each of --heads to DIR"
+    )
+    add_model_options(roles)
+    roles.add_argument("--json", action="store_true", help="print all heads as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    if arguments.out is not None and arguments.heads is None:
+        raise UserError("--out needs --heads: name the heads whose attention is drawn")
+    wanted, name = probes_argument(arguments.probes), model_name(arguments.model, None)
+    base_name = None if arguments.base is None else model_name(arguments.base, None)
+    dtype, device = dtype_and_device(arguments.dtype, arguments.device)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from headwatch.analysis.roles import head_roles
+    from headwatch.model.anatomy import Anatomy
+    from headwatch.model.head_names import head_name, parse_heads
+    from headwatch.probes import ProbeSet
+
+    tokenizer = load_pretrained(AutoTokenizer, name, None)
+    probes = ProbeSet.resolve(wanted, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
+    model = move_to(load_pretrained(AutoModelForCausalLM, name, None, dtype=dtype), device)
+    base = None if base_name is None else load_pretrained(AutoModelForCausalLM, base_name, None, dtype=dtype)
+    anatomy = Anatomy.of(model)
+    heads = parse_heads(arguments.heads or [], (anatomy.n_layers, anatomy.n_heads), "--heads")
+    with tqdm(unit="prompt", file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        found = head_roles(model, probes, base, seed=arguments.seed, progress=progress)
+    names = {head_name(*head) for head in heads}
+    rows = [row for row in found.rows() if not names or row["head"] in names]
+    rows.sort(key=lambda row: -abs(row[arguments.sort] or 0.0))
+    files = (
+        [] if arguments.out is None else _draw(model, probes, tokenizer, heads, Path(arguments.out), Path(name).name)
+    )
+    if arguments.json:
+        print(json.dumps({"model": arguments.model, "prompts": found.prompts, "heads": rows, "files": files}))
+        return 0
+    print("\n".join(_table(rows if names else rows[: arguments.top])))
+    for file in files:
+        print(file)
+    return 0
+
+
+def _draw(model: Any, probes: Any, tokenizer: Any, heads: list[tuple[int, int]], out: Path, name: str) -> list[str]:
+    """Draw every head's attention on the clean prompt of the first pair of each family; returns the files."""
+    import torch
+
+    from headwatch.analysis.attention import attention_of, eager_attention
+    from headwatch.analysis.attention_drawing import attention_svg
+    from headwatch.model.anatomy import Anatomy
+    from headwatch.model.forward import callers_autocast
+    from headwatch.model.head_names import head_name
+    from headwatch.model.read_only import read_only_pass
+
+    anatomy, device = Anatomy.of(model), next(model.parameters()).device
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for family in probes.family_names:
+        row = probes.families.index(family)
+        ids = probes.clean[row, probes.attention_mask[row].bool()].to(device)
+        with (
+            read_only_pass(model),
+            eager_attention(model),
+            torch.no_grad(),
+            callers_autocast(anatomy.model, device) as call,
+        ):
+            pattern, _ = attention_of(anatomy, call, ids)
+        tokens = [tokenizer.decode([token]) for token in ids.tolist()]
+        for layer, head in heads:
+            path = out / f"{family}-{head_name(layer, head)}.svg"
+            title = f"{head_name(layer, head)} of {name}, {family}"
+            path.write_text(attention_svg(pattern[layer, head], tokens, title), encoding="utf-8")
+            files.append(str(path))
+    return files
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    names = [column for column in COLUMNS if any(row[column] is not None for row in rows)]
+    lines = ["  ".join([f"{'head':>9}", *names])]
+    for row in rows:
+        cells = [("" if row[c] is None else f"{row[c]:.3g}").rjust(len(c)) for c in names]
+        lines.append("  ".join([f"{row['head']:>9}", *cells]))
+    return lines

@@ -1,0 +1,1 @@
+"""Benchmarks with sampled answers: generation, grading, pass@k, and heads switched off or scaled."""

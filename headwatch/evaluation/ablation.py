@@ -1,0 +1,151 @@
+"""Heads switched off or scaled, against none and against random heads, on the same problems with the same seeds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from headwatch.evaluation.head_groups import matched_sets, names_of
+from headwatch.evaluation.pass_at_k import Comparison, bootstrap_mean, compare
+from headwatch.evaluation.run import Result
+from headwatch.model.head_names import Head
+
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One condition.
+
+    Attributes:
+        name: unique; also the folder of its answers.
+        heads: {head: factor}.
+        group: the group of heads that it scales, or, of a random set, that it is matched to; "" for none.
+        factor: of the heads.
+        random: number of the random set; None for the group itself.
+    """
+
+    name: str
+    heads: Mapping[Head, float] = field(default_factory=dict)
+    group: str = ""
+    factor: float = 1.0
+    random: int | None = None
+
+
+def make_arms(
+    groups: Mapping[str, Sequence[Head]], factors: Sequence[float], shape: tuple[int, int], n_random: int, seed: int
+) -> list[Arm]:
+    """All arms: none, then each group with each factor, each followed by its random sets.
+
+    Args:
+        groups: name -> heads.
+        factors: 0 switches heads off.
+        shape: (L, H) of the model.
+        n_random: random sets per group, the same for all factors; matched in layer and size.
+        seed: of the random sets.
+    """
+    arms = [Arm(NONE)]
+    for group, heads in groups.items():
+        sets = matched_sets(heads, shape, n_random, seed)
+        for factor in factors:
+            label = f"{group}-x{factor:g}"
+            arms.append(Arm(label, dict.fromkeys(heads, factor), group, factor))
+            arms += [
+                Arm(f"{label}-random{number}", dict.fromkeys(drawn, factor), group, factor, number)
+                for number, drawn in enumerate(sets, start=1)
+            ]
+    return arms
+
+
+def run_arms(arms: Sequence[Arm], evaluate: Callable[[Arm], Result]) -> dict[str, Any]:
+    """Evaluate all arms on one benchmark; returns the table's rows and the comparisons, as plain values.
+
+    Args:
+        arms: of `make_arms`.
+        evaluate: gives the result of an arm.
+    """
+    results = {arm.name: evaluate(arm) for arm in arms}
+    none = results[NONE]
+    rows = []
+    for arm in arms:
+        result = results[arm.name]
+        row: dict[str, Any] = {
+            "arm": arm.name,
+            "group": arm.group,
+            "factor": arm.factor,
+            "random": arm.random,
+            "heads": names_of(arm.heads),
+            "problems": len(result.problems),
+            "samples": result.grades.shape[1],
+            "pass1": asdict(result.pass_at(1)),
+            "tokens": result.tokens,
+            "unfinished": result.unfinished,
+        }
+        if arm.name != NONE:
+            row["against_none"] = _plain(compare(result.accuracy, none.accuracy, none.problems))
+        rows.append(row)
+    against = [_against_random(arm, arms, results) for arm in arms if arm.group and arm.random is None]
+    return {"arms": rows, "against_random": [row for row in against if row is not None]}
+
+
+def _against_random(arm: Arm, arms: Sequence[Arm], results: Mapping[str, Result]) -> dict[str, Any] | None:
+    """An arm against the mean of its random sets; None without random sets."""
+    own = [a for a in arms if a.group == arm.group and a.factor == arm.factor and a.random is not None]
+    if not own:
+        return None
+    accuracy = np.stack([results[a.name].accuracy for a in own])
+    mine = results[arm.name]
+    found = compare(mine.accuracy, accuracy.mean(axis=0), mine.problems)
+    means = accuracy.mean(axis=1)
+    # The rank of the arm among the random sets: its smallest possible value is 1 / (sets + 1).
+    as_low = int((means <= mine.accuracy.mean()).sum())
+    return {
+        "arm": arm.name,
+        "sets": len(own),
+        "random_mean": asdict(bootstrap_mean(accuracy.mean(axis=0))),
+        "random_lowest": float(means.min()),
+        "random_highest": float(means.max()),
+        "difference": asdict(found.difference),
+        "p_value": found.p_value,
+        "rank_p": (1 + as_low) / (1 + len(own)),
+    }
+
+
+def _plain(found: Comparison) -> dict[str, Any]:
+    return {
+        "difference": asdict(found.difference),
+        "p_value": found.p_value,
+        "newly_right": list(found.newly_right),
+        "newly_wrong": list(found.newly_wrong),
+        "mcnemar_p": found.mcnemar_p,
+    }
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """The rows as text: percentages with 95 % intervals, differences in points."""
+    titles = ("heads", "pass@1 %", "against none", "p", "right", "wrong", "McNemar p")
+    widths = (5, 20, 22, 7, 5, 5, 9)
+    lines = [" ".join([f"{'arm':<28}", *(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))])]
+    for row in found["arms"]:
+        line = f"{row['arm']:<28} {len(row['heads']):>5} {_interval(row['pass1']):>20}"
+        if "against_none" in row:
+            other = row["against_none"]
+            line += (
+                f" {_interval(other['difference'], sign=True):>22} {other['p_value']:>7.3g} "
+                f"{len(other['newly_right']):>5} {len(other['newly_wrong']):>5} {other['mcnemar_p']:>9.3g}"
+            )
+        lines.append(line)
+    for row in found["against_random"]:
+        lines.append(
+            f"{row['arm']} against {row['sets']} random sets (mean {_interval(row['random_mean'])}, "
+            f"{100 * row['random_lowest']:.1f} to {100 * row['random_highest']:.1f}): "
+            f"{_interval(row['difference'], sign=True)} points, p {row['p_value']:.3g} over problems, "
+            f"rank p {row['rank_p']:.2g} among the sets"
+        )
+    return lines
+
+
+def _interval(value: Mapping[str, float], sign: bool = False) -> str:
+    form = "{:+.1f} [{:+.1f}, {:+.1f}]" if sign else "{:.1f} [{:.1f}, {:.1f}]"
+    return form.format(*(100 * value[name] for name in ("value", "low", "high")))

@@ -1,0 +1,56 @@
+"""Results of benchmarks in W&B: summary values, and a table of the arms."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from headwatch.errors import UserError
+from headwatch.sinks.wandb_run import existing_run, finish_run, start_run
+
+COLUMNS = ("suite", "arm", "heads", "pass@1", "low", "high", "difference", "p", "newly right", "newly wrong")
+
+
+def log_results(
+    suites: Mapping[str, Mapping[str, Any]], name: str, run: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """Log results to the live W&B run, to the run that a training wrote, or to a new one.
+
+    Args:
+        suites: benchmark -> `Result.summary()`, or the arms of an ablation.
+        name: of a new run.
+        run: id, project and entity of a training's run, from its record.
+
+    Returns:
+        The summary values: headwatch/eval/SUITE/pass@k, and headwatch/ablate/SUITE/ARM.
+
+    Raises:
+        UserError: no run could be started.
+    """
+    live, given = existing_run(), run or {}
+    wandb_run = live or start_run(given.get("project"), name, None, given.get("id"), given.get("entity"))
+    if wandb_run is None:
+        raise UserError("--report-to wandb: no W&B run could be started; leave it out")
+    values: dict[str, float] = {}
+    rows = []
+    for suite, found in suites.items():
+        for k, passed in found.get("pass", {}).items():
+            values[f"headwatch/eval/{suite}/pass@{k}"] = passed["value"]
+        for arm in found.get("arms", []):
+            values[f"headwatch/ablate/{suite}/{arm['arm']}"] = arm["pass1"]["value"]
+            rows.append(_row(suite, arm))
+    wandb_run.summary.update(values)
+    if rows:
+        import wandb
+
+        wandb_run.log({"headwatch/ablate/arms": wandb.Table(columns=list(COLUMNS), data=rows)})
+    if live is None:
+        finish_run(wandb_run, 60.0)
+    return values
+
+
+def _row(suite: str, arm: Mapping[str, Any]) -> list[Any]:
+    passed, other = arm["pass1"], arm.get("against_none")
+    row: list[Any] = [suite, arm["arm"], " ".join(arm["heads"]), passed["value"], passed["low"], passed["high"]]
+    if other is None:
+        return [*row, None, None, None, None]
+    changed = [len(other["newly_right"]), len(other["newly_wrong"])]
+    return [*row, other["difference"]["value"], other["p_value"], *changed]

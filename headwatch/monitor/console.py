@@ -1,0 +1,114 @@
+"""What a training prints: where it is recorded, the events as they are confirmed, how to write the report.
+
+The lines go through the logger "headwatch.console" (`logging.getLogger("headwatch.console").disabled = True` silences
+it). Where logging is not set up, they are written to standard error, above the progress bars.
+"""
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from headwatch.attribution.metrics import Reads
+from headwatch.attribution.observer import Observer
+from headwatch.lives.events import CONFIRMED, Event
+from headwatch.model.head_names import head_name
+from headwatch.record.run_folder import RunFolder
+
+MAX_EVENTS = 6  # lines of one probe
+DELAY = 2.0  # seconds after which a probe has a progress bar
+
+logger = logging.getLogger("headwatch.console")
+
+
+class _AboveBars(logging.Handler):
+    """Writes a line above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def say(line: str) -> None:
+    """Print one line."""
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    if not logger.hasHandlers():
+        logger.addHandler(_AboveBars())
+        logger.propagate = False
+    logger.info("headwatch: %s", line)
+
+
+def say_opened(run: RunFolder, every: int, seconds: float | None) -> None:
+    """One line: where, which families, how many pairs, and what a probe costs."""
+    probes = run.manifest["probes"]
+    families, n = probes["families"], probes["n_pairs"]
+    cost = "" if seconds is None else f", {seconds:.2g} s each"
+    say(f"record in {run.path}; {n} pairs of {' and '.join(families)}; a probe every {every} steps{cost}")
+
+
+def say_events(step: int, events: Iterable[Event]) -> None:
+    """One line per event that this probe confirms, by the evidence rule."""
+    confirmed = [event for event in events if event.rule == "evidence" and event.status == CONFIRMED]
+    for event in confirmed[:MAX_EVENTS]:
+        say(f"step {step}: {describe(event)}")
+    if len(confirmed) > MAX_EVENTS:
+        say(f"step {step}: {len(confirmed) - MAX_EVENTS} more events, in the report")
+
+
+def describe(event: Event) -> str:
+    """The event in a few words, with its evidence.
+
+    >>> describe(Event(300, "recall", 17, 3, "emerged", 0.025, 0.06, q_value=0.003))
+    'L17.H3 emerged on recall (share 2.5 % -> 6.0 %, q 0.003)'
+    """
+    numbers = [f"share {_percent(event.share_before)} -> {_percent(event.share_now)}"]
+    if event.q_value is not None:
+        numbers.append(f"q {event.q_value:.1g}")
+    verb = {"dropped": "was dropped", "pruned": "was pruned"}.get(event.kind, event.kind)
+    return f"{head_name(event.layer, event.head)} {verb} on {event.family} ({', '.join(numbers)})"
+
+
+def say_closed(run: RunFolder) -> None:
+    """One line: how much was recorded, and the command of the report."""
+    n = len(run.steps)
+    folder = run.path.parent if run.path.name == "headwatch" else run.path
+    say(f"{n} probe{'' if n == 1 else 's'} recorded; write the report: headwatch report {folder}")
+
+
+class ProbeProgress:
+    """A progress bar over the pairs of a probe that takes more than DELAY seconds; also an observer of the pass.
+
+    Args:
+        inner: the observer to call, or None.
+        step: of the probe.
+        n_pairs: pairs that this process scores.
+        shown: whether there is a bar at all.
+    """
+
+    def __init__(self, inner: Observer | None, step: int, n_pairs: int, shown: bool) -> None:
+        self._inner = inner
+        self._bar: tqdm[Any] = tqdm(
+            total=n_pairs,
+            desc=f"headwatch probe, step {step}",
+            unit="pair",
+            delay=DELAY,
+            leave=False,
+            disable=not shown,
+        )
+
+    def __call__(self, rows: Any, clean_logits: Tensor, reads: Reads) -> None:
+        """Called with every batch's clean run."""
+        if self._inner is not None:
+            self._inner(rows, clean_logits, reads)
+        self._bar.update(len(rows))
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"

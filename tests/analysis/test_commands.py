@@ -1,0 +1,74 @@
+"""`headwatch circuit` and `headwatch roles`, on a saved model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.tiny_trainers import save_tiny_model
+
+from headwatch.circuits.selection import METHODS, RANKINGS
+from headwatch.cli import main
+from headwatch.commands import circuit
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_model(tmp_path_factory.mktemp("model")))
+
+
+def test_circuit(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["circuit", model, "--probes", "addition", "recall", "--pairs", "6", "--steps", "1", "--random", "1"]
+    assert main([*command, "--out", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [family["family"] for family in found["families"]] == ["addition", "recall"]
+    for family in found["families"]:
+        assert (family["selected_on"], family["evaluated_on"]) == (3, 3)
+        last = family["curve"][-1]
+        assert last["edges"] == family["real_edges"]
+        assert last["faithfulness"] == pytest.approx(1.0, abs=1e-4)
+        folder = tmp_path / family["family"]
+        assert json.loads((folder / "curve.json").read_text()) == family
+        graph = json.loads((folder / "graph.json").read_text())
+        assert sum(edge["in_graph"] for edge in graph["edges"].values()) == family["edges"]
+    assert sorted(found["files"]) == sorted(str(path) for path in tmp_path.glob("*/*"))
+    assert main([*command, "--edges", "20", "--method", "greedy", "--rank", "abs_mean", "--same-pairs"]) == 0
+    text = capsys.readouterr().out
+    assert "recall: circuit of" in text
+    assert "evaluated on 6" in text
+
+
+def test_roles(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["roles", model, "--probes", "recall", "--pairs", "3"]
+    assert main([*command, "--base", model, "--heads", "L1.H2", "a0.h1", "--out", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["head"] for row in found["heads"]} == {"L1.H2", "L0.H1"}
+    assert all(row["weight_change"] == 0.0 for row in found["heads"])
+    assert [Path(file).name for file in found["files"]] == ["recall-L1.H2.svg", "recall-L0.H1.svg"]
+    assert all(Path(file).is_file() for file in found["files"])
+    assert main([*command, "--sort", "induction", "--top", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert "weight_change" not in lines[0]  # without a base
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["roles", "--heads", "L99H0"], "--heads: the model has no head L99H0; its heads are L0.H0 to L1.H3"),
+        (["roles", "--out", "pictures"], "--out needs --heads"),
+        (["circuit", "--rank", "best"], "'best' is unknown; use one of mean_abs"),
+        (["circuit", "--heads-only"], "a circuit needs edge scores"),
+        (["circuit", "--pairs", "1"], "has one pair, and none is left to evaluate on; use --same-pairs"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    command: list[str], message: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command[0], model, "--probes", "recall", *command[1:]]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("headwatch: ")
+    assert message in error
+
+
+def test_the_command_knows_the_rules() -> None:
+    assert (circuit.RANKINGS, circuit.METHODS) == (RANKINGS, METHODS)

@@ -1,0 +1,3 @@
+"""`HeadHistory.from_run` is attached by this import."""
+
+import headwatch.record.replay  # noqa: F401
