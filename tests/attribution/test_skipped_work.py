@@ -84,7 +84,7 @@ def test_the_last_mlp_runs_where_logits_are_read(name: str) -> None:
     assert max(seen[0]) > 1
     assert largest_error(edges.per_pair, naive_edges(model, probes, steps=M)) < 1e-9
     assert not mlps[-1]._forward_hooks
-    assert not anatomy.layers[-1].mlp_reads[0]._forward_pre_hooks
+    assert not anatomy.layers[-1].mlp_reads._forward_pre_hooks
 
 
 def test_the_last_mlp_is_complete_if_its_router_logits_are_collected() -> None:
