@@ -177,7 +177,7 @@ def test_an_unsupported_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     BloomForCausalLM(BloomConfig(vocab_size=400, hidden_size=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
     line = refused(capsys, "score", tmp_path)
     assert "bloom" in line
-    assert "qwen2" in line
+    assert "`headwatch doctor " in line
 
 
 def test_help_without_torch() -> None:
