@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import TrainerCallback
 
 from headwatch.callback import HeadWatchCallback
 from headwatch.demo.quiet import environment
@@ -23,6 +24,7 @@ from headwatch.training.meta_model import load_meta_model
 from headwatch.training.offline_plan import is_offline, offline_plan
 from headwatch.training.options import Options, Recipe, parse
 from headwatch.training.plan import make_plan
+from headwatch.training.processes import describe_running
 from headwatch.training.rewards import resolve
 from headwatch.training.smoke import Substitution, make_small, without_gpu, write_stand_ins
 from headwatch.training.trainer import load_tokenizer, make_trainer, release_ddp
@@ -114,7 +116,13 @@ def _run(
         if not prepared.complete:
             print(f"rows: fewer than the {recipe.data.n_problems:,} of --n_problems")
         _write_recipe(recipe, options)
+    if recipe.launch.accelerate_config and recipe.training.world_size == 1 and stand_ins is None:
+        raise UserError(
+            f"{recipe.path}: it is made for several processes: accelerate launch --config_file "
+            f"{recipe.launch.accelerate_config} -m headwatch.training {recipe.path}"
+        )
     trainer = make_trainer(recipe, tokenizer, prepared, watch)
+    trainer.add_callback(_SayProcesses(trainer))
     if checkpoint is not None:
         if first:
             print(f"resuming from {checkpoint}")
@@ -138,6 +146,18 @@ def _plan(recipe: Recipe) -> str:
         if not is_offline(error):
             raise
         return offline_plan(recipe)
+
+
+class _SayProcesses(TrainerCallback):
+    """Print under which sharding the training runs, once the trainer has prepared the model."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print it, on the main process."""
+        if state.is_world_process_zero:
+            print(describe_running(self.trainer), flush=True)
 
 
 def _check_options(options: Options) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from headwatch.errors import UserError
 from headwatch.training.options import Recipe
-from headwatch.training.plan import families_line, joined, world_size
+from headwatch.training.plan import families_line, joined
+from headwatch.training.processes import planned
 
 SIGNS = ("couldn't connect", "could not connect", "cannot connect", "offline", "connection error", "name resolution")
 
@@ -19,7 +20,11 @@ def is_offline(error: UserError) -> bool:
 def offline_plan(recipe: Recipe) -> str:
     """The plan as text, one line per topic, without what the model, the tokenizer and the rows decide."""
     training, watch, launch = recipe.training, recipe.watch, recipe.launch
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size()
+    batch = (
+        training.per_device_train_batch_size
+        * training.gradient_accumulation_steps
+        * planned(launch.accelerate_config).number
+    )
     steps = f"{training.max_steps:,}" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
     probes = f"step 0, every {watch.every} steps, the last"
     if training.max_steps > 0:

@@ -71,6 +71,10 @@ class LaunchArguments:
         default=None,
         metadata={"help": "number of last checkpoints that keep their optimizer, which resuming needs; default: all"},
     )
+    accelerate_config: str | None = field(
+        default=None,
+        metadata={"help": "file of `accelerate launch --config_file` that the recipe is for; --dry-run reads it"},
+    )
 
 
 @dataclass

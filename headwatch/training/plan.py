@@ -20,24 +20,34 @@ from headwatch.probes.resolve import names_openers, resolve
 from headwatch.training.data import DataArguments, load_rows, prepare
 from headwatch.training.meta_model import load_meta_model
 from headwatch.training.options import Recipe
+from headwatch.training.processes import planned
 
 LOOKED_AT = 64  # rows
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated memory per device, in GiB, without logits: TRL computes them in chunks."""
+    """Estimated memory per device, in GiB, without logits: TRL computes them in chunks.
+
+    `gathered`: the whole weights of a sharded model, which each device holds during a probe.
+    """
 
     weights: float
     gradients_and_optimizer: float
     activations: float
     probe: float
     reference: float = 0.0
+    gathered: float = 0.0
+    optimizer: float = 0.0
 
     @property
     def total(self) -> float:
         """Peak of a step or of a probe, which runs between steps, when no gradient is held."""
-        return self.weights + self.reference + max(self.gradients_and_optimizer + self.activations, self.probe)
+        return (
+            self.weights
+            + self.reference
+            + max(self.gradients_and_optimizer + self.activations, self.optimizer + self.gathered + self.probe)
+        )
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,8 @@ class Plan:
         """The plan as text, one line per topic."""
         recipe, memory, training = self.recipe, self.memory, self.recipe.training
         grpo = recipe.launch.method == "grpo"
-        world = world_size()
+        processes = planned(recipe.launch.accelerate_config)
+        world = processes.number
         accumulated = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps} x {world}"
         if grpo:
             completions = self.step_rows * training.num_generations
@@ -93,8 +104,10 @@ class Plan:
                 f"about {memory.total:.1f} GiB per device, estimated: weights {memory.weights:.1f}, reference "
                 f"{memory.reference:.1f}, gradients and Adam {memory.gradients_and_optimizer:.1f}, activations "
                 f"{memory.activations:.1f}; a probe, between steps, up to {memory.probe:.1f}"
+                + (f" and the whole weights, {memory.gathered:.1f}" if memory.gathered else "")
                 + (f"; vLLM {training.vllm_gpu_memory_utilization:.0%} of the device" if self._vllm else ""),
             ),
+            ("processes", f"{world}, {processes.kind or 'not sharded'}"),
             (
                 "probes",
                 f"{self.probe_steps} (step 0, every {recipe.watch.every}, the last), {self.pairs} pairs of "
@@ -233,7 +246,7 @@ def few_rows(arguments: DataArguments) -> tuple[Dataset, int | None]:
 def steps_of(recipe: Recipe, rows: int) -> tuple[int, int]:
     """(rows per step, optimizer steps); GRPO drops the last incomplete batch of prompts, SFT does not."""
     training = recipe.training
-    batch = training.per_device_train_batch_size * world_size()
+    batch = training.per_device_train_batch_size * planned(recipe.launch.accelerate_config).number
     accumulation = training.gradient_accumulation_steps
     if recipe.launch.method == "grpo":
         step_rows = max(1, batch * accumulation // training.num_generations)
@@ -261,13 +274,17 @@ def _memory(recipe: Recipe, config: Any, parameters: int, trainable: int, length
     hidden, layers = text.hidden_size, text.num_hidden_layers
     a_layer = 16 * hidden + 5 * getattr(text, "intermediate_size", 4 * hidden)
     floats = layers * hidden + a_layer if training.gradient_checkpointing else layers * a_layer
-    budget = recipe.watch.scoring.memory_budget_gb or budget_gb(trainable * 4)
+    processes = planned(recipe.launch.accelerate_config)
+    parts = processes.parts
+    budget = recipe.watch.scoring.memory_budget_gb or budget_gb(trainable * 4 // parts)
     return Memory(
-        weights=(parameters * wide + (trainable * 4 if model.use_peft else 0)) / GIB,
-        gradients_and_optimizer=trainable * 12 / GIB,
+        weights=(parameters * wide + (trainable * 4 if model.use_peft else 0)) / parts / GIB,
+        gradients_and_optimizer=trainable * 12 / parts / GIB,
+        optimizer=trainable * 8 / parts / GIB,
+        gathered=parameters * (2 if training.bf16 or processes.half else wide) / GIB if parts > 1 else 0.0,
         activations=training.per_device_train_batch_size * longest * floats * 4 / GIB,
         probe=budget,
-        reference=parameters * wide / GIB if grpo and training.beta and not model.use_peft else 0.0,
+        reference=parameters * wide / parts / GIB if grpo and training.beta and not model.use_peft else 0.0,
     )
 
 
@@ -295,11 +312,6 @@ def families_line(recipe: Recipe) -> str:
 def joined(names: Any) -> str:
     """One name, or several with commas."""
     return names if isinstance(names, str) else ", ".join(names)
-
-
-def world_size() -> int:
-    """Number of processes of the launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _word(value: Any) -> str:

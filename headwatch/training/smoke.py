@@ -34,7 +34,8 @@ def without_gpu(options: Options) -> list[Substitution]:
     """Replace the options that need a GPU. Returns the replacements."""
     values = options.values
     replacements: list[tuple[str, Any, Callable[[Any], bool], str]] = [
-        ("use_cpu", True, lambda v: not v, "no GPU is used"),
+        # An environment that names accelerate's device has made its own choice.
+        ("use_cpu", True, lambda v: not v and "ACCELERATE_TORCH_DEVICE" not in os.environ, "no GPU is used"),
         ("bf16", False, lambda v: v is not False, "bf16 kernels need a GPU"),
         ("bf16_full_eval", False, bool, "bf16 kernels need a GPU"),
         ("fp16", False, bool, "fp16 kernels need a GPU"),

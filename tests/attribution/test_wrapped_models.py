@@ -229,7 +229,7 @@ def test_refusals_say_why() -> None:
     no_proj = tiny("Llama")
     del no_proj.model.layers[1].self_attn.v_proj
     cases: list[tuple[nn.Module, list[str]]] = [
-        (nn.Linear(2, 2), ["Linear", "model_type", "llama"]),
+        (nn.Linear(2, 2), ["Linear", "model_type", "headwatch doctor"]),
         (tiny("OpenAIGPT"), ["openai-gpt", "normalises the residual stream"]),
         (tiny("Mamba", state_size=4, **special), ["mamba", "no attention heads"]),
         (transformers.T5ForConditionalGeneration(small_t5), ["t5", "encoder-decoder"]),
@@ -252,7 +252,13 @@ def test_a_stream_that_is_no_sum_of_the_parts_is_refused(dtype: torch.dtype) -> 
     """A layer changed by hand: what it passes on is no longer what came in plus what its parts add."""
     model, probes = tiny_model("llama", dtype), random_pairs(2)
     changed = copy.deepcopy(model)
-    changed.model.layers[1].register_forward_hook(lambda module, args, output: output * 0.5)
+    layer = changed.model.layers[1]
+
+    class Halves(type(layer)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs) * 0.5
+
+    layer.__class__ = Halves
     for score in (score_heads, score_edges):
         score(model, probes, steps=1)
         with pytest.raises(UnsupportedModelError, match="do not add up to its residual stream"):

@@ -42,5 +42,6 @@ def treat_cpu_processes_as_devices() -> None:
 
     state.PartialState._prepare_backend = prepare_backend
     state.PartialState.set_device = lambda self: None
+    torch.Tensor.pin_memory = lambda self, *_: self  # CPU offload pins memory for copies to a GPU
     training_args.is_torch_bf16_gpu_available = lambda: True
     torch.set_num_threads(1)

@@ -23,6 +23,8 @@ def same_history(one: RunFolder, other: RunFolder) -> None:
     clock = (
         "seconds",
         "pass_seconds",
+        "patching_seconds",
+        "overhead",
         "peak_memory_mb",
         "train_runtime",
         "train_steps_per_second",

@@ -5,21 +5,34 @@ The environment selects the sharding, as `accelerate launch` does. Every rank sa
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from helpers.cpu_accelerator import treat_cpu_processes_as_devices
 
-treat_cpu_processes_as_devices()
+if os.environ.get("SHARDING") != "DDP":  # accelerate itself runs DDP on CPU processes
+    treat_cpu_processes_as_devices()
 
-import torch  # noqa: E402
-from transformers import TrainerCallback  # noqa: E402
+import torch
+from transformers import TrainerCallback
 
-from headwatch import HeadWatchCallback  # noqa: E402
-from headwatch.model.whole_weights import sharding, whole_weights  # noqa: E402
-from helpers.tiny_trainers import TRAINERS  # noqa: E402
-from helpers.train_on_ranks import FailsOn  # noqa: E402
+from headwatch import HeadWatchCallback
+from headwatch.model.whole_weights import sharding, whole_weights
+from helpers.tiny_trainers import TRAINERS
+from helpers.train_on_ranks import FailsOn
+
+
+class Dies(TrainerCallback):
+    """Kills one process at the beginning of a step."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if int(os.environ["RANK"]) == self.rank and state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(order: dict[str, Any], out: Path) -> None:
@@ -31,7 +44,9 @@ def main(order: dict[str, Any], out: Path) -> None:
             if fails := options.pop("fails_on", None):
                 options["scoring"] = {**options.get("scoring", {}), "metric": FailsOn(*fails)}
             callbacks.append(HeadWatchCallback(["addition", "recall"], n_pairs=8, **options))
-        changes = {"use_cpu": False, **run.get("changes", {})}
+        if "dies" in run:
+            callbacks.append(Dies(*run["dies"]))
+        changes = {"use_cpu": os.environ.get("SHARDING") == "DDP", **run.get("changes", {})}
         trainer = TRAINERS[run["kind"]](Path(order["model"]), out / name, callbacks, **changes)
         trainer.train(resume_from_checkpoint=run.get("resume"))
         with whole_weights(trainer.model, trainer.optimizer):

@@ -66,7 +66,8 @@ def check_page(logged: set[str], coupled: set[str]) -> None:
     of_names = {re.sub(r"(cohort)/[0-9]+$", r"\1/<step>", name) for name in logged if name != "step"}
     of_names = {re.sub("^(addition|recall)/", "F/", re.sub("^alerts/.*", "alerts/<kind>", name)) for name in of_names}
     of_names |= {f"F/{name}" for name in coupled} | {"F/cohort/<step>"}
-    of_names |= {"F/membership_changes_by_chance"}  # needs signal, which the random model does not have
+    # These need signal or events, which the random model does not have.
+    of_names |= {"F/membership_changes_by_chance", "F/events_patched", "F/events_contradicted", "patching_seconds"}
     by_circuit = {name for name in of_names if name.startswith("F/circuit/")}
     unlisted = {name for name in by_circuit - listed if name.replace("/circuit", "") in listed}
     assert of_names - listed - unlisted == set()

@@ -35,7 +35,8 @@ def test_all_recipes_exist():
     names = {f"{QWEN}{run}{on}.yaml" for run in ("sft_openr1", "grpo_openr1", "grpo_openr1_lr2e-5", "grpo_gsm8k")
              for on in ("", "_2gpu", "_lora24gb")}  # fmt: skip
     llama = {f"llama-3.2-1b-instruct/{run}_openr1.yaml" for run in ("sft", "grpo")}
-    assert set(RECIPES) == names | llama | {f"smollm2-135m/{run}_gsm8k.yaml" for run in ("sft", "grpo")}
+    seven = {f"qwen2.5-math-7b/{run}.yaml" for run in ("sft_openr1_2gpu", "sft_openr1_8gpu", "grpo_openr1_8gpu")}
+    assert set(RECIPES) == names | llama | seven | {f"smollm2-135m/{run}_gsm8k.yaml" for run in ("sft", "grpo")}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -77,6 +78,9 @@ def test_dry_run(name, stand_ins, capsys):
         ("grpo_gsm8k", 1, 7473, 8, 934),
         ("grpo_gsm8k_2gpu", 2, 7473, 8, 934),
         ("grpo_gsm8k_lora24gb", 1, 7473, 8, 934),
+        ("../qwen2.5-math-7b/sft_openr1_2gpu", 2, 6667, 32, 1045),
+        ("../qwen2.5-math-7b/sft_openr1_8gpu", 8, 6667, 32, 1045),
+        ("../qwen2.5-math-7b/grpo_openr1_8gpu", 8, 6667, 8, 2499),
     ],
 )
 def test_published_steps(name, world, rows, step_rows, steps, monkeypatch):
