@@ -108,7 +108,7 @@ def test_invalid_input_is_refused_in_one_line() -> None:
     model, probes = tiny_model("llama"), random_pairs()
     no_answers = ProbeSet.from_token_ids(probes.clean, probes.corrupted, attention_mask=probes.attention_mask)
     for call, words in [
-        (lambda: score_heads(torch.nn.Linear(2, 2), probes), ["model_type", "llama", "qwen2"]),
+        (lambda: score_heads(torch.nn.Linear(2, 2), probes), ["model_type", "headwatch doctor"]),
         (lambda: score_heads(model, probes, "logit-diff"), ["metric='logit-diff'", "logit_diff"]),
         (lambda: score_heads(model, probes, steps=0), ["steps=0"]),
         (lambda: score_heads(model, probes, alphas="centre"), ["alphas='centre'", "midpoint"]),
