@@ -39,8 +39,7 @@ def test_rounding_of_a_large_stream_is_accepted(architecture: str, how: str) -> 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_layer_that_adds_something_of_its_own_is_refused(architecture: str, how: str) -> None:
     model, autocast = half(architecture, how)
-    layer = (model.transformer.h if architecture == "gpt2" else model.model.layers)[0]
-    whole = layer.forward
+    layers = model.transformer.h if architecture == "gpt2" else model.model.layers
 
     class Adds(type(layers[0])):  # type: ignore[misc]
         def forward(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
