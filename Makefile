@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: demo test test-slow smoke fuzz faults lint clean
+.PHONY: demo test test-slow smoke fuzz faults gpu lint clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"headwatch needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}. Choose another: make PYTHON=python3.12 ...")'
@@ -31,6 +31,9 @@ fuzz: .venv/.installed  ## 5,000 damaged inputs of every format that is read
 
 faults: .venv/.installed  ## 240 trainings with one injected fault each
 	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/faults.py
+
+gpu: .venv/.installed  ## exactness and times on a CUDA machine, into gpu-results/
+	$(BIN)/python benchmarks/gpu.py --out gpu-results
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

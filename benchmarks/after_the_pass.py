@@ -24,6 +24,7 @@ from headwatch import ProbeSet
 from headwatch.attribution import Checks, EdgeScores, HeadScores
 from headwatch.attribution.scores import Readings
 from headwatch.model.anatomy import Anatomy
+from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.monitor.recorder import Recorder
 from headwatch.record.run_folder import RunFolder, describe_probes
 from headwatch.sinks import Sink
@@ -43,7 +44,7 @@ class Synthetic:
         self.share = (self.share / self.share.sum()).reshape(LAYERS, HEADS)
         self.gap = -5.0 * np.exp(0.1 * self.rng.standard_normal(n))
         self.families = tuple(name for name in FAMILIES for _ in range(PAIRS))
-        parts: Any = (SimpleNamespace(parallel=False),) * LAYERS
+        parts: Any = (SimpleNamespace(parallel=False, whole=False),) * LAYERS
         self.anatomy = Anatomy(None, parts, (), None, None, LAYERS, HEADS, 2, 128, 1536)  # type: ignore[arg-type]
         self.is_real = self.anatomy.is_real()
         shape = self.is_real.shape
@@ -88,7 +89,7 @@ def measure(probes: int, edges: bool) -> dict[str, Any]:
             heads = synthetic.heads(probe)
             scores = synthetic.with_edges(heads) if edges else heads
             began = time.thread_time()
-            recorder.probe(step, scores, torch.zeros(len(synthetic.gap)), time.perf_counter(), sinks, final=False)
+            recorder.probe(step, scores, torch.zeros(len(synthetic.gap)), ProbeTimer(), sinks, final=False)
             spent.append(time.thread_time() - began)
             for log in range(LOGS_PER_PROBE):
                 recorder.log(step + log + 1, {"reward": float(synthetic.rng.random()), "loss": 0.1})

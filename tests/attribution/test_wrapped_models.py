@@ -253,8 +253,12 @@ def test_a_stream_that_is_no_sum_of_the_parts_is_refused(dtype: torch.dtype) -> 
     model, probes = tiny_model("llama", dtype), random_pairs(2)
     changed = copy.deepcopy(model)
     layer = changed.model.layers[1]
-    whole = layer.forward
-    layer.forward = lambda *args, **kwargs: whole(*args, **kwargs) * 0.5
+
+    class Halves(type(layer)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs) * 0.5
+
+    layer.__class__ = Halves
     for score in (score_heads, score_edges):
         score(model, probes, steps=1)
         with pytest.raises(UnsupportedModelError, match="do not add up to its residual stream"):

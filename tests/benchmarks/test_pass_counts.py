@@ -11,6 +11,8 @@ import torch
 from helpers.benches import bench
 from torch import nn
 
+from headwatch import Anatomy
+from headwatch.attribution.batch_size import batch_sizes, default_budget_gb
 from headwatch.attribution.settings import ScoringSettings
 
 
@@ -44,15 +46,28 @@ def test_the_counter_counts_what_runs(tool: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edges", "kernels", "synchronisations", "gigabytes", "gib"),
-    [(True, 9280, 36, 496, 16.9), (False, 7295, 24, 350, 13.3)],
+    ("edges", "kernels", "gigabytes", "gib"),
+    [(True, 9_030, 452, 16.6), (False, 6_980, 342, 12.9)],
 )
 def test_openers_stay_under_their_ceilings(
-    tool: ModuleType, model: nn.Module, edges: bool, kernels: int, synchronisations: int, gigabytes: float, gib: float
+    tool: ModuleType, model: nn.Module, edges: bool, kernels: int, gigabytes: float, gib: float
 ) -> None:
+    """The first batch, which also checks the model: one wait, for that check. The results are awaited once per pass."""
     probes = tool.random_pairs(151936, 64, 200, 16, seed=0)
     counts = tool.count_pass(model, probes, ScoringSettings(edges=edges, batch_size=64))
     assert len(counts.kernels) <= kernels
-    assert sum(counts.synchronisations.values()) <= synchronisations
+    assert sum(counts.synchronisations.values()) <= 1, counts.synchronisations
     assert counts.bytes <= gigabytes * 1e9
     assert counts.peak_bytes <= gib * 2**30
+
+
+def test_a_family_fits_in_two_batches_on_80_gb(tool: ModuleType, model: nn.Module) -> None:
+    """With the default budget, weights in memory and the optimizer not yet; the estimate is above the counted peak."""
+    anatomy = Anatomy.of(model)
+    budget = default_budget_gb(model, int(80e9) - sum(p.nbytes for p in model.parameters()))
+    for prefix, suffix, counted_gib in ((200, 16, 16.6), (0, 32, 28.3)):
+        probes = tool.random_pairs(151936, 64, prefix, suffix, seed=0)
+        pairs, points = batch_sizes(anatomy, probes, 5, None, budget)
+        assert points == 5
+        assert -(-64 // pairs) <= 2
+        assert batch_sizes(anatomy, probes, 5, None, counted_gib)[0] < 64

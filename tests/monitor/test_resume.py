@@ -13,6 +13,8 @@ from transformers import TrainerCallback
 from headwatch import EvidenceSettings, HeadWatchCallback, ProbeSet, RunFolder, UserError
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
 from headwatch.monitor.resume import SIDECAR
+from headwatch.sinks import Sink
+from headwatch.sinks.base import Row
 
 CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 0}  # the same in a run of another length
 SAVING = {"save_strategy": "steps", "save_steps": 3, **CONSTANT}
@@ -204,7 +206,13 @@ def test_figures_that_cannot_be_made_do_not_end_the_probing(
     def fails(*_: Any) -> None:
         raise ArithmeticError("no figure today")
 
+    class Draws(Sink):
+        def show(self, row: Row) -> None:
+            assert callable(row.figures)
+            row.figures()
+
     monkeypatch.setattr("headwatch.monitor.recorder.figure_data.all_figures", fails)
+    monkeypatch.setattr("headwatch.callback.make_sinks", lambda *_, **__: [Draws()])
     sft_trainer(model, tmp_path, [callback()]).train()
     run = RunFolder.open(tmp_path)
     assert run.steps == [0, 2, 4, 5]
