@@ -37,7 +37,7 @@ def test_rows_are_sorted_by_absolute_score() -> None:
     carry = found["carry"]
     assert (carry["pairs"], carry["accuracy"], carry["signal"]) == (8, 0.75, OK)
     assert (carry["metric_clean"], carry["metric_corrupted"]) == (0.0, pytest.approx(-4.0))
-    assert [row["head"] for row in carry["heads"]] == ["a0.h1", "a1.h0", "a1.h1", "a0.h0"]
+    assert [row["head"] for row in carry["heads"]] == ["L0.H1", "L1.H0", "L1.H1", "L0.H0"]
     assert [row["score"] for row in carry["heads"]] == pytest.approx([-2.0, 1.0, -0.6, -0.4])
     assert [row["share"] for row in carry["heads"]] == pytest.approx([0.5, -0.25, 0.15, 0.1])
     # 0.75 of the total |share| is less than 80 %, so a third head is active.
