@@ -35,6 +35,7 @@ class _Note(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     record: str = Field(max_length=4096)
     created: str | None
+    wandb: dict[str, Any] | None = None
 
 
 _NOTE: TypeAdapter[Any] = TypeAdapter(_Note)

@@ -22,6 +22,7 @@ RECIPES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/
 GSM8K = FOLDER.joinpath("../../shared/data/gsm8k_train.jsonl").resolve()
 QWEN = "qwen2.5-math-1.5b/"
 TWO = [name for name in RECIPES if "_2gpu" in name]
+BOTH_KINDS = ("qwen2.5-math-7b/sft_openr1_2gpu.yaml", "qwen2.5-math-1.5b/grpo_gsm8k_2gpu.yaml")  # FSDP2 and DDP
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,9 @@ def test_smoke(name, tmp_path, capsys, monkeypatch):
         assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
-@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize(
+    "name", [name if name in BOTH_KINDS else pytest.param(name, marks=pytest.mark.slow) for name in TWO]
+)
 def test_smoke_of_the_two_gpu_recipes_by_two_processes(name, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = ["--smoke", "--output_dir", str(tmp_path / "out"), "--report_to", "none", "--headwatch.strict", "true"]

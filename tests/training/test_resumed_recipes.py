@@ -28,7 +28,7 @@ from headwatch.training.smoke import write_stand_ins
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Values of the record and of the trainer's log that a clock or the machine decides ...
-MEASURED = {"seconds", "pass_seconds", "peak_memory_mb", "step_time"}
+MEASURED = {"seconds", "pass_seconds", "patching_seconds", "overhead", "peak_memory_mb", "step_time"}
 # ... and that transformers (train_*) and TRL's SFTTrainer (num_tokens) count from the start of the process.
 OF_THE_PROCESS = {"num_tokens", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 
@@ -255,10 +255,11 @@ def test_checkpoints_that_cannot_be_resumed(tmp_path):
 def test_wandb_run_continues_in_the_same_output_folder(tmp_path):
     path = checkpoint(tmp_path, 20)
     assert wandb_variables(str(path), str(tmp_path)) == {}
-    (path / "headwatch_state.json").write_text('{"wandb": {"id": "abc123", "project": "p"}}')
+    sidecar = {"record": "../headwatch", "created": None, "wandb": {"id": "abc123", "project": "p"}}
+    (path / "headwatch_state.json").write_text(json.dumps(sidecar))
     assert wandb_variables(str(path), str(tmp_path)) == {"WANDB_RUN_ID": "abc123", "WANDB_RESUME": "allow"}
     assert wandb_variables(str(path), str(tmp_path / "other")) == {}
-    (path / "headwatch_state.json").write_text('{"wandb": null}')
+    (path / "headwatch_state.json").write_text(json.dumps({**sidecar, "wandb": None}))
     assert wandb_variables(str(path), str(tmp_path)) == {}
 
 
