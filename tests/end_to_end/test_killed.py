@@ -80,7 +80,7 @@ def test_killed_at_any_moment(
 ) -> None:
     expected, total = whole
     resumed_from = []
-    for moment in [*moments_in((0.0, 0.55), total, 3, seed=0), *moments_in((0.6, 1.0), total, 6, seed=1)]:
+    for moment in [*moments_in((0.0, 0.55), total, 2, seed=0), *moments_in((0.6, 1.0), total, 4, seed=1)]:
         output = tmp_path / str(moment)
         ended = fork.train(model, output, kill_at=moment)
         assert ended["killed"]

@@ -128,6 +128,7 @@ def test_hostile_names_stay_text(visit: Visit, tmp_path: Path):
     assert page.problems == []
 
 
+@pytest.mark.slow
 def test_size_of_a_large_report(visit: Visit, tmp_path: Path):
     run = write_synthetic_run(tmp_path / "headwatch", n_layers=28, n_heads=12, steps=range(0, 4901, 100))
     path = write_report(run)

@@ -22,7 +22,12 @@ RECIPES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/
 GSM8K = FOLDER.joinpath("../../shared/data/gsm8k_train.jsonl").resolve()
 QWEN = "qwen2.5-math-1.5b/"
 TWO = [name for name in RECIPES if "_2gpu" in name]
+VARIANTS = ("_lr2e-5", "_lora24gb", "_2gpu", "_8gpu")  # of recipes that the suite runs; `make smoke` runs all
 BOTH_KINDS = ("qwen2.5-math-7b/sft_openr1_2gpu.yaml", "qwen2.5-math-1.5b/grpo_gsm8k_2gpu.yaml")  # FSDP2 and DDP
+
+
+def is_variant(name):
+    return name.endswith(tuple(f"{ending}.yaml" for ending in VARIANTS)) and "grpo_gsm8k_lora" not in name
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,9 @@ def test_published_steps(name, world, rows, step_rows, steps, monkeypatch):
     assert steps_of(recipe, rows) == (step_rows, steps)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if is_variant(name) else name for name in RECIPES]
+)
 def test_smoke(name, tmp_path, capsys, monkeypatch):
     """Templates, filters, rewards, callback and sinks of the recipe, for four steps."""
     wandb = name == "smollm2-135m/sft_gsm8k.yaml"  # starting a W&B run takes seconds, so only one does
