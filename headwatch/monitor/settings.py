@@ -172,10 +172,17 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that the file system does not take
+        return False
+
+
 def _check_probes(probes: Any) -> None:
     """Check everything about `probes` that needs no tokenizer; UserError if it is not valid."""
     names = (*FAMILIES, OPENERS)
-    if isinstance(probes, str) and probes not in names and not Path(probes).exists():
+    if isinstance(probes, str) and probes not in names and not _exists(probes):
         close = difflib.get_close_matches(probes, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(f"probes={probes!r}: neither a family ({', '.join(names)}) nor a file that exists{hint}")
