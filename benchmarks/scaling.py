@@ -3,7 +3,7 @@
     python benchmarks/scaling.py                          # measure on random Llama models
     python benchmarks/scaling.py --predict-only           # the arithmetic alone, for models that do not fit here
 
-Cost is told as a ratio to the floor of benchmarks/attribution.py (m x (forward + backward) + 2 forwards of the same
+Cost is given as a ratio to the floor of benchmarks/attribution.py (m x (forward + backward) + 2 forwards of the same
 pairs, nothing reused), in alternating runs of one process; beside it stands what the arithmetic alone predicts, see
 `predicted`.
 """

@@ -374,8 +374,8 @@ class HeadWatchCallback(TrainerCallback):
             error = caught
         if not self._all_fine(error, step, "the probe failed"):
             return
-        self._patch(result, share, model, optimizer)
         try:
+            self._patch(result, share, model, optimizer)
             if self._recorder is not None and result is not None:
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)

@@ -20,7 +20,7 @@ _NAMES: dict[Kind, str] = {"q": "query", "k": "key", "v": "value"}
 
 @torch.no_grad()
 def wiring_problem(anatomy: Anatomy, ids: Tensor) -> str | None:
-    """The first head that is not wired as the layout says; None if there is none.
+    """The first head that is not wired as in the layout; None if there is none.
 
     Args:
         anatomy: a float64 model.

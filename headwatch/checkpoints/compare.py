@@ -80,7 +80,7 @@ class Comparer:
         return {name: self._one(name, post) for name, post in _named(self.options.posts).items()}
 
     def results(self, runs: dict[str, RunFolder]) -> dict[str, Any]:
-        """Name -> what its record says (`comparison_of`)."""
+        """Name -> summary of its record (`comparison_of`)."""
         return {name: comparison_of(run) for name, run in runs.items()}
 
     def _tokenizer(self) -> Any:

@@ -1,4 +1,4 @@
-"""What a record of two models says: heads that emerged, stayed or were dropped, effects, and components."""
+"""Summary of a record of two models: heads that emerged, stayed or were dropped, effects, and components."""
 
 from typing import Any
 

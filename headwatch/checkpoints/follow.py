@@ -33,7 +33,7 @@ class FollowOptions:
         until_done: wait for further checkpoints until training is done.
         last_step: training is done with the checkpoint of this step; None: the Trainer's state decides.
         patience: seconds without a new checkpoint after which training counts as done.
-        poll: seconds between looks at the folder.
+        poll: seconds between two readings of the folder.
         settled: see `wholeness.missing`.
     """
 

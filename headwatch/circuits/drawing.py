@@ -22,7 +22,7 @@ Place = tuple[float, float]
 
 
 def circuit_svg(circuit: Circuit, title: str = "Circuit", max_edges: int = MAX_EDGES) -> str:
-    """Draw a circuit; of a larger one the strongest edges, which its caption says.
+    """Draw a circuit; of a larger one the strongest edges, as its caption states.
 
     Args:
         circuit: its edges, the strongest first.

@@ -10,7 +10,12 @@ from tqdm import tqdm
 
 from headwatch.commands.loading import dtype_and_device, load_pretrained, model_name, move_to, probes_argument
 from headwatch.commands.options import add_command, at_least_one, one_of
-from headwatch.commands.watch_options import add_model_options, add_probe_options
+from headwatch.commands.watch_options import (
+    add_batch_option,
+    add_model_options,
+    add_pair_options,
+    add_path_options,
+)
 from headwatch.errors import UserError
 
 # Repeated from headwatch.circuits.selection, which imports numpy; a test compares them.
@@ -41,15 +46,15 @@ def add(commands: Any) -> None:
     circuit.add_argument(
         "--same-pairs", action="store_true", help="evaluate on the pairs that select, instead of every second pair"
     )
-    add_probe_options(circuit, openers=False)
+    add_pair_options(circuit, ("addition", "recall"))
+    add_path_options(circuit)
+    add_batch_option(circuit)
     add_model_options(circuit)
     circuit.add_argument("--json", action="store_true", help="print the curves as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    if arguments.heads_only:
-        raise UserError("--heads-only: a circuit needs edge scores; leave it out")
     if arguments.random < 0:
         raise UserError(f"--random {arguments.random} must be 0 or more")
     wanted, name = probes_argument(arguments.probes), model_name(arguments.model, None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from headwatch.commands.loading import dtype_and_device, model_name
 from headwatch.commands.options import add_command, at_least_one, one_of
-from headwatch.commands.watch_options import add_model_options, add_probe_options, report_to, watch_settings
+from headwatch.commands.watch_options import add_model_options, add_watch_options, report_to, watch_settings
 
 
 def add(commands: Any) -> None:
@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     )
     compare.add_argument("base", metavar="BASE", help="model before training: a folder, an adapter, a name on the Hub")
     compare.add_argument("posts", nargs="*", metavar="POST", help="models after training, of the same shape")
-    add_probe_options(compare)
+    add_watch_options(compare)
     compare.add_argument(
         "--openers-from",
         type=one_of(("both", "base")),

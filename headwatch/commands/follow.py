@@ -8,7 +8,7 @@ from typing import Any
 
 from headwatch.commands.loading import dtype_and_device
 from headwatch.commands.options import add_command, at_least_one, one_of
-from headwatch.commands.watch_options import add_model_options, add_probe_options, report_to, watch_settings
+from headwatch.commands.watch_options import add_model_options, add_watch_options, report_to, watch_settings
 from headwatch.errors import NonFiniteError, UserError
 
 # Repeated from headwatch.checkpoints.layouts, whose room imports torch; a test compares them.
@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
     follow.add_argument("--out", default=None, metavar="DIR", help="run folder to write (DIR/headwatch)")
     follow.add_argument("--report-to", nargs="+", default=["none"], help="none, wandb, trackio, tensorboard (none)")
     follow.add_argument("--no-report", action="store_true", help="write no report.html")
-    add_probe_options(follow)
+    add_watch_options(follow)
     add_model_options(follow)
     follow.add_argument("--json", action="store_true", help="print what was done as JSON")
 

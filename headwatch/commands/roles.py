@@ -9,8 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 from headwatch.commands.loading import dtype_and_device, load_pretrained, model_name, move_to, probes_argument
-from headwatch.commands.options import FAMILIES, add_command, at_least_one, one_of, seed_number
-from headwatch.commands.watch_options import add_model_options
+from headwatch.commands.options import add_command, at_least_one, one_of
+from headwatch.commands.watch_options import add_model_options, add_pair_options
 from headwatch.errors import UserError
 
 # Repeated from headwatch.analysis.roles, which imports torch; a test compares them.
@@ -31,15 +31,7 @@ def add(commands: Any) -> None:
     )
     roles.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face Hub")
     roles.add_argument("--base", default=None, metavar="MODEL", help="model before training, for the change of weights")
-    roles.add_argument(
-        "--probes",
-        nargs="+",
-        default=["addition"],
-        metavar="PROBES",
-        help=f"probe families ({', '.join(FAMILIES)}), or one file of pairs (addition)",
-    )
-    roles.add_argument("--pairs", type=at_least_one, default=16, help="number of pairs per family (16)")
-    roles.add_argument("--seed", type=seed_number, default=0, help="seed of the generated pairs (0)")
+    add_pair_options(roles, pairs=16)
     roles.add_argument("--sort", type=one_of(COLUMNS), default="write", help=f"{', '.join(COLUMNS)} (write)")
     roles.add_argument("--top", type=at_least_one, default=15, help="number of heads to print (15)")
     roles.add_argument("--heads", nargs="+", default=None, metavar="HEAD", help="heads to print and draw (L17.H3 ...)")

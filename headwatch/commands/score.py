@@ -5,7 +5,8 @@ import json
 from typing import Any
 
 from headwatch.commands.loading import dtype_and_device, load_pretrained, model_name, move_to, probes_argument
-from headwatch.commands.options import ALPHAS, FAMILIES, METRICS, add_command, at_least_one, one_of
+from headwatch.commands.options import add_command, at_least_one
+from headwatch.commands.watch_options import add_model_options, add_pair_options, add_path_options
 
 
 def add(commands: Any) -> None:
@@ -18,27 +19,10 @@ def add(commands: Any) -> None:
         "headwatch score Qwen/Qwen2.5-Math-1.5B --probes addition recall --top 20",
     )
     score.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face Hub")
-    score.add_argument(
-        "--probes",
-        nargs="+",
-        default=["addition"],
-        metavar="PROBES",
-        help=f"probe families ({', '.join(FAMILIES)}), or one file of pairs (.jsonl, .safetensors) (addition)",
-    )
-    score.add_argument("--pairs", type=at_least_one, default=64, help="number of pairs per family (64)")
-    score.add_argument("--seed", type=int, default=0, help="seed of the generated pairs (0)")
-    score.add_argument(
-        "--metric", type=one_of(METRICS), default="logit_diff", help=f"{', '.join(METRICS)} (logit_diff)"
-    )
-    score.add_argument(
-        "--steps", type=at_least_one, default=5, help="number of points on the integrated-gradients path (5)"
-    )
-    score.add_argument(
-        "--alphas", type=one_of(ALPHAS), default="midpoint", help=f"position of these points: {', '.join(ALPHAS)}"
-    )
+    add_pair_options(score)
+    add_path_options(score)
     score.add_argument("--top", type=at_least_one, default=15, help="number of heads to print per family (15)")
-    score.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto: the checkpoint's (auto)")
-    score.add_argument("--device", default=None, help="cpu, cuda, ... (cuda if available, else cpu)")
+    add_model_options(score)
     score.add_argument("--gguf-file", default=None, metavar="FILE", help="name of a GGUF file in the model folder")
     score.add_argument("--json", action="store_true", help="print the scores of all heads as JSON")
 

@@ -1,24 +1,33 @@
-"""Options that follow and compare share: probes, scoring, model loading."""
+"""Options that several commands share: probe pairs, scoring, model loading."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from headwatch.commands.loading import probes_argument
 from headwatch.commands.options import ALPHAS, FAMILIES, METRICS, at_least_one, one_of, seed_number
 
 
-def add_probe_options(parser: argparse.ArgumentParser, openers: bool = True) -> None:
-    """Declare the options that define the scores."""
-    names = (*FAMILIES, "openers") if openers else FAMILIES
+def add_pair_options(
+    parser: argparse.ArgumentParser,
+    families: Sequence[str] = ("addition",),
+    pairs: int = 64,
+    known: Sequence[str] = FAMILIES,
+) -> None:
+    """Declare the options that define the probe pairs, with these families and pairs per family as defaults."""
     parser.add_argument(
         "--probes",
         nargs="+",
-        default=["addition", "recall"],
+        default=list(families),
         metavar="PROBES",
-        help=f"probe families ({', '.join(names)}), or one file of pairs (addition recall)",
+        help=f"probe families ({', '.join(known)}), or one file of pairs (.jsonl, .safetensors) ({' '.join(families)})",
     )
-    parser.add_argument("--pairs", type=at_least_one, default=64, help="number of pairs per family (64)")
+    parser.add_argument("--pairs", type=at_least_one, default=pairs, help=f"number of pairs per family ({pairs})")
     parser.add_argument("--seed", type=seed_number, default=0, help="seed of the generated pairs (0)")
+
+
+def add_path_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the metric and the points of the path."""
     parser.add_argument(
         "--metric", type=one_of(METRICS), default="logit_diff", help=f"{', '.join(METRICS)} (logit_diff)"
     )
@@ -28,11 +37,17 @@ def add_probe_options(parser: argparse.ArgumentParser, openers: bool = True) -> 
     parser.add_argument(
         "--alphas", type=one_of(ALPHAS), default="midpoint", help=f"position of these points: {', '.join(ALPHAS)}"
     )
+
+
+def add_watch_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `watch_settings`."""
+    add_pair_options(parser, ("addition", "recall"), known=(*FAMILIES, "openers"))
+    add_path_options(parser)
+    add_batch_option(parser)
     parser.add_argument("--heads-only", action="store_true", help="score no edges: faster, without the circuit rule")
     parser.add_argument(
         "--top-n", type=float, default=0.027, help="edges of the circuit rule: a number, or a share below 1 (0.027)"
     )
-    parser.add_argument("--batch-size", type=at_least_one, default=None, help="pairs per batch (by memory)")
     parser.add_argument(
         "--questions",
         nargs="+",
@@ -40,6 +55,11 @@ def add_probe_options(parser: argparse.ArgumentParser, openers: bool = True) -> 
         metavar="NAME",
         help="questions of the openers: data sets on the Hub, or .jsonl files (AIME'24 and AMC)",
     )
+
+
+def add_batch_option(parser: argparse.ArgumentParser) -> None:
+    """Declare the batch size."""
+    parser.add_argument("--batch-size", type=at_least_one, default=None, help="pairs per batch (by memory)")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,7 @@ class Event:
         patched_before: the share by exact patching at the reference probe; None if the head was not patched there.
         patched_now: the share by exact patching at `step`; None if the head was not patched.
         patched_p: p value of their paired change.
-        patching: what exact patching says of the event (`lives.exact_patching`): "supports", "same sign" or
+        patching: verdict of exact patching on the event (`lives.exact_patching`): "supports", "same sign" or
             "contradicts"; None if the head was not patched.
         status: "confirmed", "pending" (the next probe has yet to find it again) or "withdrawn" (it did not).
         settled_at: step of the later probe that confirmed or withdrew it; None: no later probe did.

@@ -86,7 +86,7 @@ class EventPatching:
 
 
 def with_patching(event: Event, before: PatchedShares | None, now: PatchedShares, settings: EvidenceSettings) -> Event:
-    """The event with the patched shares of its head, their paired p, and what they say of it.
+    """The event with the patched shares of its head, their paired p, and their verdict.
 
     With a patched share at the reference probe: "contradicts" if the patched share changed in the other direction than
     the share, else "supports" if that change has p <= 0.05, else "same sign". Without: for a head that became active,

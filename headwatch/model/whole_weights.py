@@ -168,7 +168,7 @@ def _require(owner: object, *names: str) -> None:
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
         raise RuntimeError(
-            f"{type(owner).__module__} has no {', '.join(missing)}: headwatch does not know how this "
+            f"{type(owner).__module__} has no {', '.join(missing)}: headwatch does not support how this "
             f"version shards weights (torch {torch.__version__}); please report it"
         )
 

@@ -38,7 +38,7 @@ TRY = "Name other pairs: probes='openers', or a file of your own (docs/reference
 
 @dataclass(frozen=True)
 class Look:
-    """What a few pairs say about a family.
+    """Result of a few pairs of a family.
 
     Attributes:
         family: its name.

@@ -1,5 +1,6 @@
 """One writer per record: a lock that ends with the process, whichever way it ends."""
 
+import logging
 import weakref
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from headwatch.errors import StartError, UserError
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".owner.lock"
 WAIT_SECONDS = 10.0  # workers of a killed training keep its lock until they end
@@ -45,10 +48,10 @@ class Claim:
                 f"another process writes the record in {self.folder}: give HeadWatchCallback(folder=...) a folder "
                 "of its own, or end that process"
             ) from None
+        except PermissionError:
+            raise
         except (NotImplementedError, OSError) as error:
-            if isinstance(error, PermissionError):
-                raise
-            # A file system without locks: nothing can be checked there.
+            logger.warning("headwatch: %s cannot be locked (%s): a second writer is not noticed", self.folder, error)
         _CLAIMS[self.folder] = self
 
 
@@ -91,5 +94,5 @@ def is_claimed(folder: Path) -> bool | None:
             return False
     except Timeout:
         return True
-    except (NotImplementedError, OSError):
+    except (NotImplementedError, OSError):  # a file system without locks, or a folder that may only be read
         return None

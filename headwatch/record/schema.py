@@ -1,12 +1,14 @@
 """What the JSON files of a run folder may contain. Keys that are not named here may hold anything."""
 
+from dataclasses import fields
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model, model_validator
 
 from headwatch.io.jsonl import Row
 from headwatch.io.schema import problem
 from headwatch.lives.events import EVENT_KINDS, STATUSES
+from headwatch.stats import EvidenceSettings
 
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Size = Annotated[int, Field(ge=1, le=100_000)]
@@ -31,6 +33,7 @@ class _Probes(_Open):
     families: list[str]
     pair_families: list[Count] | None = None
     tokenizer: str | None = None
+    examples: dict[str, dict[str, str] | None] | None = None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> "_Probes":
@@ -40,19 +43,9 @@ class _Probes(_Open):
         return self
 
 
-class _Evidence(_Open):
-    carry: Number = 0.8
-    keep: Number = 0.9
-    q: Number = 0.01
-    min_change: Number = 0.0
-    material: Number = 0.0
-    min_pairs: int = 8
-    min_gap_t: Number = 0.0
-    test: str = "t"
-    confirm: str = "none"
-    weights: str = "equal"
-    require_nonzero_share: bool = True
-    at_work: bool = True
+# The types of EvidenceSettings, and of the names that older records have.
+_EVIDENCE: dict[str, Any] = {each.name: (each.type, each.default) for each in fields(EvidenceSettings)}
+_Evidence: Any = create_model("_Evidence", __base__=_Open, **_EVIDENCE, material=(Number, 0.0), at_work=(bool, True))
 
 
 class _Scoring(_Open):
@@ -115,6 +108,10 @@ class _Event(_Open):
     raw_before: Number | None = None
     raw_now: Number | None = None
     raw_p: Number | None = None
+    patched_before: Number | None = None
+    patched_now: Number | None = None
+    patched_p: Number | None = None
+    patching: str | None = None
 
 
 class _Alert(_Open):

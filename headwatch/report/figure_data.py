@@ -190,7 +190,7 @@ def event_list(history: HeadHistory) -> Figure:
         columns (names) and rows. before, now: share (circuit rule: importance); lower, upper: 95 % interval of its
         change; q, p: None under the circuit rule; stability: None under the evidence rule; raw_before, raw_now, raw_p:
         of the raw score; status: "confirmed", "pending" or "withdrawn"; patched_before, patched_now, patched_p: of
-        the share by exact patching; patching: what it says of the event.
+        the share by exact patching; patching: its verdict on the event.
     """
     columns = ["step", "layer", "head", "kind", "before", "now", "q", "stability", "p"]
     numbers = ["lower", "upper", "raw_before", "raw_now", "raw_p"]

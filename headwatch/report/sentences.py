@@ -215,10 +215,10 @@ def _pending(history: HeadHistory) -> str:
 
 
 def _patching(history: HeadHistory) -> str:
-    said = [event.patching for event in history.events if event.patching is not None]
-    if not said:
+    verdicts = [event.patching for event in history.events if event.patching is not None]
+    if not verdicts:
         return ""
-    n, against, supported = len(said), said.count(CONTRADICTS), said.count(SUPPORTS)
+    n, against, supported = len(verdicts), verdicts.count(CONTRADICTS), verdicts.count(SUPPORTS)
     return (
         f"Exact patching of the heads of {_count(n, 'event')}: the effect of {n - against} has the sign of the event "
         f"({supported} with a significant paired change, p\u00a0≤\u00a0{LEVEL:g}), {against} "

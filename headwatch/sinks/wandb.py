@@ -27,7 +27,7 @@ from headwatch.sinks.wandb_run import existing_run, finish_run, run_info, start_
 
 logger = logging.getLogger(__name__)
 
-MAX_QUEUED = 32  # rows (probes); a full queue means that W&B hangs
+MAX_QUEUED = 32  # rows (probes); a full queue means that W&B does not respond
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Adapters of other frameworks, called as their documented signatures say; the frameworks themselves are not installed.
+"""Adapters of other frameworks, called by their documented signatures; the frameworks themselves are not installed.
 
 Axolotl 067b021 (July 2026), ms-swift 3602360 (August 2026), LLaMA-Factory ff6d4d1 (August 2026).
 """

@@ -57,7 +57,7 @@ def test_roles(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["roles", "--heads", "L99H0"], "--heads: the model has no head L99H0; its heads are L0.H0 to L1.H3"),
         (["roles", "--out", "pictures"], "--out needs --heads"),
         (["circuit", "--rank", "best"], "'best' is unknown; use one of mean_abs"),
-        (["circuit", "--heads-only"], "a circuit needs edge scores"),
+        (["circuit", "--heads-only"], "unrecognized arguments: --heads-only"),
         (["circuit", "--pairs", "1"], "has one pair, and none is left to evaluate on; use --same-pairs"),
     ],
 )

@@ -240,7 +240,7 @@ def _command(words: list[str], folder: Path) -> None:
         words = [*words, "--no-such-option"]
     if words[:1] == ["train"]:
         words = [*words, "--dry-run", "--no-such-option"]
-    if words[:1] == ["report"]:  # writes a page where it is told to: only inside the folder
+    if words[:1] == ["report"]:  # writes a page: only inside the folder
         words = [*words, "--out", str(folder / "page.html")]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), contextlib.suppress(SystemExit):

@@ -1,6 +1,6 @@
 """SIGKILL at any moment leaves a record that can be reported and resumed as if nothing had happened.
 
-Trainings first, then `headwatch follow` (which also runs beside a training) and `headwatch evaluate`.
+Trainings first, then `headwatch follow` (which also runs during a training) and `headwatch evaluate`.
 """
 
 import random

@@ -175,17 +175,17 @@ def test_one_metric_for_all_is_one_pass(model: Path, questions: str) -> None:
     seen: list[int] = []
     metrics = {"addition": "nll", "openers": "kl", "recall": "nll"}
     heads_only = ScoringSettings(edges=False)
-    told = score_by_metric(
+    merged = score_by_metric(
         loaded, probes, metrics, heads_only, observe=lambda pairs, logits, reads: seen.extend(pairs.tolist())
     )
     assert sorted(seen) == list(range(12))
-    assert told.families == probes.families
-    assert told.metric == "nll, kl"
+    assert merged.families == probes.families
+    assert merged.metric == "nll, kl"
     parts = {f: score_heads(loaded, probes.select(f), m) for f, m in [("addition", "nll"), ("openers", "kl")]}
     for family, part in parts.items():
-        assert torch.allclose(told.select(family).per_pair, part.per_pair, atol=1e-6)
-        assert torch.allclose(told.select(family).input, part.input, atol=1e-6)
-    assert told.checks.completeness >= parts["openers"].checks.completeness - 1e-6
+        assert torch.allclose(merged.select(family).per_pair, part.per_pair, atol=1e-6)
+        assert torch.allclose(merged.select(family).input, part.input, atol=1e-6)
+    assert merged.checks.completeness >= parts["openers"].checks.completeness - 1e-6
     plain = score_heads(loaded, probes, "kl")
     same = score_by_metric(loaded, probes, dict.fromkeys(probes.family_names, "kl"), heads_only)
     assert torch.equal(plain.per_pair, same.per_pair)
@@ -279,9 +279,9 @@ def test_two_processes_have_one_frozen_set(model: Path, questions: str, tmp_path
     assert run.steps == resumed.steps == [0, 2, 4, 5]
     probes = ProbeSet.load(run.path / "probes.safetensors")
     base = AutoModelForCausalLM.from_pretrained(model)
-    told = score_by_metric(base, probes, {"addition": "logit_diff", "openers": "kl"}, ScoringSettings())
-    scale = float(told.heads.per_pair.abs().max())
-    assert np.allclose(run.read_scores(0).head_scores, told.heads.per_pair.numpy(), atol=1e-5 * scale)
-    assert run.scalars()[0]["completeness_error"] == pytest.approx(told.checks.completeness, rel=1e-2)
+    merged = score_by_metric(base, probes, {"addition": "logit_diff", "openers": "kl"}, ScoringSettings())
+    scale = float(merged.heads.per_pair.abs().max())
+    assert np.allclose(run.read_scores(0).head_scores, merged.heads.per_pair.numpy(), atol=1e-5 * scale)
+    assert run.scalars()[0]["completeness_error"] == pytest.approx(merged.checks.completeness, rel=1e-2)
     for step in run.steps:
         assert np.array_equal(run.read_scores(step).head_scores, resumed.read_scores(step).head_scores)

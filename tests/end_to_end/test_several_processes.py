@@ -20,7 +20,7 @@ from headwatch.monitor.sharded_scoring import PairShard
 pytestmark = pytest.mark.slow
 
 SAVING = {"save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant", "warmup_steps": 0}
-SIGNAL = {"min_gap_t": 0.0}  # so that the base probe patches heads: the tiny model knows no answer
+SIGNAL = {"min_gap_t": 0.0}  # so that the base probe patches heads: the tiny model answers nothing correctly
 RUNS: dict[str, dict[str, Any]] = {
     "sft": {"kind": "sft"},
     "sft-watched": {"kind": "sft", "watch": {"every": 2, "strict": True, "patching": "all", "evidence": SIGNAL}},

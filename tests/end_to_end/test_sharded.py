@@ -64,10 +64,10 @@ def test_scores_are_those_of_one_process(out: tuple[str, Path, str]) -> None:
 
 
 def test_a_probe_that_fails_on_one_rank_ends_probing_on_both(out: tuple[str, Path, str]) -> None:
-    _, folder, said = out
+    _, folder, printed = out
     for rank in (0, 1):
         assert same(ended(folder, "sft", rank), ended(folder, "one-rank-fails", rank))
     run = RunFolder.open(folder / "one-rank-fails")
     assert run.manifest["status"] == "failed"
     assert len(run.steps) < 4
-    assert said.count("fails on one rank only") == said.count("another process failed") == 1
+    assert printed.count("fails on one rank only") == printed.count("another process failed") == 1

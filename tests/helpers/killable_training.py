@@ -66,7 +66,7 @@ def trainings() -> Iterator[Trainings]:
         process.close()
 
 
-def _moments(kill_at: int | None, told: int) -> None:
+def _moments(kill_at: int | None, progress: int) -> None:
     """Count the dangerous moments, and die at one of them."""
     from headwatch import callback
     from headwatch.io import atomic, jsonl
@@ -77,7 +77,7 @@ def _moments(kill_at: int | None, told: int) -> None:
     def moment() -> None:
         nonlocal passed
         passed += 1
-        os.pwrite(told, f"{passed:8d}".encode(), 0)
+        os.pwrite(progress, f"{passed:8d}".encode(), 0)
         if passed == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -125,7 +125,7 @@ def _moments(kill_at: int | None, told: int) -> None:
 
 
 def train(
-    model: str, output: str, kill_at: int | None = None, resume: str | None = None, steps: int = 7, told: int = 1
+    model: str, output: str, kill_at: int | None = None, resume: str | None = None, steps: int = 7, progress: int = 1
 ) -> None:
     """An SFT training with a probe at every second step and a checkpoint every third."""
     import torch
@@ -137,7 +137,7 @@ def train(
     torch.set_num_threads(1)
 
     class Tells(TrainerCallback):
-        """Comes after the watch: what it has told is a probe that is over."""
+        """Comes after the watch: what it has written is a probe that is over."""
 
         def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             self.probed(state.global_step)
@@ -147,9 +147,9 @@ def train(
                 self.probed(state.global_step)
 
         def probed(self, step: int) -> None:
-            os.pwrite(told, f"{step:8d}".encode(), 8)
+            os.pwrite(progress, f"{step:8d}".encode(), 8)
 
-    _moments(kill_at, told)
+    _moments(kill_at, progress)
     watch = HeadWatchCallback(["addition", "recall"], every=2, n_pairs=8, strict=True)
     trainer = sft_trainer(
         Path(model),
@@ -165,14 +165,14 @@ def train(
     trainer.train(resume_from_checkpoint=resume)
 
 
-def command(argv: list[str], kill_at: int | None = None, told: int = 1) -> None:
+def command(argv: list[str], kill_at: int | None = None, progress: int = 1) -> None:
     """One command of the command line."""
     import torch
 
     from headwatch.cli import main
 
     torch.set_num_threads(1)
-    _moments(kill_at, told)
+    _moments(kill_at, progress)
     if main(argv):
         raise SystemExit(1)
 
@@ -191,13 +191,13 @@ def _serve() -> None:
     os.dup2(2, 1)  # what the libraries print is no answer
     for line in sys.stdin:
         order = json.loads(line)
-        note = os.memfd_create("told")
+        note = os.memfd_create("progress")
         os.pwrite(note, b" " * 16, 0)
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                (command if "argv" in order else train)(**order, told=note)
+                (command if "argv" in order else train)(**order, progress=note)
                 code = 0
             except BaseException:
                 import traceback

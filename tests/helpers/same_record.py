@@ -31,7 +31,9 @@ def same_history(one: RunFolder, other: RunFolder) -> None:
         "train_samples_per_second",
     )
     for rows in ("scalars", "training"):
-        told = [[{k: v for k, v in r.items() if k not in clock} for r in getattr(run, rows)()] for run in (one, other)]
+        compared = [
+            [{k: v for k, v in r.items() if k not in clock} for r in getattr(run, rows)()] for run in (one, other)
+        ]
         if rows == "training":  # the summary at the end of a resumed training is about its own steps
-            told = [[{k: r.get(k) for k in ("step", "loss", "grad_norm")} for r in side] for side in told]
-        assert told[0] == told[1]
+            compared = [[{k: r.get(k) for k in ("step", "loss", "grad_norm")} for r in side] for side in compared]
+        assert compared[0] == compared[1]

@@ -1,4 +1,4 @@
-"""Events with the patched shares of their heads, and what patching says of them."""
+"""Events with the patched shares of their heads, and the verdict of patching on them."""
 
 import numpy as np
 import pytest

@@ -23,20 +23,20 @@ N = 5
 def in_two_processes(what: Callable[[int], Any], folder: Path) -> list[Any]:
     """What `what(rank)` returns in each of two processes. Forked: importing torch twice would take longer than all."""
     context = torch.multiprocessing.get_context("fork")
-    told = context.Queue()
+    answers = context.Queue()
 
     def work(rank: int) -> None:
         try:
             torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-            told.put((rank, what(rank)))
+            answers.put((rank, what(rank)))
             torch.distributed.destroy_process_group()
         except BaseException:
-            told.put((rank, traceback.format_exc()))
+            answers.put((rank, traceback.format_exc()))
 
     workers = [context.Process(target=work, args=(rank,)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    found = dict(told.get(timeout=120) for _ in workers)
+    found = dict(answers.get(timeout=120) for _ in workers)
     for worker in workers:
         worker.join(30)
     assert not [said for said in found.values() if isinstance(said, str)], found
@@ -79,9 +79,9 @@ def test_every_pair_is_scored_once_and_told_by_its_number(tmp_path: Path) -> Non
         checks = Checks(0.5, (0.1, 0.2)[rank], (0.4, 0.3)[rank])
         part = replace(part, checks=checks, seconds=1.0 + rank, peak_memory_mb=(7.0, 6.0)[rank])
         whole = share.gather(part, probes, dict.fromkeys(probes.families, "nll"))
-        told = [whole.per_pair[:, 1, 2], whole.input, whole.readings.metric_corrupted, whole.readings.correct]
+        values = [whole.per_pair[:, 1, 2], whole.input, whole.readings.metric_corrupted, whole.readings.correct]
         cost = (whole.seconds, whole.peak_memory_mb, whole.checks.row_sums, whole.checks.stream)
-        return share.rows, seen, [x.tolist() for x in told], cost, whole.checks.completeness, len(whole.families)
+        return share.rows, seen, [x.tolist() for x in values], cost, whole.checks.completeness, len(whole.families)
 
     first, second = in_two_processes(what, tmp_path)
     assert (first[0], second[0]) == ((0, 2, 4), (1, 3))

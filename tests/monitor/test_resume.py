@@ -195,9 +195,15 @@ def test_the_wandb_run_that_was_begun_is_gone_on_with(
     assert json.loads((output / "checkpoint-3" / SIDECAR).read_text())["wandb"]["id"] == first.id
     resume(model, output, output, callback(wandb="start"))
     wandb.teardown()
-    told = offline_runs(tmp_path)
-    assert {run.id for run in told} == {first.id}  # two pieces of one run, for `wandb sync`
-    assert sorted(row["train/global_step"] for run in told for row in run.with_key("headwatch/")) == [0, 2, 4, 4, 6]
+    logged_runs = offline_runs(tmp_path)
+    assert {run.id for run in logged_runs} == {first.id}  # two pieces of one run, for `wandb sync`
+    assert sorted(row["train/global_step"] for run in logged_runs for row in run.with_key("headwatch/")) == [
+        0,
+        2,
+        4,
+        4,
+        6,
+    ]
 
 
 def test_figures_that_cannot_be_made_do_not_end_the_probing(

@@ -1,4 +1,4 @@
-"""Recipes for several processes: what --dry-run plans for, and what a smoke run says that it ran under."""
+"""Recipes for several processes: what --dry-run plans for, and the sharding that a smoke run reports."""
 
 import os
 import subprocess

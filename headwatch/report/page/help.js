@@ -1,6 +1,6 @@
 /* help.js: the "?" of each chart: two sentences on how to read it. */
 
-const HELP_WIDTH = 26; /* room of the "?" beside a chart's title */
+const HELP_WIDTH = 26; /* room of the "?" next to a chart's title */
 const HELP = {
   course: "Line: heads that are active now and were not active in the base model. Bands: the same heads by the probe at which each first emerged; a band that stays wide is a group of heads that stays active. Hatched: probes with insufficient signal.",
   frequency: "A cell is a head: red if it was active in the base model, blue if it emerged in training, darker the more of the probes up to now it was active at. An outline marks the heads that are active now.",
