@@ -17,6 +17,7 @@ from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, UserE
 from headwatch.analysis.event_patching import BASE_FACTOR, heads_to_patch
 from headwatch.analysis.naive_patching import naive_patch_heads
 from headwatch.monitor import sharded_scoring
+from headwatch.monitor.recorder import Recorder
 
 # Nearly every change is an event: what is tested here is patching, not the evidence.
 LAX = {"q": 0.9, "min_change": 0.0, "min_gap_t": 0.0, "require_nonzero_share": False, "confirm": "none"}
@@ -119,6 +120,20 @@ def test_a_failure_turns_patching_off_and_not_probing(
     assert [r.message for r in caplog.records if "patching" in r.message] == [
         "headwatch: exact patching failed (RuntimeError: out of memory); events are recorded without it."
     ]
+
+
+def test_a_failure_after_patching_never_ends_the_training(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no memory for the events")
+
+    monkeypatch.setattr(Recorder, "add_patched", fail)
+    trainer = sft_trainer(model, tmp_path, [HeadWatchCallback("addition", **QUICK)], learning_rate=0.05)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps
+    assert sum("no memory for the events" in r.message for r in caplog.records) == 1
 
 
 def test_the_budget() -> None:
