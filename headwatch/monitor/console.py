@@ -45,7 +45,7 @@ def say_opened(run: RunFolder, every: int, seconds: float | None) -> None:
     """One line: where, which families, how many pairs, and what a probe costs."""
     probes = run.manifest["probes"]
     families, n = probes["families"], probes["n_pairs"]
-    cost = "" if seconds is None else f", {seconds:.2g} s each"
+    cost = "" if seconds is None else f"; the last one took {seconds:.2g} s"
     say(f"record in {run.path}; {n} pairs of {' and '.join(families)}; a probe every {every} steps{cost}")
 
 

@@ -38,7 +38,8 @@ def test_opening_and_closing_lines(caplog: pytest.LogCaptureFixture, tmp_path: P
     console.say_opened(run, 10, 1.234)
     console.say_closed(run)
     assert lines(caplog) == [
-        f"headwatch: record in {run.path}; 16 pairs of addition and recall; a probe every 10 steps, 1.2 s each",
+        f"headwatch: record in {run.path}; 16 pairs of addition and recall; a probe every 10 steps; "
+        "the last one took 1.2 s",
         f"headwatch: 2 probes recorded; write the report: headwatch report {tmp_path}",
     ]
 
