@@ -134,7 +134,7 @@ def _depth(columns: float) -> float:
 
 
 def kind_of(target: str) -> str:
-    """ "q", "k" or "v" of an edge into a head, "" into an MLP or the logits."""
+    """Input of a head that an edge enters ("q", "k", "v"); "" for an MLP or the logits."""
     return target.rsplit(".", 1)[1] if _is_head(target) else ""
 
 

@@ -211,5 +211,11 @@ def read_results(run: RunFolder, kind: str) -> list[dict[str, Any]]:
     return kept
 
 
+def heads_with_events(run: RunFolder) -> list[tuple[int, int]]:
+    """The heads with an event by the evidence rule, the latest first."""
+    events = [event for event in run.events() if event.rule == "evidence"]
+    return list(dict.fromkeys((event.layer, event.head) for event in reversed(events)))
+
+
 def _path(run: RunFolder, kind: str) -> Path:
     return run.path / AFTER / f"{kind}.json"
