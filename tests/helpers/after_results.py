@@ -43,7 +43,7 @@ def circuit(family: str, n_layers: int, n_heads: int, rng: np.random.Generator) 
     edges: dict[tuple[str, str], float] = {}
     while len(edges) < 150:
         a, b = sorted(int(layer) for layer in rng.integers(-1, n_layers + 1, size=2))
-        if a == b or a == n_layers:
+        if a in (b, n_layers):
             continue
         source = "input" if a < 0 else f"m{a}" if rng.random() < 0.3 else f"a{a}.h{rng.integers(n_heads)}"
         kind = "qkv"[rng.integers(3)]
@@ -68,9 +68,23 @@ def circuit(family: str, n_layers: int, n_heads: int, rng: np.random.Generator) 
 
 def suite(heads: list[str]) -> dict[str, Any]:
     """None, three heads off, and two random sets."""
-    change = {"difference": interval(-0.2), "p_value": 0.001, "newly_right": [1], "newly_wrong": [2, 3], "mcnemar_p": 1.0}
+    change = {
+        "difference": interval(-0.2),
+        "p_value": 0.001,
+        "newly_right": [1],
+        "newly_wrong": [2, 3],
+        "mcnemar_p": 1.0,
+    }
     arms = [
-        {"arm": "none", "group": "", "factor": 1.0, "random": None, "heads": [], "problems": 100, "pass1": interval(0.7)}
+        {
+            "arm": "none",
+            "group": "",
+            "factor": 1.0,
+            "random": None,
+            "heads": [],
+            "problems": 100,
+            "pass1": interval(0.7),
+        }
     ]
     for number in (None, 1, 2):
         name = "emerged-x0" + ("" if number is None else f"-random{number}")
@@ -78,7 +92,13 @@ def suite(heads: list[str]) -> dict[str, Any]:
             {"arm": name, "group": "emerged", "factor": 0.0, "random": number, "heads": heads[:3], "problems": 100}
             | {"pass1": interval(0.5), "against_none": change}
         )
-    against = {"arm": "emerged-x0", "sets": 2, "random_mean": interval(0.5), "random_lowest": 0.4, "random_highest": 0.6}
+    against = {
+        "arm": "emerged-x0",
+        "sets": 2,
+        "random_mean": interval(0.5),
+        "random_lowest": 0.4,
+        "random_highest": 0.6,
+    }
     against |= {"difference": interval(0.0), "p_value": 1.0, "rank_p": 0.67}
     return {"arms": arms, "against_random": [against]}
 
