@@ -23,10 +23,13 @@ the other in the same processes. Nothing here was measured on a GPU.
 | sharding | activation checkpointing | run | same weights | score error | resume | one rank fails |
 | --- | --- | --- | --- | --- | --- | --- |
 """
+_EXPECTED = {"FSDP2": "FSDP2", "ZeRO-3": "ZeRO-3"}  # the kind that the model itself shows
 KILLED = """
 ## A process is lost
 
-Rank 1 is killed (SIGKILL) at the beginning of step 2 of an SFT training. Seconds from there to the end of the job.
+Rank 1 is killed (SIGKILL) after step 2 of an SFT training. Seconds from there to the end of the job.
+torchrun's last lines name the rank and SIGKILL. The other ranks fail in the next collective of the training itself, so
+what they print is gloo's error ("Connection reset by peer") and not headwatch's; some are ended before they print it.
 
 | sharding | job ends after |
 | --- | --- |
@@ -55,6 +58,8 @@ def _seconds(row: dict[str, Any]) -> str:
 def _cells(row: dict[str, Any]) -> str:
     if row["ends"] != "yes":
         return f"did not end: {row['ends'].replace('|', '/')} | | | |"
+    if row["sharded"] != _EXPECTED.get(row["sharding"].split(",")[0], "no"):
+        return f"**ran under another sharding: {row['sharded']}** | | | |"
     fails = {None: "", True: "agreed", False: "**not agreed**"}[row.get("fails")]
     return f"{'yes' if row['same'] else '**no**'} | {row['error']:.1e} | {_resume(row)} | {fails} |"
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from headwatch.attribution.batching import spans
 from headwatch.attribution.run_layout import should_pack
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.free_memory import free_cuda_bytes as free_bytes
 from headwatch.model.whole_weights import trainable_bytes
 from headwatch.probes import ProbeSet
 
@@ -35,14 +35,6 @@ def default_budget_gb(model: nn.Module, free: int | None = None) -> float:
     if free is None:
         return budget_gb(trainable)
     return max(budget_gb(trainable), PART_OF_FREE * (free - RESERVED_COPIES * trainable) / GIB)
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes of a CUDA device that torch can allocate without taking them from anyone; None for other devices."""
-    if device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def budget_gb(gradient_bytes: int) -> float:

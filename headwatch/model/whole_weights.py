@@ -1,5 +1,8 @@
 """Whole weights inside a block: gather what FSDP2 or ZeRO-3 shards, keep it gathered, and shard it again.
 
+Before it gathers, every process compares the bytes to gather with its free memory. They agree on the outcome, so that
+where one of them would run out of memory all refuse, and none is left waiting.
+
 Inside the block a forward or backward pass needs no communication, so processes may run different numbers of passes,
 and one that fails does not leave the others waiting. Entering the block is a collective of all processes; leaving it is
 not.
@@ -21,6 +24,7 @@ import torch
 from torch import nn
 
 from headwatch.errors import UnsupportedModelError
+from headwatch.model.free_memory import free_memory
 from headwatch.model.hooks import overridden
 
 
@@ -66,6 +70,9 @@ def whole_weights(model: nn.Module, optimizer: object | None = None) -> Iterator
     Args:
         model: the model as the trainer holds it.
         optimizer: the trainer's optimizer; required only under ZeRO-3, where it holds the module hooks.
+
+    Raises:
+        UnsupportedModelError: the whole weights do not fit into the free memory of some process. All processes raise.
     """
     if model in _blocks:
         with _noting_failure(_blocks[model]):
@@ -75,6 +82,7 @@ def whole_weights(model: nn.Module, optimizer: object | None = None) -> Iterator
     if not kind:
         yield
         return
+    _require_memory(model, kind)
     block, modules = _Block(trainable_bytes(model)), list(model.modules())
     _blocks.update(dict.fromkeys(modules, block))
     try:
@@ -83,6 +91,44 @@ def whole_weights(model: nn.Module, optimizer: object | None = None) -> Iterator
     finally:
         for module in modules:
             _blocks.pop(module, None)
+
+
+def gathered_bytes(model: nn.Module) -> int:
+    """Bytes that gathering allocates on this device: whole parameters, in the dtype of the forward pass."""
+    if sharding(model) == "ZeRO-3":
+        sharded: list[Any] = [p for p in model.parameters() if hasattr(p, "ds_numel") and p.numel() < p.ds_numel]
+        return sum(parameter.ds_numel * parameter.element_size() for parameter in sharded)
+    total = 0
+    for module in _fsdp2_modules(model):
+        for group in _fsdp2_groups(module):
+            for parameter in (each.sharded_param for each in group.fsdp_params if group.is_sharded):
+                total += parameter.numel() * (group.mp_policy.param_dtype or parameter.dtype).itemsize
+    return total
+
+
+def _require_memory(model: nn.Module, kind: str) -> None:
+    """Refuse on all processes if the whole weights do not fit on one of them; a collective.
+
+    Raises:
+        UnsupportedModelError: on every process, with the largest lack of all.
+    """
+    device = _compute_device(model)
+    free, needed = free_memory(device), gathered_bytes(model)
+    missing = torch.tensor([0 if free is None else max(0, needed - free)], dtype=torch.int64, device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(missing, op=torch.distributed.ReduceOp.MAX)
+    if lack := int(missing):
+        raise UnsupportedModelError(
+            f"model: sharded by {kind}, its whole weights take {needed / 2**30:.1f} GiB on each device during a probe, "
+            f"{lack / 2**30:.2g} GiB more than are free on at least one: use a smaller batch, bf16, or devices with "
+            "more memory; or score its checkpoints after training (headwatch follow)"
+        )
+
+
+def _compute_device(model: nn.Module) -> torch.device:
+    """Where the gathered weights will be; of offloaded ones not where the shards are."""
+    gpu = torch.cuda.is_available() and "nccl" in torch.distributed.get_backend()
+    return torch.device("cuda", torch.cuda.current_device()) if gpu else next(model.parameters()).device
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from headwatch.errors import UserError
 from headwatch.monitor.resume import read_sidecar
 
 STATE = "trainer_state.json"  # the last file that the Trainer writes
-OPTIMIZER = ("optimizer.pt", "optimizer.bin")  # files of the Trainer, and of FSDP with a full state
-OPTIMIZERS = (*OPTIMIZER, "optimizer_0", "global_step*")  # and folders of FSDP and DeepSpeed
+# Files of the Trainer, and of FSDP with a full state; folders of FSDP with a sharded state, and of DeepSpeed.
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
 
 
 def checkpoint_to_resume(training: Any) -> str | None:
@@ -103,7 +104,8 @@ def skip_finished_epochs(trainer: Any, checkpoint: str) -> None:
 class KeepOptimizers(TrainerCallback):
     """Delete the optimizer state of checkpoints older than the last `keep`; their weights stay.
 
-    The optimizer state is two thirds of a checkpoint. It is deleted once a newer checkpoint is complete.
+    The optimizer state is two thirds of a checkpoint; FSDP and DeepSpeed store it in folders. It is deleted once a
+    newer checkpoint is complete.
     """
 
     def __init__(self, keep: int) -> None:
@@ -114,5 +116,14 @@ class KeepOptimizers(TrainerCallback):
         if not state.is_world_process_zero:
             return
         for checkpoint in [c for c in checkpoints(Path(args.output_dir)) if is_complete(c)][: -self.keep]:
-            for name in OPTIMIZER:
-                (checkpoint / name).unlink(missing_ok=True)
+            for found in [path for name in _deletable(checkpoint) for path in checkpoint.glob(name)]:
+                if found.is_dir():
+                    shutil.rmtree(found, ignore_errors=True)
+                else:
+                    found.unlink(missing_ok=True)
+
+
+def _deletable(checkpoint: Path) -> tuple[str, ...]:
+    """The names of a checkpoint's optimizer state; DeepSpeed's folder only if the weights are elsewhere as well."""
+    has_weights = any(any(checkpoint.glob(f"{name}*")) for name in ("model", "pytorch_model", "adapter_model"))
+    return OPTIMIZERS if has_weights else tuple(name for name in OPTIMIZERS if name != "global_step*")

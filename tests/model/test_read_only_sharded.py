@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from headwatch.errors import UnsupportedModelError
+from headwatch.model import whole_weights as gathering
+from headwatch.model.hooks import overridden
 from headwatch.model.read_only import PassScope, left_trace, read_only_pass
-from headwatch.model.whole_weights import sharding, trainable_bytes, whole_weights
+from headwatch.model.whole_weights import gathered_bytes, sharding, trainable_bytes, whole_weights
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 
@@ -74,6 +77,22 @@ def caught_inside(model: nn.Module, step: int) -> None:
         failing(model, step)
 
 
+def no_memory(model: nn.Module, step: int) -> None:
+    """The whole weights do not fit on rank 1: both refuse, and nothing was gathered. One byte more, and they fit."""
+    needed = gathered_bytes(model)
+    if step:  # before the first forward the root, too, is sharded
+        whole = sum(p.numel() * p.element_size() for p in model.parameters())
+        assert needed == whole
+    little = needed - 1 if rank() else needed
+    with overridden(gathering, free_memory=lambda device: little):
+        with pytest.raises(UnsupportedModelError, match="GiB more than are free"), read_only_pass(model):
+            raise AssertionError
+        assert sharding(model) == "FSDP2"
+        assert all(type(p).__name__ == "DTensor" for p in model.parameters())
+        little = needed
+        attribution(model, step)
+
+
 def rank() -> int:
     return torch.distributed.get_rank()
 
@@ -85,6 +104,7 @@ PROBES: dict[str, Probe | None] = {
     "failing": failing,
     "unequal": unequal,
     "caught_inside": caught_inside,
+    "no_memory": no_memory,
 }
 
 
