@@ -59,7 +59,8 @@ def test_results_are_kept_in_a_run_and_logged_hidden(
     assert found["files"] == [str(run.path / "after" / "circuits.json")]
     assert main(["roles", model, "--pairs", "2", *keep]) == 0
     (roles,) = read_results(run, "roles")
-    assert roles["heads"] == json.loads(capsys.readouterr().out)["heads"]
+    printed = {row["head"]: row for row in json.loads(capsys.readouterr().out)["heads"]}
+    assert {row["head"]: row for row in roles["heads"]} == printed
     assert [pattern["head"] for pattern in roles["patterns"]] == ["L1.H3"]  # the head with an event
     runs = offline_runs(tmp_path)
     assert len(runs) == 2

@@ -244,7 +244,8 @@ def test_the_demo_is_repeatable(tmp_path):
         base, trained = read_results(RunFolder.open(tmp_path / "one" / method), "circuits")
         assert (base["model"], trained["model"]) == ("base", f"demo-{method}")
         for family in trained["families"]:
-            assert family["curve"][-1]["faithfulness"] == pytest.approx(1.0, abs=1e-4)
+            # The gap of this untrained model is 3e-4, and its float32 logits of about 3 are rounded to 2e-7.
+            assert family["curve"][-1]["faithfulness"] == pytest.approx(1.0, abs=4e-3)
             start = f"{method.upper()}: circuit of {family['family']} after: {family['edges']} of"
             assert any(line.startswith(start) for line in said["one"])
             summaries = [run.summary[f"headwatch/circuit/{family['family']}/cpr"] for run in logged_runs]
