@@ -101,8 +101,9 @@ def test_ablation_against_random_heads(
     solver: Path, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     every = " ".join(f"L0H{head}" for head in range(3))
-    command = ["ablate", str(solver), "--heads", every, "--random", "0", "--suite", str(problems), "--samples", "2"]
-    assert main([*command, "--factor", "0", "1", *SHORT, "--out", str(tmp_path), "--json"]) == 0
+    command = ["ablate", str(solver), "--heads", every, "--random", "0", "--suite", str(problems)]
+    command += ["--samples", "1", "--temperature", "0", *SHORT]  # one answer: a problem is right or wrong, not half
+    assert main([*command, "--factor", "0", "1", "--out", str(tmp_path), "--json"]) == 0
     none, off, one = output(capsys)["suites"]["sums"]["arms"]
     assert none["pass1"]["value"] == 0.75
     assert one["against_none"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}  # factor 1 changes nothing
