@@ -15,7 +15,7 @@ from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.circuits.circuit import TOP_N, Circuit
 from headwatch.circuits.curve_drawing import curve_svg
-from headwatch.circuits.drawing import circuit_svg
+from headwatch.circuits.drawing import MAX_EDGES, circuit_svg
 from headwatch.circuits.graph_json import write_graph
 from headwatch.circuits.selection import graph_of, select_circuit, sign_stability
 from headwatch.errors import UserError
@@ -67,7 +67,7 @@ class FamilyCircuit:
     evaluated_on: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the circuit's size, heads by importance, and the curve."""
+        """Plain values: the circuit's size, heads by importance, its MAX_EDGES strongest edges, and the curve."""
         importance = self.circuit.importance
         heads = sorted(self.circuit.heads, key=lambda head: -importance[head])
         return {
@@ -75,6 +75,10 @@ class FamilyCircuit:
             "edges": len(self.circuit.edges),
             "real_edges": int(self.edges.is_real.sum()),
             "heads": [{"head": head_name(*head), "importance": float(importance[head])} for head in heads],
+            "strongest": [
+                {"source": source, "target": target, "score": float(score)}
+                for (source, target), score in zip(self.circuit.edges[:MAX_EDGES], self.circuit.scores, strict=False)
+            ],
             "selected_on": len(self.edges.families),
             "evaluated_on": self.evaluated_on,
             **self.curve.to_json(),

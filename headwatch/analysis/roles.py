@@ -15,14 +15,14 @@ Writing:
   weight_change    norm of the change of the head's q, k, v and o weights since a base model, over the base's norm
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headwatch.analysis.attention import attention_of, eager_attention
+from headwatch.analysis.attention import HeadPattern, attention_of, eager_attention
 from headwatch.analysis.edge_ablation import by_head_output, source_hooks
 from headwatch.errors import UserError
 from headwatch.model.anatomy import KINDS, Anatomy, linear_map
@@ -50,6 +50,10 @@ class HeadRoles:
 
     values: dict[str, Tensor]
     prompts: int
+
+    def to_json(self, patterns: Sequence[HeadPattern] = ()) -> dict[str, Any]:
+        """Plain values, for a run folder; patterns: of some heads."""
+        return {"prompts": self.prompts, "heads": self.rows(), "patterns": [each.to_json() for each in patterns]}
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per head: its name and its measures; None where undefined."""

@@ -49,6 +49,9 @@ class RankOneTerms:
     first: int
 
 
+_Scales = dict[int, tuple[Tensor, Tensor]]
+"""id of a scale -> the scale [m B, T, 1], and the same by token, [B T, 1, m]."""
+
 # Number of targets multiplied with the sources in one product. With fewer, reading the sources dominates: on
 # SmolLM2-135M, with 28 targets per layer, one layer at a time ran at 40 GFLOP/s and four at 70 (dev/log.md).
 TARGETS_AT_ONCE = 100
@@ -262,30 +265,38 @@ class EdgeCollector:
             assert reads.x is not None
             x = norm.centre(at_least_float32(reads.x))
             r = norm.inverse_scale(x)  # [m B, T, 1]
+        r_over_width = None if r is None else r / self.anatomy.d_model
+        scales: _Scales = {}
         terms, sums, matrices, along_input = self._rank_one.setdefault(block, []), [], [], []
         for place, (kind, width_norm, matrix, bias) in enumerate(_maps(layer, norm, self.anatomy.d_model)):
-            grads, y = at_least_float32(reads.grads[kind]), at_least_float32(reads.y[kind])
-            found = head_gradients(grads, y, matrix, bias, n_heads, norm, r, width_norm)
-            sums.append(self._sum_over_points(grads, found.scale).unflatten(-1, (n_heads, -1)))  # A_h, [B T, H, D]
+            grads, y = at_least_float32(reads.grads[kind]), reads.y[kind]
+            found = head_gradients(grads, y, matrix, bias, n_heads, norm, r, r_over_width, width_norm)
+            sums.append(self._sum_over_points(grads, found.scale, scales).unflatten(-1, (n_heads, -1)))  # [B T, H, D]
             matrices.append(found.matrices)
             if found.along_width is not None and found.width_vector is not None:
                 terms.append(RankOneTerms(found.along_width, found.width_vector, first + place * n_heads))
             if found.along_input is not None:
                 along_input.append(found.along_input)
         width = max(own.shape[-1] for own in sums)  # a query may carry a gate
-        sums = [F.pad(own, (0, width - own.shape[-1])) for own in sums]
-        matrices = [F.pad(own, (0, 0, 0, width - own.shape[1])) for own in matrices]
+        if any(own.shape[-1] != width for own in sums):
+            sums = [F.pad(own, (0, width - own.shape[-1])) for own in sums]
+            matrices = [F.pad(own, (0, 0, 0, width - own.shape[1])) for own in matrices]
         rows = self._rows(target, 3 * n_heads)
         _multiply_per_head(torch.cat(sums, 1), torch.cat(matrices), rows, self._pieces)
         if x is not None and r is not None:
             terms.append(RankOneTerms(torch.cat(along_input, -1), x * r, first))
 
-    def _sum_over_points(self, grads: Tensor, scale: Tensor | None) -> Tensor:
-        """Sum of the points' gradients, each times its scale: [m B, T, W], [m B, T, 1] -> [B T, W]."""
+    def _sum_over_points(self, grads: Tensor, scale: Tensor | None, scales: _Scales) -> Tensor:
+        """Sum of the points' gradients, each times its scale: [m B, T, W], [m B, T, 1] -> [B T, W].
+
+        `scales` keeps a scale by token for further calls with the same one.
+        """
         grads = self._layout.by_token(grads)
         if scale is None:
             return grads.sum(1)
-        return torch.bmm(self._layout.by_token(scale).mT.contiguous(), grads)[:, 0]  # contiguous: one batched product
+        if id(scale) not in scales:  # contiguous: one batched product; the scale is kept, so its id stays its own
+            scales[id(scale)] = scale, self._layout.by_token(scale).mT.contiguous()
+        return torch.bmm(scales[id(scale)][1], grads)[:, 0]
 
     def _joined(self, terms: list[RankOneTerms], width: int) -> tuple[Tensor, Tensor] | None:
         """The terms of all points of a block as one product: numbers [B T, n, R'], vectors [B T, n, M].

@@ -70,9 +70,10 @@ class EndpointRecorder:
             outputs: list[Tensor] = []
 
             def hook(module: Any, args: tuple[Tensor, ...], output: Any) -> None:
-                outputs.append(at_least_float32(first_output(output, args).detach()))
+                outputs.append(first_output(output, args).detach())
                 if len(outputs) == modules:
-                    self._record(key, rows(torch.stack(outputs).sum(0) if modules > 1 else outputs[0]), scale)
+                    summed = torch.stack(list(map(at_least_float32, outputs))).sum(0) if modules > 1 else outputs[0]
+                    self._record(key, rows(summed), scale)
                     outputs.clear()
 
             return hook
@@ -142,9 +143,10 @@ class EndpointRecorder:
     def _record(self, key: Any, states: Mapping[Endpoint, Tensor], scale: float = 1.0) -> None:
         """Keep the states [B, T, ...] of endpoints, or their difference once both are known."""
         for endpoint, own in states.items():
-            self._states[key, endpoint] = at_least_float32(own)
+            self._states[key, endpoint] = own
         if all((key, endpoint) in self._states for endpoint in ENDPOINTS):
-            difference = self._states.pop((key, "corrupted")) - self._states.pop((key, "clean"))
+            # A float32 tensor minus one in 16 bits is computed in float32, without a second cast.
+            difference = at_least_float32(self._states.pop((key, "corrupted"))) - self._states.pop((key, "clean"))
             self._differences[key] = difference if scale == 1.0 else difference * scale
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from headwatch.model.anatomy import Norm
+from headwatch.model.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def head_gradients(
     n_heads: int,
     norm: Norm | None,
     r: Tensor | None,
+    r_over_width: Tensor | None,
     width_norm: Norm | None,
 ) -> HeadGradients:
     """The factors of the gradients for one projection to queries, keys or values: see the top of this file.
@@ -67,14 +69,16 @@ def head_gradients(
         n_heads: H.
         norm: the norm before attention, of M entries, if any.
         r: that norm's 1 / rms of x, [..., 1]; None without a norm.
+        r_over_width: r / M.
         width_norm: the norm over the full width of y, if any.
     """
     width = grads.shape[-1] // n_heads
     weighted = matrix if norm is None else norm.centre(matrix * norm.weight)
     linear = y if norm is None else y - bias  # W (w * xhat)
     if width_norm is None:
-        along_input = None if r is None else _dot_per_head(grads, linear, n_heads) * r / matrix.shape[-1]
+        along_input = None if r_over_width is None else _dot_per_head(grads, linear, n_heads) * r_over_width
         return HeadGradients(r, _per_query_head(weighted, n_heads, width), along_input)
+    y, linear = at_least_float32(y), at_least_float32(linear)
     r_y, weight = width_norm.inverse_scale(y), width_norm.weight
     scale = r_y if r is None else r * r_y
     yhat = y * r_y

@@ -49,10 +49,11 @@ class RoundingRecorder:
         """Register hooks for one forward pass; `runs` maps each endpoint to the index of its run."""
 
         def add(states: Tensor, times: float) -> None:
-            unit = torch.finfo(states.dtype).eps / 2
+            scale = (torch.finfo(states.dtype).eps / 2) ** 2 * times
             for own in rows_of(states, layout, runs).values():
-                variance = (at_least_float32(own) * unit).square() * times
-                self._variance = variance if self._variance is None else self._variance + variance
+                if self._variance is None:
+                    self._variance = torch.zeros_like(own, dtype=torch.promote_types(own.dtype, torch.float32))
+                self._variance.addcmul_(own, own, value=scale)
 
         def of_stream(module: Any, args: tuple[Tensor, ...]) -> None:
             add(args[0], 2.0)
@@ -117,25 +118,34 @@ def _stream_error(anatomy: Anatomy, differences: EndpointDifferences, rounding: 
         largest error beyond rounding, over the largest entry of any source, NaN if a value is not finite.
     """
     total = differences.input.clone()
-    largest = total.abs().max()
+    largest = [_largest(total)]
     for z, r, mlp, layer in zip(differences.z, differences.r, differences.mlp, anatomy.layers, strict=True):
         if layer.whole:
             total += mlp
-            largest = torch.maximum(largest, mlp.abs().max())
+            largest.append(_largest(mlp))
             continue
         bias = getattr(layer.out, "bias", None)  # not part of any head
-        out = at_least_float32(layer.out.forward(z.to(compute_type(layer.out)[0])))
+        out = layer.out.forward(z.to(compute_type(layer.out)[0]))
         if bias is not None:
+            out = at_least_float32(out)
             out = out - bias if r is None else out + (r - 1) * at_least_float32(bias)
+        if layer.attn_post_norm is not None or layer.multiplier != 1.0:
+            out = at_least_float32(out)
         out = layer.scaled(out)
-        total += out + mlp
-        largest = torch.stack([largest, out.abs().max(), mlp.abs().max()]).max()
+        total.add_(out).add_(mlp)
+        largest += [_largest(out), _largest(mlp)]
     errors = (total - differences.stream).abs()
     excesses = (errors - _STANDARD_DEVIATIONS * rounding).max()
-    numbers = torch.stack([differences.stream.abs().max(), errors.max(), excesses, rounding.max(), largest])
+    found = [_largest(differences.stream), errors.max(), excesses, rounding.max(), torch.stack(largest).max()]
+    numbers = torch.stack(found)
     of_stream, error, excess, coarse, largest_source = numbers.tolist()
     if not math.isfinite(error) or not math.isfinite(of_stream):
         return error, math.nan
     if coarse > _COARSE * of_stream:
         error = max(0.0, excess)
     return (error / of_stream if of_stream else error), excess / max(of_stream, largest_source, 1e-30)
+
+
+def _largest(states: Tensor) -> Tensor:
+    """The largest absolute value, in float32 or float64; NaN if there is one."""
+    return at_least_float32(torch.linalg.vector_norm(states, math.inf))

@@ -1,4 +1,6 @@
-"""A faithfulness curve as one SVG: faithfulness over the number of edges (logarithmic), with random circuits."""
+"""A faithfulness curve as one SVG, and as plotly JSON: faithfulness over the number of edges (logarithmic), with
+random circuits.
+"""
 
 import math
 from html import escape
@@ -63,3 +65,30 @@ def curve_svg(curve: dict[str, Any], title: str) -> str:
         at = f'cx="{x(row["size"]):.1f}" cy="{y(row["faithfulness"]):.1f}"'
         parts.append(f'<circle {at} r="3" fill="{LINE}"><title>{note}</title></circle>')
     return "\n".join([*parts, "</svg>\n"])
+
+
+def curve_figure(curve: dict[str, Any], title: str) -> dict[str, Any]:
+    """The curve as plotly JSON, {"data", "layout"}; see `curve_svg`."""
+    rows = curve["curve"]
+    sizes = [100.0 * row["size"] for row in rows]
+    line = {"type": "scatter", "mode": "lines", "x": sizes}
+    shade = {"fill": "tonexty", "fillcolor": "rgba(31,102,176,0.16)"}
+    hidden = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    data: list[dict[str, Any]] = [
+        {**line, **hidden, "y": [row["upper"] for row in rows]},
+        {**line, **hidden, **shade, "y": [row["lower"] for row in rows]},
+    ]
+    for control in range(len(rows[0]["random"])):
+        values = [row["random"][control] for row in rows]
+        name = {"name": "random circuits", "showlegend": control == 0, "line": {"color": RANDOM, "width": 1}}
+        data.append({**line, **name, "y": values})
+    values = [row["faithfulness"] for row in rows]
+    data.append({**line, "mode": "lines+markers", "name": "circuit", "y": values, "line": {"color": LINE}})
+    layout = {
+        "template": "none",
+        "title": {"text": f"Faithfulness of circuits: {title}", "font": {"size": 13}},
+        "xaxis": {"type": "log", "title": {"text": "% of the edges"}},
+        "yaxis": {"title": {"text": "faithfulness"}},
+        "legend": {"orientation": "h"},
+    }
+    return {"data": data, "layout": layout}

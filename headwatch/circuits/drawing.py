@@ -5,6 +5,7 @@ The MLPs, the input and the logits are one row, with edges among them as arcs be
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from headwatch.circuits.circuit import Circuit
@@ -21,6 +22,38 @@ DEEPEST = 150.0  # of the arcs below the row
 Place = tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """Where the nodes and edges of a drawing are, in pixels.
+
+    Attributes:
+        width, height: of the drawing.
+        nodes: name -> the middle of the left side.
+        edges: (source, target, score, share of the largest score, SVG path), the strongest last.
+    """
+
+    width: float
+    height: float
+    nodes: dict[str, Place]
+    edges: list[tuple[str, str, float, float, str]]
+
+
+def geometry(edges: Sequence[tuple[str, str, float]], top: float = TOP) -> Geometry:
+    """Lay out (source, target, score), the strongest first; `top` pixels above the nodes stay free."""
+    places = _places([(source, target) for source, target, _ in edges], top)
+    columns = len({x for x, _ in places.values()})
+    largest = max((score for _, _, score in edges), default=1.0) or 1.0
+    return Geometry(
+        width=max((x for x, _ in places.values()), default=0.0) + WIDTH + MARGIN,
+        height=max((y for _, y in places.values()), default=top) + HEIGHT + 2 * MARGIN + _depth(columns),
+        nodes=places,
+        edges=[
+            (source, target, score, score / largest, _path(source, target, places))
+            for source, target, score in reversed(edges)
+        ],
+    )
+
+
 def circuit_svg(circuit: Circuit, title: str = "Circuit", max_edges: int = MAX_EDGES) -> str:
     """Draw a circuit; of a larger one the strongest edges, as its caption states.
 
@@ -32,16 +65,9 @@ def circuit_svg(circuit: Circuit, title: str = "Circuit", max_edges: int = MAX_E
     Returns:
         A standalone SVG document; every edge and node has a tooltip.
     """
-    shown = list(zip(circuit.edges, circuit.scores, strict=True))[:max_edges]
-    places = _places([edge for edge, _ in shown])
-    width = max((x for x, _ in places.values()), default=0.0) + WIDTH + MARGIN
-    height = (
-        max((y for _, y in places.values()), default=float(TOP))
-        + HEIGHT
-        + 2 * MARGIN
-        + _depth(len({x for x, _ in places.values()}))
-    )
-    width = max(width, 620.0)
+    shown = [(*edge, score) for edge, score in zip(circuit.edges, circuit.scores, strict=True)][:max_edges]
+    drawn = geometry(shown)
+    width, height = max(drawn.width, 620.0), drawn.height
     of_all = "" if len(shown) == len(circuit.edges) else f", the strongest of {len(circuit.edges):,}"
     caption = f"{len(shown)} edges{of_all}; {len(circuit.heads)} heads in the circuit. Width: mean |edge score|."
     parts = [
@@ -52,11 +78,9 @@ def circuit_svg(circuit: Circuit, title: str = "Circuit", max_edges: int = MAX_E
         f'<text x="{MARGIN}" y="22" font-size="14" font-weight="600" fill="{INK}">{escape(title)}</text>',
         f'<text x="{MARGIN}" y="38" fill="{SOFT}">{escape(caption)}</text>',
         *_legend(),
+        *(_edge(*edge) for edge in drawn.edges),
+        *(_node(name, place) for name, place in drawn.nodes.items()),
     ]
-    largest = max((score for _, score in shown), default=1.0) or 1.0
-    for (source, target), score in reversed(shown):  # the strongest on top
-        parts.append(_edge(source, target, score, score / largest, places))
-    parts += [_node(name, place) for name, place in places.items()]
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -83,13 +107,13 @@ def _column(name: str) -> int:
     return int(name[1:].split(".")[0])
 
 
-def _places(edges: Sequence[tuple[str, str]]) -> dict[str, Place]:
+def _places(edges: Sequence[tuple[str, str]], top: float) -> dict[str, Place]:
     """The middle of the left side of every node. Layers without nodes take no room."""
     columns: dict[int, list[str]] = defaultdict(list)
     for name in dict.fromkeys(node for source, target in edges for node in (source, node_of(target))):
         columns[_column(name)].append(name)
     tallest = max((sum(map(_is_head, names)) for names in columns.values()), default=0)
-    row = TOP + HEIGHT + (tallest + 0.5) * DOWN
+    row = top + HEIGHT + (tallest + 0.5) * DOWN
     places: dict[str, Place] = {}
     for number, key in enumerate(sorted(columns)):
         x = float(MARGIN + number * ACROSS)
@@ -109,11 +133,22 @@ def _depth(columns: float) -> float:
     return min(DEEPEST, 16.0 * columns**0.6)
 
 
-def _edge(source: str, target: str, score: float, part: float, places: dict[str, Place]) -> str:
-    node, kind = node_of(target), target.rsplit(".", 1)[1] if _is_head(target) else ""
+def kind_of(target: str) -> str:
+    """Input of a head that an edge enters ("q", "k", "v"); "" for an MLP or the logits."""
+    return target.rsplit(".", 1)[1] if _is_head(target) else ""
+
+
+def edge_note(source: str, target: str, score: float) -> str:
+    """An edge in words: "L3.H1 to L5.H0, q: 0.12"."""
+    kind = kind_of(target)
+    return f"{node_label(source)} to {node_label(node_of(target))}{f', {kind}' if kind else ''}: {score:.3g}"
+
+
+def _path(source: str, target: str, places: dict[str, Place]) -> str:
+    node = node_of(target)
     (x0, y0), (x1, y1) = places[source], places[node]
     if _is_head(node):
-        x0, y1, bend = x0 + WIDTH, y1 + ENTRY[kind], max(18.0, 0.45 * (x1 - x0 - WIDTH))
+        x0, y1, bend = x0 + WIDTH, y1 + ENTRY[kind_of(target)], max(18.0, 0.45 * (x1 - x0 - WIDTH))
         curve = f"C{x0 + bend:.0f} {y0:.0f} {x1 - bend:.0f} {y1:.0f} {x1:.0f} {y1:.0f}"
     elif _is_head(source):  # into the top of a node of the row
         x0, x1, y1 = x0 + WIDTH, x1 + WIDTH / 2, y1 - HEIGHT / 2
@@ -123,11 +158,14 @@ def _edge(source: str, target: str, score: float, part: float, places: dict[str,
         x0, x1, y0 = x0 + WIDTH / 2, x1 + WIDTH / 2, y0 + HEIGHT / 2
         low = y0 + _depth((x1 - x0) / ACROSS) / 0.75  # a cubic reaches three quarters of its control points
         curve = f"C{x0 + 10:.0f} {low:.0f} {x1 - 10:.0f} {low:.0f} {x1:.0f} {y0:.0f}"
+    return f"M{x0:.0f} {y0:.0f}{curve}"
+
+
+def _edge(source: str, target: str, score: float, part: float, path: str) -> str:
     return (
-        f'<path d="M{x0:.0f} {y0:.0f}{curve}" fill="none" stroke="{COLOURS[kind]}" '
+        f'<path d="{path}" fill="none" stroke="{COLOURS[kind_of(target)]}" '
         f'stroke-width="{0.7 + 4.3 * part:.2f}" stroke-opacity="{0.35 + 0.5 * part:.2f}"><title>'
-        f"{escape(node_label(source))} to {escape(node_label(node))}{f', {kind}' if kind else ''}: {score:.3g}"
-        "</title></path>"
+        f"{escape(edge_note(source, target, score))}</title></path>"
     )
 
 

@@ -32,7 +32,11 @@ def add(commands: Any) -> None:
     ablate.add_argument("model", metavar="MODEL", help="model folder, adapter folder, or a name on the Hub")
     ablate.add_argument("--heads", nargs="+", default=None, metavar="HEAD", help="heads, such as L17.H3,L20.H0")
     ablate.add_argument(
-        "--run", dest="run_folder", default=None, metavar="FOLDER", help="take the heads of a recorded run"
+        "--run",
+        dest="run_folder",
+        default=None,
+        metavar="FOLDER",
+        help="take the heads of a recorded run, and keep the result in it for its report",
     )
     ablate.add_argument(
         "--which", nargs="+", type=one_of(WHICH), default=["emerged"], help=f"of that run: {', '.join(WHICH)} (emerged)"
@@ -56,7 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     name = model_name(arguments.model)
     from headwatch.evaluation.ablation import Arm, make_arms, run_arms, table
     from headwatch.evaluation.head_groups import names_of
+    from headwatch.record.after import keep_result, run_to_keep_in
 
+    run_folder = run_to_keep_in(arguments.run_folder)
     shape = _shape(name, arguments.base, needed=not arguments.dry_run)
     groups = _groups(arguments, shape)
     if arguments.dry_run:
@@ -116,9 +122,12 @@ def run(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     (out / "ablation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     page = write_ablation_page(result, out)
+    own_suites = {key: found[key] for key in map(suite_name, own)}
+    if run_folder is not None:
+        keep_result(run_folder, "ablation", {**result, "suites": own_suites})
     if arguments.report_to == "wandb":
         log_results(
-            {key: found[key] for key in map(suite_name, own)}, f"ablate {Path(name).name}", _wandb_run(arguments)
+            own_suites, f"ablate {Path(name).name}", None if run_folder is None else run_folder.manifest.get("wandb")
         )
     print(json.dumps({**result, "out": str(out), "page": str(page)}) if arguments.json else f"page: {page}")
     return 0
@@ -144,15 +153,6 @@ def _groups(arguments: argparse.Namespace, shape: tuple[int, int] | None) -> dic
             raise UserError(f"--{group}: no head named")
         parse_heads(heads, shape, f"--{group}")
     return groups
-
-
-def _wandb_run(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """The W&B run of the recorded run that the heads are from."""
-    if arguments.run_folder is None:
-        return None
-    from headwatch.record.find_runs import find_runs
-
-    return find_runs(arguments.run_folder)[0].manifest.get("wandb")
 
 
 def _shape(name: str, base: str | None, needed: bool) -> tuple[int, int] | None:

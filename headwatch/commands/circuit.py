@@ -15,6 +15,7 @@ from headwatch.commands.watch_options import (
     add_model_options,
     add_pair_options,
     add_path_options,
+    add_run_options,
 )
 from headwatch.errors import UserError
 
@@ -50,6 +51,7 @@ def add(commands: Any) -> None:
     add_path_options(circuit)
     add_batch_option(circuit)
     add_model_options(circuit)
+    add_run_options(circuit)
     circuit.add_argument("--json", action="store_true", help="print the curves as JSON")
 
 
@@ -64,7 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.analysis.circuit_report import CircuitOptions, family_circuits, write_circuits
     from headwatch.attribution.settings import ScoringSettings
     from headwatch.probes import ProbeSet
+    from headwatch.record.after import keep_result, run_to_keep_in
+    from headwatch.sinks.wandb_after import log_circuits
 
+    run_folder = run_to_keep_in(arguments.run_folder)
     scoring = ScoringSettings(
         arguments.metric, arguments.steps, arguments.alphas, edges=True, batch_size=arguments.batch_size
     )
@@ -89,12 +94,16 @@ def run(arguments: argparse.Namespace) -> int:
         found = family_circuits(model, probes, scoring, options, progress)
     title = Path(name).name
     written = [] if arguments.out is None else write_circuits(found, model, Path(arguments.out), title)
+    rows = [each.to_json() for each in found]
+    if run_folder is not None:
+        written.append(keep_result(run_folder, "circuits", {"model": arguments.model, "families": rows}))
+    if arguments.report_to == "wandb":
+        log_circuits(arguments.model, rows, None if run_folder is None else run_folder.manifest.get("wandb"))
     if arguments.json:
-        rows = [each.to_json() for each in found]
         print(json.dumps({"model": arguments.model, "families": rows, "files": [str(path) for path in written]}))
         return 0
-    for each in found:
-        print("\n".join(_lines(each.to_json())))
+    for row in rows:
+        print("\n".join(_lines(row)))
     for path in written:
         print(path)
     return 0

@@ -36,6 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     require("trl", "the demo")
     from headwatch.demo.run import run_demo
 
-    result = run_demo(Path(arguments.out), seed=arguments.seed, quick=arguments.quick)
-    print(json.dumps({"report": str(result)}) if arguments.json else f"\nOpen the report: {result}")
+    lines: list[str] = []
+    result = run_demo(Path(arguments.out), seed=arguments.seed, quick=arguments.quick, say=lines.append)
+    if not arguments.json:
+        print("\n".join(["", *lines]))
+    print(json.dumps({"report": str(result), "results": lines}) if arguments.json else f"\nOpen the report: {result}")
     return 0

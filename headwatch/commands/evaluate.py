@@ -28,6 +28,13 @@ def add(commands: Any) -> None:
     )
     evaluate.add_argument("model", metavar="MODEL", help="model folder, adapter folder, or a name on the Hub")
     add_sampling_options(evaluate)
+    evaluate.add_argument(
+        "--run",
+        dest="run_folder",
+        default=None,
+        metavar="FOLDER",
+        help="keep the result in this recorded run, so that its report shows it",
+    )
     evaluate.add_argument("--out", default=None, metavar="DIR", help="folder for answers (headwatch-evaluation/MODEL)")
 
 
@@ -46,7 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.evaluation.run import Result
     from headwatch.evaluation.to_wandb import log_results
     from headwatch.model.loading import Loader
+    from headwatch.record.after import keep_result, run_to_keep_in
 
+    run_folder = run_to_keep_in(arguments.run_folder)
     for task in tasks:
         check_harness(task)
     settings = sampling_settings(arguments)
@@ -69,8 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
         (out / key / "result.json").write_text(json.dumps(found[key], indent=1) + "\n", encoding="utf-8")
     for task in tasks:
         found[f"{HARNESS}{task}"] = evaluator.harness(task, arguments.n_problems)
+    own_suites = {key: found[key] for key in results}
+    if run_folder is not None:
+        keep_result(run_folder, "evaluation", {"model": arguments.model, "suites": own_suites})
     if arguments.report_to == "wandb":
-        log_results({key: found[key] for key in results}, f"evaluate {Path(name).name}")
+        of_training = None if run_folder is None else run_folder.manifest.get("wandb")
+        log_results(own_suites, f"evaluate {Path(name).name}", of_training)
     if arguments.json:
         print(json.dumps({"model": arguments.model, "out": str(out), "suites": found}))
         return 0

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from headwatch.commands.loading import dtype_and_device, load_pretrained, model_name, move_to, probes_argument
 from headwatch.commands.options import add_command, at_least_one, one_of
-from headwatch.commands.watch_options import add_model_options, add_pair_options
+from headwatch.commands.watch_options import add_model_options, add_pair_options, add_run_options
 from headwatch.errors import UserError
 
 # Repeated from headwatch.analysis.roles, which imports torch; a test compares them.
@@ -39,6 +39,7 @@ def add(commands: Any) -> None:
         "--out", default=None, metavar="DIR", help="write an attention picture of each of --heads to DIR"
     )
     add_model_options(roles)
+    add_run_options(roles)
     roles.add_argument("--json", action="store_true", help="print all heads as JSON")
 
 
@@ -51,11 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from headwatch.analysis.attention import patterns_of
     from headwatch.analysis.roles import head_roles
     from headwatch.model.anatomy import Anatomy
     from headwatch.model.head_names import head_name, parse_heads
     from headwatch.probes import ProbeSet
+    from headwatch.record.after import heads_with_events, keep_result, run_to_keep_in
+    from headwatch.sinks.wandb_after import log_roles
 
+    run_folder = run_to_keep_in(arguments.run_folder)
     tokenizer = load_pretrained(AutoTokenizer, name, None)
     probes = ProbeSet.resolve(wanted, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
     model = move_to(load_pretrained(AutoModelForCausalLM, name, None, dtype=dtype), device)
@@ -72,9 +77,14 @@ def run(arguments: argparse.Namespace) -> int:
     names = {head_name(*head) for head in heads}
     rows = [row for row in found.rows() if not names or row["head"] in names]
     rows.sort(key=lambda row: -abs(row[arguments.sort] or 0.0))
-    files = (
-        [] if arguments.out is None else _draw(model, probes, tokenizer, heads, Path(arguments.out), Path(name).name)
-    )
+    drawn = heads if run_folder is None or heads else heads_with_events(run_folder)
+    patterns = patterns_of(model, probes, tokenizer, drawn)
+    files = [] if arguments.out is None else _draw(patterns, Path(arguments.out), Path(name).name)
+    if run_folder is not None:
+        kept = {"model": arguments.model, "base": arguments.base, **found.to_json(patterns)}
+        files.append(str(keep_result(run_folder, "roles", kept)))
+    if arguments.report_to == "wandb":
+        log_roles(arguments.model, found.rows(), None if run_folder is None else run_folder.manifest.get("wandb"))
     if arguments.json:
         print(json.dumps({"model": arguments.model, "prompts": found.prompts, "heads": rows, "files": files}))
         return 0
@@ -84,36 +94,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(model: Any, probes: Any, tokenizer: Any, heads: list[tuple[int, int]], out: Path, name: str) -> list[str]:
-    """Draw every head's attention on the clean prompt of the first pair of each family; returns the files."""
-    import torch
-
-    from headwatch.analysis.attention import attention_of, eager_attention
+def _draw(patterns: list[Any], out: Path, name: str) -> list[str]:
+    """Draw patterns; returns the files."""
     from headwatch.analysis.attention_drawing import attention_svg
-    from headwatch.model.anatomy import Anatomy
-    from headwatch.model.forward import callers_autocast
     from headwatch.model.head_names import head_name
-    from headwatch.model.read_only import read_only_pass
 
-    anatomy, device = Anatomy.of(model), next(model.parameters()).device
     out.mkdir(parents=True, exist_ok=True)
     files = []
-    for family in probes.family_names:
-        row = probes.families.index(family)
-        ids = probes.clean[row, probes.attention_mask[row].bool()].to(device)
-        with (
-            read_only_pass(model),
-            eager_attention(model),
-            torch.no_grad(),
-            callers_autocast(anatomy.model, device) as call,
-        ):
-            pattern, _ = attention_of(anatomy, call, ids)
-        tokens = [tokenizer.decode([token]) for token in ids.tolist()]
-        for layer, head in heads:
-            path = out / f"{family}-{head_name(layer, head)}.svg"
-            title = f"{head_name(layer, head)} of {name}, {family}"
-            path.write_text(attention_svg(pattern[layer, head], tokens, title), encoding="utf-8")
-            files.append(str(path))
+    for each in patterns:
+        head = head_name(*each.head)
+        path = out / f"{each.family}-{head}.svg"
+        title = f"{head} of {name}, {each.family}"
+        path.write_text(attention_svg(each.pattern, each.tokens, title), encoding="utf-8")
+        files.append(str(path))
     return files
 
 

@@ -72,6 +72,23 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (cuda if available, else cpu)")
 
 
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the run folder that keeps the result, and W&B."""
+    parser.add_argument(
+        "--run",
+        dest="run_folder",
+        default=None,
+        metavar="FOLDER",
+        help="keep the result in this recorded run, so that its report shows it",
+    )
+    parser.add_argument(
+        "--report-to",
+        type=one_of(("none", "wandb")),
+        default="none",
+        help="wandb: log the result to W&B, with --run to the run of the training (none)",
+    )
+
+
 def report_to(names: list[str]) -> dict[str, Any]:
     """The settings report_to and wandb; a W&B run is started, because no trainer did."""
     return {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -98,7 +99,6 @@ def logits_of(model: PreTrainedModel, ids: torch.Tensor, n_targets: int) -> torc
     return model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=n_targets).logits
 
 
-@torch.no_grad()
 def accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sums: Sequence[Sum], batch_size: int = 256
 ) -> tuple[float, float]:
@@ -107,15 +107,32 @@ def accuracy(
     Returns:
         The share of answers that greedy decoding gets right, and the mean probability of the right answer.
     """
-    was_training, right, probability = model.training, 0.0, 0.0
+    right, probability = _answers(model, tokenizer, sums, batch_size)
+    return float(right.mean()), float(probability.mean())
+
+
+def right_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sums: Sequence[Sum], batch_size: int = 256
+) -> NDArray[np.bool_]:
+    """Which direct answers greedy decoding gets right, computed by teacher forcing, [number of sums]."""
+    return _answers(model, tokenizer, sums, batch_size)[0]
+
+
+@torch.no_grad()
+def _answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sums: Sequence[Sum], batch_size: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Whether each answer is right, and its probability."""
+    was_training = model.training
+    rights, probabilities = [], []
     model.eval()
     for start in range(0, len(sums), batch_size):
         part = sums[start : start + batch_size]
         ids, targets = text_batch(tokenizer, [p.prompt for p in part], [f"{p.answer}}}" for p in part])
         logits = logits_of(model, ids, targets.shape[1])
         padded = targets == -100
-        right += float(((logits.argmax(-1) == targets) | padded).all(1).sum())
+        rights.append(((logits.argmax(-1) == targets) | padded).all(1).numpy())
         chosen = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-        probability += float(chosen.masked_fill(padded, 0.0).sum(1).exp().sum())
+        probabilities.append(chosen.masked_fill(padded, 0.0).sum(1).exp().double().numpy())
     model.train(was_training)
-    return right / len(sums), probability / len(sums)
+    return np.concatenate(rights), np.concatenate(probabilities)

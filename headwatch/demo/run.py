@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoModelForCausalLM
+
 from headwatch.callback import HeadWatchCallback
+from headwatch.demo.ending import EndPlan, circuit_lines, circuits_of, end_of_run
 from headwatch.demo.post_training import GrpoStage, SftStage, train_grpo, train_sft
 from headwatch.demo.pretraining import BaseStage, pretrain
 from headwatch.demo.quiet import StageBar, environment, one_thread, quiet_libraries, reset_wandb, stage_bar
 from headwatch.demo.sums import Reward, closed_box, exact_answer
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
 from headwatch.errors import UserError
+from headwatch.probes import ProbeSet
+from headwatch.record.run_folder import RunFolder
 from headwatch.report.html import write_report
 
 
@@ -32,6 +38,7 @@ class DemoPlan:
     n_pairs: int = 64
     probes_per_run: int = 10
     path_steps: int = 4
+    end: EndPlan = field(default_factory=EndPlan)
 
 
 QUICK = DemoPlan(
@@ -43,6 +50,7 @@ QUICK = DemoPlan(
     n_pairs=16,
     probes_per_run=3,
     path_steps=2,
+    end=EndPlan(sums=40, random_sets=3, controls=1, sizes=(0.1, 1.0), role_prompts=2),
 )
 
 
@@ -53,8 +61,11 @@ def run_demo(
     quick: bool = False,
     plan: DemoPlan | None = None,
     wandb: bool | None = None,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Pretrain a base model, post-train it by SFT and by GRPO with the callback, and write one report of both runs.
+
+    At the end come exact patching of the events, the circuits of the three models, and the emerged heads off.
 
     Nothing is downloaded and nothing is sent.
 
@@ -64,6 +75,7 @@ def run_demo(
         quick: run for a few seconds, as a test; the report shows little.
         plan: settings that replace the built-in ones.
         wandb: log to W&B in offline mode; None means yes if wandb is installed.
+        say: takes the lines of the result.
 
     Returns:
         The path of the report.
@@ -92,8 +104,11 @@ def run_demo(
             )
             stack.enter_context(reset_wandb())
         base = make_base(folder / "base", plan, seed)
+        end = DemoEnd(base, plan, seed)
         for method in ("sft", "grpo"):
-            post_train(method, base, folder / method, plan, seed, wandb)
+            post_train(method, base, folder / method, plan, seed, wandb, end)
+    for line in end.lines():
+        say(line)
     return write_report([folder / "sft", folder / "grpo"], folder / "report.html")
 
 
@@ -111,7 +126,41 @@ def make_base(folder: Path, plan: DemoPlan, seed: int) -> Path:
     return save(model, tokenizer, folder)
 
 
-def post_train(method: str, base: Path, output_dir: Path, plan: DemoPlan, seed: int, wandb: bool) -> None:
+class DemoEnd:
+    """What is measured after each training; the circuits of the base are computed once.
+
+    Args:
+        base: folder of the base model.
+        plan, seed: of the demo.
+    """
+
+    def __init__(self, base: Path, plan: DemoPlan, seed: int) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(base).eval()
+        self._plan, self._seed = plan, seed
+        self._circuits: list[dict[str, Any]] = []
+        self._of_base: list[str] | None = None
+        self._of_runs: dict[str, list[str]] = {}
+
+    def measure(self, method: str, trainer: Any, output_dir: Path) -> None:
+        """Measure the end of one training."""
+        run, plan, seed = RunFolder.open(output_dir), self._plan, self._seed
+        if self._of_base is None:
+            probes = ProbeSet.load(run.path / "probes.safetensors")
+            self._circuits, missing = circuits_of(self._model, probes, plan.path_steps, plan.end, seed)
+            self._of_base = [*circuit_lines(self._circuits, "of the base"), *missing]
+        tokenizer = trainer.processing_class
+        model = trainer.model.eval()
+        self._of_runs[method] = end_of_run(
+            model, self._model, tokenizer, run, self._circuits, plan.path_steps, plan.end, seed
+        )
+
+    def lines(self) -> list[str]:
+        """The sentences of all models."""
+        found = [f"base: {line}" for line in self._of_base or []]
+        return found + [f"{method.upper()}: {line}" for method, lines in self._of_runs.items() for line in lines]
+
+
+def post_train(method: str, base: Path, output_dir: Path, plan: DemoPlan, seed: int, wandb: bool, end: DemoEnd) -> None:
     """Post-train the base model by `method` ("sft" or "grpo") with the callback; the run folder is in output_dir."""
     stage = plan.sft if method == "sft" else plan.grpo
     watch = HeadWatchCallback(
@@ -129,9 +178,10 @@ def post_train(method: str, base: Path, output_dir: Path, plan: DemoPlan, seed: 
     }
     if isinstance(stage, SftStage):
         bar = StageBar("2/3 SFT: worked solutions", "loss")
-        train_sft(base, output_dir, stage, callbacks=[bar, watch], **common)
+        trainer: Any = train_sft(base, output_dir, stage, callbacks=[bar, watch], **common)
     else:
         bar = StageBar("3/3 GRPO: exact answers", "reward")
-        train_grpo(base, output_dir, stage, rewards=plan.rewards, callbacks=[bar, watch], **common)
+        trainer = train_grpo(base, output_dir, stage, rewards=plan.rewards, callbacks=[bar, watch], **common)
+    end.measure(method, trainer, output_dir)
     if wandb and "wandb" in sys.modules:  # Transformers leaves the W&B run open, and the next stage needs its own
         sys.modules["wandb"].finish()

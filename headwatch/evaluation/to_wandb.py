@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from headwatch.errors import UserError
-from headwatch.sinks.wandb_run import existing_run, finish_run, start_run
+from headwatch.sinks.wandb_after import log_table, run_for_results
 
 COLUMNS = ("suite", "arm", "heads", "pass@1", "low", "high", "difference", "p", "newly right", "newly wrong")
 
@@ -25,10 +24,6 @@ def log_results(
     Raises:
         UserError: no run could be started.
     """
-    live, given = existing_run(), run or {}
-    wandb_run = live or start_run(given.get("project"), name, None, given.get("id"), given.get("entity"))
-    if wandb_run is None:
-        raise UserError("--report-to wandb: no W&B run could be started; leave it out")
     values: dict[str, float] = {}
     rows = []
     for suite, found in suites.items():
@@ -37,13 +32,10 @@ def log_results(
         for arm in found.get("arms", []):
             values[f"headwatch/ablate/{suite}/{arm['arm']}"] = arm["pass1"]["value"]
             rows.append(_row(suite, arm))
-    wandb_run.summary.update(values)
-    if rows:
-        import wandb
-
-        wandb_run.log({"headwatch/ablate/arms": wandb.Table(columns=list(COLUMNS), data=rows)})
-    if live is None:
-        finish_run(wandb_run, 60.0)
+    with run_for_results(name, run) as found_run:
+        found_run.summary.update(values)
+        if rows:
+            log_table(found_run, "headwatch/ablate/arms", COLUMNS, rows)
     return values
 
 

@@ -8,6 +8,7 @@
     training.jsonl                   one line per log of the trainer
     events.jsonl                     one line per event in the life of a head
     alerts.jsonl                     one line per alert of a probe
+    after/circuits.json, ...         results of commands that were run later (headwatch/record/after.py)
     .owner.lock                      locked by the process that writes (headwatch/record/owner.py)
 
 One process writes; any number may read at the same time. Nothing is ever deleted: what a new or resumed run replaces
@@ -21,8 +22,9 @@ MANIFEST = "manifest.json"
 PROBES = "probes.safetensors"
 BASE_ANSWERS = "base_answers.safetensors"
 SCORES = "scores"
+AFTER = "after"
 LOGS = ("scalars.jsonl", "training.jsonl", "events.jsonl", "alerts.jsonl")
-RECORD = (SCORES, *LOGS, BASE_ANSWERS, PROBES, MANIFEST)
+RECORD = (SCORES, *LOGS, BASE_ANSWERS, PROBES, AFTER, MANIFEST)
 
 
 def scores_path(folder: Path, step: int) -> Path:

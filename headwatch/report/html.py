@@ -22,13 +22,14 @@ from headwatch.record.recorded_settings import recorded_settings
 from headwatch.record.replay import lost_probes
 from headwatch.record.run_folder import RunFolder
 from headwatch.report import figure_data, head_page_data, sentences
+from headwatch.report.after_data import after_data
 from headwatch.report.palette import css_variables
 from headwatch.stats import EvidenceSettings
 from headwatch.version import __version__
 
 SCRIPTS = (  # in order of dependence; page.js draws the page
     *("util.js", "marks.js", "lives.js", "course.js", "maps.js", "raster.js", "compare.js", "signals.js", "events.js"),
-    *("help.js", "head.js", "summary.js", "page.js"),
+    *("help.js", "after.js", "head.js", "summary.js", "page.js"),
 )
 FILE_NAME = "report.html"
 
@@ -136,6 +137,7 @@ def run_data(run: RunFolder) -> dict[str, Any]:
         "training": figure_data.training_curves(training),
         "examples": _examples(run),
         "alerts": sentences.alerts(run),
+        "after": after_data(run),
         "families": families,
     }
 

@@ -4,11 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import wandb
+from helpers.plain_run import write_plain_run
 from helpers.tiny_trainers import save_tiny_model
+from helpers.wandb_files import offline_runs
 
 from headwatch.circuits.selection import METHODS, RANKINGS
 from headwatch.cli import main
 from headwatch.commands import circuit
+from headwatch.lives.events import Event
+from headwatch.record.after import read_results
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,37 @@ def test_circuit(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     text = capsys.readouterr().out
     assert "recall: circuit of" in text
     assert "evaluated on 6" in text
+
+
+def test_results_are_kept_in_a_run_and_logged_hidden(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb.teardown()  # wandb reads its environment once
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run = write_plain_run(tmp_path / "run", [0, 1], layers=2, heads=4)
+    event = Event(1, "addition", 1, 3, "emerged", 0.0, 0.1)
+    run.append_events([event])
+    keep = ["--probes", "recall", "--run", str(tmp_path / "run"), "--report-to", "wandb", "--json"]
+    assert main(["circuit", model, "--pairs", "4", "--steps", "1", "--random", "1", *keep]) == 0
+    (circuits,) = read_results(run, "circuits")
+    found = json.loads(capsys.readouterr().out)
+    assert found["families"] == circuits["families"]
+    assert found["files"] == [str(run.path / "after" / "circuits.json")]
+    assert main(["roles", model, "--pairs", "2", *keep]) == 0
+    (roles,) = read_results(run, "roles")
+    assert roles["heads"] == json.loads(capsys.readouterr().out)["heads"]
+    assert [pattern["head"] for pattern in roles["patterns"]] == ["L1.H3"]  # the head with an event
+    runs = offline_runs(tmp_path)
+    assert len(runs) == 2
+    by_key = {key: each for each in runs for key in each.hidden}
+    logged = by_key["headwatch/circuit/recall/curve"]
+    assert logged.summary["headwatch/circuit/recall/cpr"] == circuits["families"][0]["cpr"]
+    assert logged.hidden["headwatch/circuit/recall/curve"]
+    assert by_key["headwatch/roles/heads"].hidden["headwatch/roles/heads"]
+    assert all(each.visible("headwatch/") == [] for each in runs)
+    assert main(["circuit", model, "--run", str(tmp_path / "none")]) == 2
+    assert "does not exist" in capsys.readouterr().err
 
 
 def test_roles(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

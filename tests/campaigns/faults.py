@@ -6,7 +6,8 @@
 Every run is a child process of one that has imported everything. The fault, its place and its time come from the seed.
 Checked of each run:
 
-- weights: bit for bit those of the same training without the callback (after a signal: of the resumed training);
+- weights: bit for bit those of the same training without the callback; after a signal, those of a training resumed
+  without the callback from the same checkpoint;
 - the training ends as without the callback: nothing of headwatch's ends it;
 - the record opens, a report can be made of it, and its status agrees with how the run ended;
 - each warning of headwatch is logged once.
@@ -363,11 +364,20 @@ def one_run(seed: int, model: Path, folder: Path, references: dict[tuple[str, ..
     if ended is not None and fault not in SIGNALS and ended != references[key]:
         wrong.append(f"the training ended by {ended}")
     wrong += check_record(output / "headwatch", fault, ended)
+    expected = references[key]
     if ended is not None and fault in SIGNALS:
+        # A torn checkpoint ends both; a resumed QLoRA training differs from an uninterrupted one without headwatch too.
+        twin = folder / f"resumed-plain-{seed}"
+        if output.is_dir():
+            shutil.copytree(output, twin, ignore=shutil.ignore_patterns("headwatch"))
+        plain = in_child(lambda: training(variant, fault, seed, model, twin, watched=False, resumed=True), errors)
+        expected = plain.get("weights", plain.get("ended"))
+        shutil.rmtree(twin, ignore_errors=True)
         result = in_child(lambda: training(variant, fault, seed, model, output, watched=True, resumed=True), errors)
-        wrong += [f"the resumed training ended by {result['ended']}"] if "ended" in result else []
-        wrong += [f"resumed: {each}" for each in check_record(output / "headwatch", "none", None)]
-    if "weights" in result and result["weights"] != references[key]:
+        if "ended" in result and result["ended"] != expected:
+            wrong.append(f"the resumed training ended by {result['ended']}")
+        wrong += [f"resumed: {each}" for each in check_record(output / "headwatch", "none", result.get("ended"))]
+    if "weights" in result and result["weights"] != expected:
         wrong.append("other weights")
     repeated = [text for text, times in Counter(result.get("warnings", [])).items() if times > 1]
     wrong += [f"warned more than once: {text[:120]}" for text in repeated]

@@ -6,11 +6,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.after_results import interval
+from helpers.wandb_files import offline_runs
 
 pytest.importorskip("trl")
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from headwatch.demo.ending import EndPlan, _heads_off, ablation_line
 from headwatch.demo.post_training import GrpoStage, SftStage, train_grpo, train_sft
 from headwatch.demo.pretraining import BaseStage, accuracy, pretrain, text_batch
 from headwatch.demo.quiet import environment
@@ -19,6 +22,7 @@ from headwatch.demo.sums import Sum, boxed_number, closed_box, exact_answer, sam
 from headwatch.demo.tiny_model import WORDS, ModelSize, build_model, build_tokenizer, save
 from headwatch.errors import UserError
 from headwatch.probes import ProbeSet
+from headwatch.record.after import read_results
 from headwatch.record.run_folder import RunFolder
 
 SMALL = ModelSize(n_layers=2, n_heads=4, d_model=32, d_mlp=64)
@@ -210,7 +214,11 @@ def shortness(completions, **_):
 
 
 def test_the_demo_is_repeatable(tmp_path):
-    reports = [run_demo(tmp_path / name, seed=2, quick=True, wandb=name == "one") for name in ("one", "two")]
+    said = {"one": [], "two": []}
+    reports = [
+        run_demo(tmp_path / name, seed=2, quick=True, wandb=name == "one", say=said[name].append) for name in said
+    ]
+    assert said["one"] == said["two"]
     assert reports == [tmp_path / "one" / "report.html", tmp_path / "two" / "report.html"]
     for method, key in (("sft", "loss"), ("grpo", "reward")):
         one, two = (RunFolder.open(tmp_path / name / method) for name in ("one", "two"))
@@ -226,10 +234,68 @@ def test_the_demo_is_repeatable(tmp_path):
         assert not np.array_equal(one.read_scores(0).head_scores, one.read_scores(6).head_scores)
     both = [RunFolder.open(tmp_path / "one" / method).read_scores(0).head_scores for method in ("sft", "grpo")]
     assert np.array_equal(*both), "both runs start from the same base model and probes"
-    offline = [path.name for path in (tmp_path / "one" / "wandb").glob("offline-run-*")]
-    assert len(offline) == 2
+    logged_runs = offline_runs(tmp_path / "one")
+    assert len(logged_runs) == 2
+    for run in logged_runs:
+        assert len(run.visible("headwatch/")) == 26  # the end of the demo adds no panel
+        hidden = [key for key, is_hidden in run.hidden.items() if is_hidden]
+        assert {"headwatch/circuit/carry/curve", "headwatch/roles/heads"} <= set(hidden)
+    for method in ("sft", "grpo"):
+        base, trained = read_results(RunFolder.open(tmp_path / "one" / method), "circuits")
+        assert (base["model"], trained["model"]) == ("base", f"demo-{method}")
+        for family in trained["families"]:
+            assert family["curve"][-1]["faithfulness"] == pytest.approx(1.0, abs=1e-4)
+            start = f"{method.upper()}: circuit of {family['family']} after: {family['edges']} of"
+            assert any(line.startswith(start) for line in said["one"])
+            summaries = [run.summary[f"headwatch/circuit/{family['family']}/cpr"] for run in logged_runs]
+            assert family["cpr"] in summaries
+        (roles,) = read_results(RunFolder.open(tmp_path / "one" / method), "roles")
+        assert any(row["weight_change"] > 0.0 for row in roles["heads"])
     assert not (tmp_path / "two" / "wandb").exists()
     assert "WANDB_MODE" not in os.environ or os.environ["WANDB_MODE"] != "offline"
+
+
+@pytest.mark.parametrize(
+    ("change", "against", "rank_p", "verdict"),
+    [
+        (
+            -0.30,
+            -0.20,
+            0.05,
+            "The emerged heads matter more than random ones: no random set costs as much (rank p 0.05).",
+        ),
+        (-0.30, -0.20, 0.15, "They matter more than random heads on average, but 2 of the 19 random sets cost as much"),
+        (-0.30, -0.20, 0.10, "but 1 of the 19 random sets costs as much or more."),
+        (-0.30, 0.00, 0.50, "They matter no more than random heads."),
+        (-0.05, -0.20, 0.05, "On this task the model does not measurably need the emerged heads."),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(change, against, rank_p, verdict):
+    arms = [{"pass1": interval(0.9)}, {"pass1": interval(0.6), "problems": 1000}]
+    arms[1]["against_none"] = {"difference": interval(change)}
+    other = {"sets": 19, "random_mean": interval(0.8), "random_lowest": 0.5, "random_highest": 0.9, "rank_p": rank_p}
+    found = {"arms": arms, "against_random": [{**other, "difference": interval(against)}]}
+    line = ablation_line(found, ["L1.H2", "L2.H3"])
+    assert "without the 2 emerged heads (L1.H2, L2.H3) the accuracy on 1,000 sums is 60.0 % instead of 90.0 %" in line
+    assert verdict in line
+
+
+def test_heads_off_are_measured_on_the_same_sums(tokenizer, base):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    pretrain(model, tokenizer, BaseStage(steps=60, learning_rate=1e-2, warmup_steps=10, careless_share=0.0))
+    plan = EndPlan(sums=60, random_sets=4)
+    suites, line = _heads_off(model, tokenizer, [(0, 1), (1, 2)], plan, seed=0)
+    none, off, *random = suites["two-digit sums"]["arms"]
+    drawn = np.random.default_rng([0, 3]).permutation(len(ALL_SUMS))[:60]
+    assert none["pass1"]["value"] == pytest.approx(accuracy(model, tokenizer, [ALL_SUMS[i] for i in drawn])[0])
+    assert set(off["against_none"]["newly_wrong"]) <= set(drawn.tolist())
+    assert len({frozenset(arm["heads"]) for arm in random}) == len(random) > 1
+    assert all({head.split(".")[0] for head in arm["heads"]} == {"L0", "L1"} for arm in random)
+    assert "2 emerged heads (L0.H1, L1.H2)" in line
+    assert _heads_off(model, tokenizer, [], plan, 0)[0] is None
+    suites, line = _heads_off(model, tokenizer, [(0, head) for head in range(4)] + [(1, 0)], plan, 0)
+    assert suites is None
+    assert "too many" in line
 
 
 def test_the_folder_is_a_file(tmp_path):

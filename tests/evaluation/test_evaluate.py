@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import wandb
+from helpers.plain_run import write_plain_run
 from helpers.wandb_files import offline_runs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,6 +21,7 @@ from headwatch.evaluation.head_groups import WHICH
 from headwatch.evaluation.hf_engine import HfEngine
 from headwatch.evaluation.sampling import SamplingSettings, batches
 from headwatch.model.loading import Loader
+from headwatch.record.after import read_results
 
 SHORT = ["--instruction", "", "--max-tokens", "10", "--device", "cpu"]
 
@@ -124,6 +126,18 @@ def test_ablation_against_random_heads(
     against = result["against_random"][0]
     assert against["random_mean"]["value"] == pytest.approx(sum(sets) / 5)
     assert against["difference"]["value"] == pytest.approx(arms["heads-x0"] - sum(sets) / 5)
+
+
+def test_results_are_kept_in_a_run(solver: Path, problems: Path, tmp_path: Path) -> None:
+    run = write_plain_run(tmp_path / "run", [0], layers=2, heads=4)
+    shared = ["--suite", str(problems), "--samples", "1", *SHORT, "--run", str(tmp_path / "run")]
+    assert main(["evaluate", str(solver), *shared, "--out", str(tmp_path / "out")]) == 0
+    (found,) = read_results(run, "evaluation")
+    assert found["suites"]["sums"] == json.loads((tmp_path / "out" / "sums" / "result.json").read_text())
+    which = ["--which", "active", "--top", "1", "--random", "1"]
+    assert main(["ablate", str(solver), *shared, *which, "--out", str(tmp_path / "off")]) == 0
+    (found,) = read_results(run, "ablation")
+    assert found == json.loads((tmp_path / "off" / "ablation.json").read_text())
 
 
 def test_a_task_of_the_harness_sees_the_scaled_heads(solver: Path, tmp_path: Path) -> None:

@@ -18,6 +18,13 @@ FSDP2 = {
 }
 """What `accelerate launch` sets for an FSDP2 configuration file."""
 
+HYBRID = {
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+    "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2",
+    "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2",
+}
+"""FSDP2 over pairs of processes with the model replicated twice: four processes."""
+
 
 def zero(stage: int, **options: object) -> dict[str, object]:
     """A DeepSpeed configuration, as `TrainingArguments(deepspeed=...)` takes it."""
@@ -45,3 +52,10 @@ def treat_cpu_processes_as_devices() -> None:
     torch.Tensor.pin_memory = lambda self, *_: self  # CPU offload pins memory for copies to a GPU
     training_args.is_torch_bf16_gpu_available = lambda: True
     torch.set_num_threads(1)
+
+
+def without_compiled_deepspeed() -> None:
+    """Let DeepSpeed reduce through gloo: its shared-memory kernels would be compiled on first use, for minutes."""
+    from deepspeed.comm import torch as backend
+
+    backend.build_shm_op = lambda: None

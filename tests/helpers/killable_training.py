@@ -47,6 +47,8 @@ class Trainings:
         """How the child ended, once it has."""
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
+        while answer and not answer.startswith("{"):  # a library's own line
+            answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError("the forking process has ended: its errors are on standard error")
         return json.loads(answer)

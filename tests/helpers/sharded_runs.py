@@ -1,8 +1,10 @@
 """Run trainings of tests/helpers/train_sharded.py under torchrun, and read what every process ended with."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,20 +23,47 @@ def torchrun(
     processes: int = 2,
     timeout: float = 280,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the trainings one after the other in the same processes; the model is in `folder`/model."""
+    """Run the trainings one after the other in the same processes; the model is in `folder`/model.
+
+    Raises:
+        subprocess.TimeoutExpired: they did not end in time; all their processes have been killed.
+    """
+    job = start(folder, runs, environment, processes)
+    try:
+        printed, errors = job.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill(job)
+        raise
+    return subprocess.CompletedProcess(job.args, job.returncode, printed, errors)
+
+
+def start(
+    folder: Path, runs: dict[str, Any], environment: dict[str, str], processes: int = 2, output: Any = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """Start the trainings; see `torchrun`. `output`: where the processes write."""
     order = folder / "order.json"
     order.write_text(json.dumps({"model": str(folder / "model"), "runs": runs}))
     extra = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     paths = {"PYTHONPATH": os.pathsep.join([str(HERE.parent), *extra])}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-    return subprocess.run(
+    return subprocess.Popen(
         [*command, str(HERE / "train_sharded.py"), str(order)],
-        capture_output=True,
+        stdout=output,
+        stderr=output,
         text=True,
-        timeout=timeout,
         env=os.environ | variables | paths | environment,
+        start_new_session=True,
     )
+
+
+def kill(job: subprocess.Popen[str]) -> None:
+    """End a job that hangs, with its workers, which torchrun starts in sessions of their own."""
+    workers = subprocess.run(["ps", "--ppid", str(job.pid), "-o", "pid="], capture_output=True, text=True).stdout
+    for pid in [job.pid, *map(int, workers.split())]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    job.communicate()
 
 
 def ended(folder: Path, name: str, rank: int) -> dict[str, Any]:

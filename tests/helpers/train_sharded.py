@@ -5,17 +5,19 @@ The environment selects the sharding, as `accelerate launch` does. Every rank sa
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from helpers.cpu_accelerator import treat_cpu_processes_as_devices
+from helpers.cpu_accelerator import treat_cpu_processes_as_devices, without_compiled_deepspeed
 
 if os.environ.get("SHARDING") != "DDP":  # accelerate itself runs DDP on CPU processes
     treat_cpu_processes_as_devices()
 
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from transformers import TrainerCallback
 
 from headwatch import HeadWatchCallback
@@ -27,17 +29,42 @@ from helpers.train_on_ranks import FailsOn
 class Dies(TrainerCallback):
     """Kills one process at the beginning of a step."""
 
-    def __init__(self, rank: int, step: int) -> None:
-        self.rank, self.step = rank, step
+    def __init__(self, rank: int, step: int, note: Path) -> None:
+        self.rank, self.step, self.note = rank, step, note
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if int(os.environ["RANK"]) == self.rank and state.global_step == self.step:
+            self.note.touch()  # when it died
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def start_over(environment: dict[str, str]) -> None:
+    """Set variables as a launcher would, and let accelerate read them again in this process."""
+    if all(os.environ.get(name) == value for name, value in environment.items()):
+        return
+    os.environ.update(environment)
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def copy_run(source: Path, target: Path) -> None:
+    """Copy a run's folder on the main process, for a training that is resumed from one of its checkpoints."""
+    if int(os.environ["RANK"]) == 0:
+        shutil.copytree(source, target)
+    torch.distributed.barrier()
+
+
 def main(order: dict[str, Any], out: Path) -> None:
+    """Run the trainings of an order in this process, one after the other.
+
+    A run: "kind", "changes" of the trainer's arguments, "watch" (options of the callback), "dies" (rank and step),
+    "environment", and "resume": the name of an earlier run and the step of its checkpoint.
+    """
     rank = int(os.environ["RANK"])
+    if any("deepspeed" in run.get("changes", {}) for run in order["runs"].values()):
+        without_compiled_deepspeed()
     for name, run in order["runs"].items():
+        start_over(run.get("environment", {}))
         callbacks: list[TrainerCallback] = []
         if run.get("watch") is not None:
             options = dict(run["watch"])
@@ -45,16 +72,24 @@ def main(order: dict[str, Any], out: Path) -> None:
                 options["scoring"] = {**options.get("scoring", {}), "metric": FailsOn(*fails)}
             callbacks.append(HeadWatchCallback(["addition", "recall"], n_pairs=8, **options))
         if "dies" in run:
-            callbacks.append(Dies(*run["dies"]))
+            callbacks.append(Dies(*run["dies"], out / f"{name}.dies"))
+        checkpoint = None
+        if "resume" in run:
+            source, step = run["resume"]
+            copy_run(out / source, out / name)
+            checkpoint = str(out / name / f"checkpoint-{step}")
         changes = {"use_cpu": os.environ.get("SHARDING") == "DDP", **run.get("changes", {})}
         trainer = TRAINERS[run["kind"]](Path(order["model"]), out / name, callbacks, **changes)
-        trainer.train(resume_from_checkpoint=run.get("resume"))
+        trainer.train(resume_from_checkpoint=checkpoint)
         with whole_weights(trainer.model, trainer.optimizer):
             weights = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
         logs = [
             {k: v for k, v in row.items() if k in ("loss", "grad_norm", "reward")} for row in trainer.state.log_history
         ]
-        torch.save({"weights": weights, "logs": logs, "sharding": sharding(trainer.model)}, out / f"{name}-{rank}.pt")
+        ended = {"weights": weights, "logs": logs, "sharding": sharding(trainer.model)}
+        torch.save(ended, out / f"{name}-{rank}.part")
+        os.replace(out / f"{name}-{rank}.part", out / f"{name}-{rank}.pt")  # whole files only
+        torch.distributed.barrier()
 
 
 if __name__ == "__main__":

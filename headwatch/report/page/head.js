@@ -198,6 +198,7 @@ function drawHeadOfRun(block, run, view, now, head, share, weight, domains, scal
   drawChanges(block, run, view, head, now);
   if (weight) drawPath(chart(block, "head-importance", `Importance of ${name} over the steps of ${run.name}${weight.low ? ", with its 95 % interval" : ""}`), "Importance", `the paper’s: fraction of all |edge score|${weight.low ? "; 95 % of resamples" : ""}`, run, view, head, weight, domains.importance, scales, now, percent);
   drawEdges(block, run, head, now);
+  drawHeadRoles(block, run, head);
   drawHeadEvents(block, run, view, head);
   drawOtherFamilies(block, run, head, now);
 }

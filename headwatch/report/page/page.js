@@ -221,6 +221,7 @@ function draw(newEntry) {
   });
   drawEvents(document.querySelector("#events .body"), runs, views, chosen.rule, nowStep, picked, chooseHead);
   drawSurvivals(views);
+  drawAfter();
   drawComparison(runs, views, nows, picked, chooseHead);
   drawHeadPage(views, nows, scales);
   writeAddress(newEntry);

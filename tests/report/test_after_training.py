@@ -1,0 +1,111 @@
+"""The part "After training" of the page: circuits, heads off, benchmarks, roles."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers.after_results import keep_results
+from helpers.browser import Page
+from helpers.page_dom import Dom
+from helpers.synthetic_runs import write_synthetic_run
+from test_page_layout import OUTSIDE, WIDTHS, open_all, overlapping
+
+from headwatch.record.run_folder import RunFolder
+from headwatch.report.after_data import after_data
+from headwatch.report.html import write_report
+
+Visit = Callable[..., Page]
+# Tables that their container neither holds nor scrolls.
+CLIPPED = """[...document.querySelectorAll('#after table')].filter((t) => t.checkVisibility()
+  && t.getBoundingClientRect().right > t.parentElement.getBoundingClientRect().right + 1
+  && getComputedStyle(t.parentElement).overflowX !== 'auto').length"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("large") / "headwatch"
+    found = write_synthetic_run(folder, n_layers=28, n_heads=12, n_pairs=16, steps=(0, 600, 1200))
+    keep_results(found, found.families)
+    return found
+
+
+@pytest.fixture(scope="module")
+def page_file(run: RunFolder) -> Path:
+    return write_report(run)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_overlaps_and_the_first_chart_stays_in_view(page_file: Path, visit: Visit, width: int) -> None:
+    page = visit(page_file, width=width, height=900)
+    assert page.run("document.querySelector('main svg.chart').getBoundingClientRect().top") < 700
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.run("document.getElementById('after').getBoundingClientRect().top") > 700
+    open_all(page)
+    assert overlapping(page) == []
+    assert page.run(OUTSIDE) == []
+    assert page.run(CLIPPED) == 0
+    assert page.problems == []
+
+
+def test_circuits_are_drawn_with_their_edges_and_curves(page_file: Path, visit: Visit) -> None:
+    page = visit(page_file, "family=recall", width=1360)
+    assert page.run("document.querySelectorAll('#circuits svg.circuit').length") == 2  # the base's is folded
+    assert page.run("document.querySelector('#circuits svg.circuit').querySelectorAll('path').length") == 150
+    boxes = page.run(
+        "[...document.querySelector('#circuits svg.circuit').querySelectorAll('rect')].map((r) => "
+        "[+r.getAttribute('x'), +r.getAttribute('y'), +r.getAttribute('width'), +r.getAttribute('height')])"
+    )
+    for i, (x, y, width, height) in enumerate(boxes):
+        assert not any(abs(x - a) < width and abs(y - b) < height for a, b, *_ in boxes[i + 1 :]), "nodes overlap"
+    curves = "document.querySelectorAll('#circuits .faithfulness path.line.{}').length"
+    assert [page.run(curves.format(name)) for name in ("s-base", "s-new", "random")] == [1, 1, 4]
+    label = page.run("document.querySelector('.head-node text').textContent")
+    page.run("document.querySelector('.head-node').dispatchEvent(new MouseEvent('click', {bubbles: true}))")
+    assert page.run("document.getElementById('head-page').open")
+    layer, head = label.removeprefix("L").split(".H")
+    assert page.run("document.getElementById('head-title').textContent") == f"Head {head} of layer {layer}"
+    assert page.problems == []
+
+
+def test_roles_are_sorted_and_shown_on_the_page_of_a_head(page_file: Path, visit: Visit, run: RunFolder) -> None:
+    page = visit(page_file, width=1360)
+    entropy = (
+        "[...document.querySelectorAll('#roles tbody tr')].map((r) => +r.children[1].textContent.replace('−', '-'))"
+    )
+    assert len(page.run(entropy)) == 20
+    page.click("#roles thead th:nth-child(2) button")
+    assert page.run(entropy) == sorted(page.run(entropy), reverse=True)
+    page.click("#roles thead th:nth-child(2) button")
+    assert page.run(entropy) == sorted(page.run(entropy))
+    page.click("#roles .more")
+    assert len(page.run(entropy)) == 28 * 12
+    event = run.events()[0]
+    other = visit(page_file, f"family={run.families[0]}&head=L{event.layer}.H{event.head}", width=1360)
+    texts = other.run("document.querySelector('#head-body svg.pattern').textContent")
+    assert texts.count("Compute") == 2
+    assert other.run("document.querySelectorAll('#head-body svg.pattern rect').length") == 7 * 8 / 2
+    assert other.problems == page.problems == []
+
+
+def test_heads_off_and_benchmarks(page_file: Path, browse: Callable[..., Dom], visit: Visit) -> None:
+    page = visit(page_file, width=1360)
+    assert page.run("document.querySelectorAll('#ablation .arms circle').length") == 4  # none, the heads, two sets
+    text = page.run("document.getElementById('ablation').innerText")
+    assert "50.0 [40.0, 60.0]" in text
+    assert "rank among the sets: p 0.67" in text
+    assert "gsm8k" in page.run("document.getElementById('evaluation').innerText")
+
+
+def test_without_results_there_is_no_such_part(visit: Visit, tmp_path: Path) -> None:
+    run = write_synthetic_run(tmp_path / "headwatch", n_pairs=16, steps=(0, 20))
+    page = visit(write_report(run))
+    assert page.run("document.getElementById('after').hidden")
+    assert page.problems == []
+
+
+def test_a_large_model_keeps_its_heads_with_the_largest_write(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headwatch.report.after_data.MAX_ROLE_VALUES", 80)
+    (roles,) = after_data(run)["roles"]
+    assert (len(roles["rows"]), roles["omitted"]) == (10, 28 * 12 - 10)
+    place = 1 + roles["columns"].index("write")
+    assert [row[place] for row in roles["rows"]] == sorted((row[place] for row in roles["rows"]), reverse=True)
