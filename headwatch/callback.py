@@ -247,7 +247,9 @@ class HeadWatchCallback(TrainerCallback):
                 "probe pairs need a tokenizer, and the trainer has no processing_class: give "
                 "HeadWatchCallback(tokenizer=...) or a ProbeSet"
             )
-        spec, self._choice = spec.chosen(self.settings, tokenizer, model, kwargs.get("optimizer"), resumed)
+        spec, self._choice = spec.chosen(
+            self.settings, tokenizer, model, kwargs.get("optimizer"), resumed, self._shows_bars
+        )
         if self._choice is not None and self._choice.looks and state.is_world_process_zero:
             say(self._choice.line)
         self.probes = spec.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
@@ -309,6 +311,7 @@ class HeadWatchCallback(TrainerCallback):
                 "type": getattr(config, "model_type", ""),
                 "n_layers": anatomy.n_layers,
                 "n_heads": anatomy.n_heads,
+                "layers_with_heads": anatomy.layers_with_heads if anatomy.has_whole_layers else None,
                 "n_kv_heads": anatomy.n_kv_heads,
                 "head_dim": anatomy.head_dim,
                 "d_model": anatomy.d_model,

@@ -94,6 +94,11 @@ def test_the_choices_are_those_of_the_package() -> None:
         ("score ./none", "model './none' is not a folder"),
         ("score FOLDER", "has no config.json; it holds small.gguf: add --gguf-file small.gguf"),
         ("score FOLDER/small.gguf", "is a file: give its folder, and --gguf-file small.gguf"),
+        (
+            "compare FOLDER MODEL",
+            "it holds small.gguf: convert it in Python: for each of transformers.AutoModelForCausalLM",
+        ),
+        ("doctor FOLDER/small.gguf", "small.gguf' is a file: convert it in Python"),
         ("score FOLDER --gguf-file big.gguf", "--gguf-file big.gguf: there is no such file"),
         ("score MODEL --tpo 3", "unrecognized arguments: --tpo 3"),
         ("score", "the following arguments are required: MODEL"),

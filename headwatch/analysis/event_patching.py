@@ -35,10 +35,10 @@ def heads_to_patch(history: HeadHistory, patching: str, forward_passes: float) -
         return []
     step = history.steps[-1]
     if step == history.base_step:
-        share = np.abs(history.share[-1])
+        share = np.where(history.has_head, np.abs(history.share[-1]), -1.0)
         order = np.argsort(-share, axis=None, kind="stable")
         forward_passes *= BASE_FACTOR
-        ranked = [(int(i) // history.n_heads, int(i) % history.n_heads) for i in order]
+        ranked = [(int(i) // history.n_heads, int(i) % history.n_heads) for i in order[: history.total_heads]]
     else:
         new = [event for event in history.events if event.step == step]
         new.sort(key=lambda event: -abs(event.difference or 0.0))

@@ -1,5 +1,6 @@
 """Head scores per family as plain rows, for printing and for JSON."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from headwatch.attribution.scores import HeadScores
@@ -7,12 +8,15 @@ from headwatch.model.head_names import head_name
 from headwatch.stats import INSUFFICIENT, EvidenceSettings, carrying_set, shares, signal
 
 
-def summary(scores: HeadScores, settings: EvidenceSettings | None = None) -> dict[str, dict[str, Any]]:
+def summary(
+    scores: HeadScores, settings: EvidenceSettings | None = None, layers: Sequence[int] | None = None
+) -> dict[str, dict[str, Any]]:
     """Summarise head scores per family.
 
     Args:
         scores: head scores of one or several families.
         settings: thresholds for the signal and for the active heads (default: EvidenceSettings()).
+        layers: layers that have heads (of a hybrid model, `Anatomy.layers_with_heads`); None: all.
 
     Returns:
         family -> {"pairs", "accuracy", "metric_clean", "metric_corrupted", "signal", "heads"}. "heads" has one row
@@ -20,12 +24,12 @@ def summary(scores: HeadScores, settings: EvidenceSettings | None = None) -> dic
         insufficient.
     """
     return {
-        family: _family_summary(scores.select(family), settings or EvidenceSettings())
+        family: _family_summary(scores.select(family), settings or EvidenceSettings(), layers)
         for family in dict.fromkeys(scores.families)
     }
 
 
-def _family_summary(scores: HeadScores, settings: EvidenceSettings) -> dict[str, Any]:
+def _family_summary(scores: HeadScores, settings: EvidenceSettings, layers: Sequence[int] | None) -> dict[str, Any]:
     readings = scores.readings
     raw, clean, corrupted = (
         values.numpy() for values in (scores.per_pair, readings.metric_clean, readings.metric_corrupted)
@@ -41,6 +45,7 @@ def _family_summary(scores: HeadScores, settings: EvidenceSettings) -> dict[str,
             "active": None if active is None else bool(active[layer, head]),
         }
         for layer, layer_scores in enumerate(scores.mean().tolist())
+        if layers is None or layer in layers
         for head, score in enumerate(layer_scores)
     ]
     return {

@@ -1,5 +1,6 @@
 """Compare post-trained models with their base, or thinking on with thinking off, on frozen probe pairs."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +10,9 @@ from typing import Any
 from headwatch.checkpoints.comparison import comparison_of
 from headwatch.checkpoints.saved_models import SavedModels, last_complete_step
 from headwatch.errors import UserError
+from headwatch.io.atomic import write_atomic
 from headwatch.model.loading import Loader, adapter_base, load_tokenizer, read_shape, release_memory
+from headwatch.monitor.family_choice import choose_families
 from headwatch.monitor.settings import WatchSettings
 from headwatch.probes import ProbeSet
 from headwatch.probes.file_format import check_tokenizer
@@ -136,12 +139,38 @@ class Comparer:
             return ProbeSet.load(path, self.tokenizer)
         settings = self.settings
         openers = self._openers(post) if self.has_openers else None
-        families = settings.probes
-        probes = resolve(families, self.tokenizer, settings.n_pairs, settings.seed, openers)
+        if settings.probes is None:
+            model = self.loader.model(self.options.base)
+            settings = self._with_families(self.tokenizer, model, path.with_suffix(".look.json"))
+            del model
+            release_memory()
+        probes = resolve(settings.probes, self.tokenizer, settings.n_pairs, settings.seed, openers)
         if self.options.think is not None and not self.has_openers:
             probes = in_chat(probes, self.tokenizer)[self.options.think == "on"]
         probes.save(path)
         return probes
+
+    def _with_families(self, tokenizer: Any, model: Any, path: Path) -> WatchSettings:
+        """The settings with named families: those with signal on the model, where the user named none.
+
+        The look is written to `path`; it uses plain prompts, whatever `think` is.
+        """
+        settings = self.settings
+        if settings.probes is not None:
+            return settings
+        choice = choose_families(
+            tokenizer,
+            model,
+            settings.scoring.metric,
+            settings.n_pairs,
+            settings.evidence.min_gap_t,
+            settings.seed,
+            shows_bar=True,
+        )
+        self.say(choice.line)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, f"{json.dumps(choice.to_json(), indent=1)}\n".encode())
+        return replace(settings, probes=list(choice.families))
 
     def _openers(self, post: str | None) -> ProbeSet:
         """Openers: the reasoning one of the POST (or, without one, of the base), the direct one of the base."""
@@ -165,11 +194,11 @@ class Comparer:
             return _checked(RunFolder.open(folder), model_name, model_name)
         tokenizer = load_tokenizer(*_tokenizer_names(model_name, self.options.tokenizer))
         require_switch(tokenizer)
-        settings = self.settings
+        model = self.loader.model(model_name)
+        settings = self._with_families(tokenizer, model, self.options.out / PROBES / f"{name}-think.look.json")
         plain = resolve(settings.probes, tokenizer, settings.n_pairs, settings.seed)
         off, on = in_chat(plain, tokenizer)
         models = SavedModels(folder, replace(settings, probes=off), tokenizer, f"{name}-think", SOURCE)
-        model = self.loader.model(model_name)
         self.say(f"{name}: scoring with thinking off, then on ({len(off)} pairs)")
         models.begin(model)
         on.save(folder / "probes-think-on.safetensors")

@@ -57,7 +57,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    name = model_name(arguments.model, None)
+    name = model_name(arguments.model)
     from headwatch.evaluation.ablation import Arm, make_arms, run_arms, table
     from headwatch.evaluation.head_groups import names_of
     from headwatch.record.after import keep_result, run_to_keep_in

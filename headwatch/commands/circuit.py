@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     if arguments.random < 0:
         raise UserError(f"--random {arguments.random} must be 0 or more")
-    wanted, name = probes_argument(arguments.probes), model_name(arguments.model, None)
+    wanted, name = probes_argument(arguments.probes), model_name(arguments.model)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    base, *posts = (model_name(name, None) for name in (arguments.base, *arguments.posts))
+    base, *posts = (model_name(name) for name in (arguments.base, *arguments.posts))
     from headwatch.stats import EvidenceSettings
 
     # There is one change to test, so no correction over probes is needed and nothing is left pending.
@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     out = Path(arguments.out)
     options = CompareOptions(base, posts, out, arguments.think, arguments.openers_from, arguments.tokenizer)
+    families = arguments.probes or ["the families with signal on BASE"]
     if arguments.dry_run:
         refuse_other_shapes(options, download=False)
         plan = {
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print(
                 f"{len(plan['models'])} models, {plan['passes']} passes over {arguments.pairs} pairs of each of "
-                f"{', '.join(arguments.probes)}; records in {arguments.out}"
+                f"{', '.join(families)}; records in {arguments.out}"
             )
         return 0
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns 0 if the model fits, else 2."""
-    name = model_name(arguments.model, None)
+    name = model_name(arguments.model)
     from transformers import AutoConfig
 
     from headwatch.attribution.doctor import diagnose, entry

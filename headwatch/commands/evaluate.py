@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    name = model_name(arguments.model, None)
+    name = model_name(arguments.model)
     rows = plan(arguments)
     if arguments.dry_run:
         print(json.dumps({"model": arguments.model, "plan": rows}) if arguments.json else "\n".join(plan_lines(rows)))

@@ -29,12 +29,19 @@ def probes_argument(names: Sequence[str]) -> str | list[str]:
     return names[0] if len(names) == 1 else list(names)
 
 
-def model_name(name: str, gguf_file: str | None) -> str:
-    """The name for `from_pretrained`, after a look at the folder that it names, if it names one."""
+def model_name(name: str, gguf_file: str | None = None, takes_gguf: bool = False) -> str:
+    """The name for `from_pretrained`, after a look at the folder that it names, if it names one.
+
+    Args:
+        name: as typed.
+        gguf_file: the option --gguf-file.
+        takes_gguf: whether the command has that option.
+    """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.suffix == ".gguf" and folder.is_file():
-            raise UserError(f"model {name!r} is a file: give its folder, and --gguf-file {folder.name}")
+            fix = f"give its folder, and --gguf-file {folder.name}" if takes_gguf else converted(folder)
+            raise UserError(f"model {name!r} is a file: {fix}")
         if folder.is_file() or name.startswith(("/", ".", "~")):
             raise UserError(f"model {name!r} is not a folder: give a model folder or a name on the Hub")
         return name
@@ -43,9 +50,22 @@ def model_name(name: str, gguf_file: str | None) -> str:
             raise UserError(f"--gguf-file {gguf_file}: there is no such file in {name}")
     elif not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
         found = sorted(path.name for path in folder.glob("*.gguf"))
-        fix = f"it holds {found[0]}: add --gguf-file {found[0]}" if found else "give the folder of a saved model"
+        fix = "give the folder of a saved model"
+        if found:
+            fix = (
+                f"it holds {found[0]}: {f'add --gguf-file {found[0]}' if takes_gguf else converted(folder / found[0])}"
+            )
         raise UserError(f"model {name!r} has no config.json; {fix}")
     return str(folder)
+
+
+def converted(gguf: Path) -> str:
+    """How a GGUF file becomes a folder that every command takes."""
+    options = f"({str(gguf.parent)!r}, gguf_file={gguf.name!r})"
+    return (
+        "convert it in Python: for each of transformers.AutoModelForCausalLM and AutoTokenizer, "
+        f"run .from_pretrained{options}.save_pretrained('converted'), and give that folder"
+    )
 
 
 def dtype_and_device(dtype: str, device: str | None) -> tuple[Any, str]:

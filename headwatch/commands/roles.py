@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     if arguments.out is not None and arguments.heads is None:
         raise UserError("--out needs --heads: name the heads whose attention is drawn")
-    wanted, name = probes_argument(arguments.probes), model_name(arguments.model, None)
-    base_name = None if arguments.base is None else model_name(arguments.base, None)
+    wanted, name = probes_argument(arguments.probes), model_name(arguments.model)
+    base_name = None if arguments.base is None else model_name(arguments.base)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

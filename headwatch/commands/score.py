@@ -30,13 +30,14 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     wanted = probes_argument(arguments.probes)
-    name = model_name(arguments.model, arguments.gguf_file)
+    name = model_name(arguments.model, arguments.gguf_file, takes_gguf=True)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from headwatch.attribution import score_heads
     from headwatch.attribution.path import path_points
     from headwatch.attribution.summary import summary
+    from headwatch.model.anatomy import Anatomy
     from headwatch.probes import ProbeSet
 
     path_points(arguments.alphas, arguments.steps, arguments.metric)  # refuses combinations that are always zero
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     probes = ProbeSet.resolve(wanted, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
     model = move_to(load_pretrained(AutoModelForCausalLM, name, arguments.gguf_file, dtype=dtype), device)
     scores = score_heads(model, probes, arguments.metric, arguments.steps, arguments.alphas)
-    families = summary(scores)
+    families = summary(scores, layers=Anatomy.of(model).layers_with_heads)
     if arguments.json:
         print(json.dumps({"model": arguments.model, "fingerprint": probes.fingerprint, "families": families}))
         return 0

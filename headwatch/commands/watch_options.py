@@ -10,17 +10,21 @@ from headwatch.commands.options import ALPHAS, FAMILIES, METRICS, at_least_one, 
 
 def add_pair_options(
     parser: argparse.ArgumentParser,
-    families: Sequence[str] = ("addition",),
+    families: Sequence[str] | None = ("addition",),
     pairs: int = 64,
     known: Sequence[str] = FAMILIES,
 ) -> None:
-    """Declare the options that define the probe pairs, with these families and pairs per family as defaults."""
+    """Declare the options that define the probe pairs, with these families and pairs per family as defaults.
+
+    Without families the default is None: a look at the model chooses them.
+    """
+    default = "those with signal on the model" if families is None else " ".join(families)
     parser.add_argument(
         "--probes",
         nargs="+",
-        default=list(families),
+        default=None if families is None else list(families),
         metavar="PROBES",
-        help=f"probe families ({', '.join(known)}), or one file of pairs (.jsonl, .safetensors) ({' '.join(families)})",
+        help=f"probe families ({', '.join(known)}), or one file of pairs (.jsonl, .safetensors) ({default})",
     )
     parser.add_argument("--pairs", type=at_least_one, default=pairs, help=f"number of pairs per family ({pairs})")
     parser.add_argument("--seed", type=seed_number, default=0, help="seed of the generated pairs (0)")
@@ -41,7 +45,7 @@ def add_path_options(parser: argparse.ArgumentParser) -> None:
 
 def add_watch_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `watch_settings`."""
-    add_pair_options(parser, ("addition", "recall"), known=(*FAMILIES, "openers"))
+    add_pair_options(parser, None, known=(*FAMILIES, "openers"))
     add_path_options(parser)
     add_batch_option(parser)
     parser.add_argument("--heads-only", action="store_true", help="score no edges: faster, without the circuit rule")
@@ -101,9 +105,11 @@ def watch_settings(arguments: argparse.Namespace, **changes: Any) -> Any:
     from headwatch.probes import Openers
 
     names = arguments.probes
-    probes = probes_argument([name for name in names if name != "openers"] or ["addition"])
-    if "openers" in names:
-        probes = list(names) if len(names) > 1 else "openers"
+    probes = None
+    if names is not None:
+        probes = probes_argument([name for name in names if name != "openers"] or ["addition"])
+        if "openers" in names:
+            probes = list(names) if len(names) > 1 else "openers"
     scoring = ScoringSettings(
         metric=arguments.metric,
         steps=arguments.steps,

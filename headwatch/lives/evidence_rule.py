@@ -1,5 +1,6 @@
 """The evidence rule: states and events by tested changes of share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,13 @@ class Estimates:
 class EvidenceRule:
     """Judges each probe of one history against its base, the probe before it, and each head's mark.
 
-    The mark of a head is the probe of its last event, the base until it has one.
+    The mark of a head is the probe of its last event, the base until it has one. Of a hybrid model, all arrays and
+    estimates here are of the layers that have heads, and L is their number; events name layers of the model.
+
+    Args:
+        settings: of the rule.
+        family: name of the family, repeated in events.
+        layers: index in the model of each layer here, [L].
 
     Attributes:
         threshold: the smallest change of a share that counts.
@@ -58,8 +65,8 @@ class EvidenceRule:
     mark_nonzero: Bools
     threshold: float
 
-    def __init__(self, settings: EvidenceSettings, family: str) -> None:
-        self.settings, self.family = settings, family
+    def __init__(self, settings: EvidenceSettings, family: str, layers: Sequence[int]) -> None:
+        self.settings, self.family, self.layers = settings, family, layers
         self.state: States | None = None
         self.member: Bools | None = None
         self.has_base = False
@@ -156,7 +163,7 @@ class EvidenceRule:
         confirmed = np.zeros(happened.shape, np.bool_)
         settled = []
         for event in self.pending:
-            at = (event.layer, event.head)
+            at = (self.layers.index(event.layer), event.head)
             confirmed[at] = happened[at]
             settled.append(event.settled(CONFIRMED if happened[at] else WITHDRAWN, step))
         return settled, confirmed
@@ -193,7 +200,7 @@ class EvidenceRule:
             Event(
                 step=int(found.step),
                 family=self.family,
-                layer=int(at[0]),
+                layer=self.layers[at[0]],
                 head=int(at[1]),
                 kind=event_kind(found.before[at], found.after[at]),
                 share_before=float(self.mark.share.value[at]),

@@ -1,7 +1,7 @@
 """HeadHistory: the states and events of all heads over a run, by the evidence rule or by the paper's circuit rule."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +16,7 @@ from headwatch.lives.circuit_rule import CircuitRule
 from headwatch.lives.events import PENDING, WITHDRAWN, Event
 from headwatch.lives.evidence_rule import EvidenceRule
 from headwatch.lives.exact_patching import EventPatching
+from headwatch.lives.head_layers import HeadLayers
 from headwatch.lives.history_arrays import HistoryArrays, Verdict
 from headwatch.lives.reward_coupling import Coupling, couple
 from headwatch.lives.running_summary import RunningSummary
@@ -56,6 +57,8 @@ class HeadHistory:
         rule: "evidence" or "circuit".
         settings: parameters of the evidence rule; None: the defaults.
         family: name of the probe family, repeated in events.
+        layers: indices of the layers that have attention heads (hybrid models); None: all. The heads of the others do
+            not exist: they are tested and counted nowhere, and in arrays they are inactive with share 0.
 
     Attributes:
         steps: training steps of the probes, [P].
@@ -76,6 +79,7 @@ class HeadHistory:
         rule: str = "evidence",
         settings: EvidenceSettings | None = None,
         family: str = "",
+        layers: Sequence[int] | None = None,
     ) -> None:
         if rule not in RULES:
             raise UserError(f"rule={rule!r}: give 'evidence' or 'circuit'")
@@ -86,7 +90,8 @@ class HeadHistory:
         self.events: list[Event] = []
         self.withdrawn: list[Event] = []
         self.arrays = HistoryArrays((self.n_layers, self.n_heads))
-        self._evidence = EvidenceRule(self.settings, family)
+        self._with_heads = HeadLayers(self.arrays.shape, layers)
+        self._evidence = EvidenceRule(self.settings, family, self._with_heads.layers)
         self._circuit = CircuitRule(family)
         self._patching = EventPatching(self.settings)
         self._n_pairs: int | None = None
@@ -119,7 +124,8 @@ class HeadHistory:
         with np.errstate(over="ignore"):
             s, clean, corrupted = (_float32(x) for x in (scores, metric_clean, metric_corrupted))
         self._check_pairs(step, s, clean, corrupted)
-        return self._append(step, self._evidence.judge(step, s, clean, corrupted))
+        verdict = self._evidence.judge(step, self._with_heads.pick(s), clean, corrupted)
+        return self._append(step, self._with_heads.spread_verdict(verdict))
 
     def add_membership(
         self,
@@ -175,6 +181,18 @@ class HeadHistory:
         found = [event for event in self.events if event.step == step]
         self._evidence.pending = [event for event in found if event.status == PENDING]
         return found
+
+    # --- heads that exist ---------------------------------------------------------------------------------------------
+
+    @property
+    def has_head(self) -> Bools:
+        """Whether the head exists, [L, H]: False in layers without attention."""
+        return self._with_heads.has_head
+
+    @property
+    def total_heads(self) -> int:
+        """Number of heads that exist: L * H, but for hybrid models."""
+        return self._with_heads.n_heads
 
     # --- arrays over probes, [P, L, H] --------------------------------------------------------------------------------
 
@@ -291,8 +309,8 @@ class HeadHistory:
         return self.arrays.per_probe("null_band")
 
     def counts(self) -> dict[str, list[int]]:
-        """State label -> number of heads in that state, [P]; the states sum to L * H at every probe."""
-        return states.counts(self.state)
+        """State label -> number of heads in that state, [P]; they sum to `total_heads` at every probe."""
+        return states.counts(self._with_heads.pick(self.state))
 
     def newly_active(self) -> list[int]:
         """Active heads that were not active at the base (emerged or re-emerged), [P]."""
@@ -321,11 +339,11 @@ class HeadHistory:
 
     def entropy(self) -> list[float]:
         """Entropy of the importance over heads, 1 when all heads have equal importance, [P]."""
-        return [entropy(x) for x in self.importance]
+        return [entropy(x) for x in self._with_heads.pick(self.importance)]
 
     def kurtosis(self) -> list[float]:
         """Excess kurtosis of the importance over heads, large when few heads have most of it, [P]."""
-        return [kurtosis(x) for x in self.importance]
+        return [kurtosis(x) for x in self._with_heads.pick(self.importance)]
 
     # --- the run as a whole -------------------------------------------------------------------------------------------
 
@@ -408,7 +426,7 @@ class HeadHistory:
         """Approximate number of pairs needed to detect the loss of nine in ten active heads (`stats.pairs_needed`)."""
         if not self._evidence.has_base or self.signal[-1] != stats.OK:
             return None
-        active = is_in(self.arrays.rows[-1].state, ACTIVE)
+        active = self._with_heads.pick(is_in(self.arrays.rows[-1].state, ACTIVE))
         return stats.pairs_needed(self._evidence.previous.share, active, self.settings)
 
     def coupling(self, training: Iterable[Mapping[str, Any]], key: str = "reward") -> Coupling:
@@ -433,14 +451,15 @@ class HeadHistory:
             "persistence": now.persistence(),
             "emergence_centre": states.mean_layer(now.emerged_by_layer()),
             **{f"cohort/{first}": n for first, n in now.cohorts().items()},
-            "importance_entropy": entropy(last.importance),
-            "importance_kurtosis": kurtosis(last.importance),
+            "importance_entropy": entropy(self._with_heads.pick(last.importance)),
+            "importance_kurtosis": kurtosis(self._with_heads.pick(last.importance)),
         }
         return scalars | self._latest_evidence(now.active) if self.rule == "evidence" else scalars
 
     def latest_counts(self) -> dict[str, int]:
-        """State label -> number of heads in that state at the last probe; they sum to L * H."""
-        return {label: n[0] for label, n in states.counts(self.arrays.rows[-1].state[None]).items()}
+        """State label -> number of heads in that state at the last probe; they sum to `total_heads`."""
+        state = self._with_heads.pick(self.arrays.rows[-1].state)
+        return {label: n[0] for label, n in states.counts(state[None]).items()}
 
     def _latest_evidence(self, active: Bools) -> dict[str, float]:
         """The scalars that only the evidence rule has; active: heads at the last probe, [L, H]."""

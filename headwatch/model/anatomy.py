@@ -163,7 +163,7 @@ class Anatomy:
         embedding: the token embedding module; integrated gradients interpolates its output.
         final_norm: the module whose input is the residual vector read by the logits.
         n_layers, n_heads, n_kv_heads, head_dim, d_model: L, H, K, D, M. Heads of a layer without attention
-            (`Layer.whole`) are counted; they have no edges, and their scores are 0.
+            (`Layer.whole`) have no edges, and their scores are 0; `layers_with_heads` lists the others.
     """
 
     model: nn.Module
@@ -186,6 +186,11 @@ class Anatomy:
     def has_whole_layers(self) -> bool:
         """Whether some layers have no attention heads; their state cannot be cut off after a shared prefix."""
         return any(layer.whole for layer in self.layers)
+
+    @property
+    def layers_with_heads(self) -> list[int]:
+        """Indices of the layers that have attention heads."""
+        return [index for index, layer in enumerate(self.layers) if not layer.whole]
 
     @property
     def first_with_heads(self) -> Layer:

@@ -78,6 +78,11 @@ def say_closed(run: RunFolder) -> None:
     say(f"{n} probe{'' if n == 1 else 's'} recorded; write the report: headwatch report {folder}")
 
 
+def progress_bar(what: str, total: int, unit: str, shown: bool) -> "tqdm[Any]":
+    """A progress bar that appears after DELAY seconds, unless it is not `shown`, and leaves no trace."""
+    return tqdm(total=total, desc=what, unit=unit, delay=DELAY, leave=False, disable=not shown)
+
+
 class ProbeProgress:
     """A progress bar over the pairs of a probe that takes more than DELAY seconds; also an observer of the pass.
 
@@ -90,14 +95,7 @@ class ProbeProgress:
 
     def __init__(self, inner: Observer | None, step: int, n_pairs: int, shown: bool) -> None:
         self._inner = inner
-        self._bar: tqdm[Any] = tqdm(
-            total=n_pairs,
-            desc=f"headwatch probe, step {step}",
-            unit="pair",
-            delay=DELAY,
-            leave=False,
-            disable=not shown,
-        )
+        self._bar = progress_bar(f"headwatch probe, step {step}", n_pairs, "pair", shown)
 
     def __call__(self, rows: Any, clean_logits: Tensor, reads: Reads) -> None:
         """Called with every batch's clean run."""

@@ -20,6 +20,7 @@ from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import Call, callers_autocast
 from headwatch.model.read_only import read_only_pass
 from headwatch.model.whole_weights import whole_weights
+from headwatch.monitor.console import progress_bar
 from headwatch.monitor.distributed import on_main
 from headwatch.probes import ProbeSet
 from headwatch.probes.resolve import DEFAULT_FAMILIES
@@ -87,6 +88,7 @@ def choose_families(
     seed: int = 0,
     optimizer: object | None = None,
     resumed: RunFolder | None = None,
+    shows_bar: bool = False,
 ) -> FamilyChoice:
     """The families to probe on this model, the same on every process; every process must call this.
 
@@ -101,6 +103,7 @@ def choose_families(
         seed: of the pairs.
         optimizer: the trainer's; needed under ZeRO-3 only.
         resumed: the record of a resumed run, on the main process; its families are taken again.
+        shows_bar: whether a look of more than two seconds has a progress bar.
     """
     recorded = on_main(lambda: None if resumed is None else resumed.families)
     if recorded is not None:
@@ -108,11 +111,14 @@ def choose_families(
 
     def choose() -> FamilyChoice:
         looks: list[Look] = []
-        for family in (CONTROL, *ARITHMETIC):
-            look = look_at(family, tokenizer, model, metric, n_pairs, min_gap_t, seed, optimizer)
-            looks += [] if look is None else [look]
-            if look is not None and look.has_signal and family != CONTROL:
-                break
+        families = (CONTROL, *ARITHMETIC)
+        with progress_bar("headwatch looks at probe families", len(families), "family", shows_bar) as bar:
+            for family in families:
+                look = look_at(family, tokenizer, model, metric, n_pairs, min_gap_t, seed, optimizer)
+                looks += [] if look is None else [look]
+                bar.update()
+                if look is not None and look.has_signal and family != CONTROL:
+                    break
         return FamilyChoice(ranked(looks), tuple(looks))
 
     with whole_weights(model, optimizer):  # gathered by all processes, so that the main one can look alone
@@ -143,17 +149,23 @@ def look_at(
     min_gap_t: float = 4.0,
     seed: int = 0,
     optimizer: object | None = None,
+    look_pairs: int = LOOK_PAIRS,
 ) -> Look | None:
-    """Run a few pairs of a family; None if the tokenizer cannot align it. The model is not changed."""
+    """Run a few pairs of a family; None if the tokenizer cannot align it. The model is not changed.
+
+    Args:
+        family, tokenizer, model, metric, n_pairs, min_gap_t, seed, optimizer: see `choose_families`.
+        look_pairs: pairs to run.
+    """
     try:
-        probes = ProbeSet.generate(family, tokenizer, LOOK_PAIRS, seed)
+        probes = ProbeSet.generate(family, tokenizer, look_pairs, seed)
     except UserError as error:
         logger.debug("headwatch: family %s is left out: %s", family, error)
         return None
     like = next(model.parameters())
     with read_only_pass(model, optimizer), callers_autocast(Anatomy.of(model).model, like.device) as call:
         clean, corrupted, correct = _read(call, probes, resolve_metric(metric)[1], like)
-    t = gap_t(clean.numpy(), corrupted.numpy()) * (n_pairs / LOOK_PAIRS) ** 0.5
+    t = gap_t(clean.numpy(), corrupted.numpy()) * (n_pairs / look_pairs) ** 0.5
     gap, accuracy = float((corrupted - clean).mean()), float(correct.float().mean())
     return Look(family, gap, t, accuracy, bool(abs(t) >= MARGIN * min_gap_t))
 

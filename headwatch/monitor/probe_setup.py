@@ -41,7 +41,13 @@ class ProbeSpec:
         return names_openers(self.probes)
 
     def chosen(
-        self, settings: WatchSettings, tokenizer: Any, model: nn.Module, optimizer: Any, resumed: RunFolder | None
+        self,
+        settings: WatchSettings,
+        tokenizer: Any,
+        model: nn.Module,
+        optimizer: Any,
+        resumed: RunFolder | None,
+        shows_bar: bool = False,
     ) -> tuple["ProbeSpec", FamilyChoice | None]:
         """This spec with named families, and how they were chosen (None if the user named the probes).
 
@@ -50,7 +56,9 @@ class ProbeSpec:
         if self.probes is not None:
             return self, None
         metric, least = settings.scoring.metric, settings.evidence.min_gap_t
-        choice = choose_families(tokenizer, model, metric, self.n_pairs, least, self.seed, optimizer, resumed)
+        choice = choose_families(
+            tokenizer, model, metric, self.n_pairs, least, self.seed, optimizer, resumed, shows_bar
+        )
         return replace(self, probes=list(choice.families)), choice
 
     def freeze(self, tokenizer: Any, model: nn.Module, optimizer: Any, resumed: RunFolder | None) -> ProbeSet:

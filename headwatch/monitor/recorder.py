@@ -130,8 +130,13 @@ class Recorder:
         self.run, self.probes, self.thresholds = run, probes, thresholds
         self._rule = circuit_rule
         names = probes.family_names
-        self.histories = {name: HeadHistory(*shape, settings=evidence, family=name) for name in names}
-        self.circuits = {name: HeadHistory(*shape, rule="circuit", family=name) for name in names if circuit_rule}
+        layers = run.manifest["model"].get("layers_with_heads")
+
+        def empty(family: str, rule: str) -> HeadHistory:
+            return HeadHistory(*shape, rule=rule, settings=evidence, family=family, layers=layers)
+
+        self.histories = {name: empty(name, "evidence") for name in names}
+        self.circuits = {name: empty(name, "circuit") for name in names if circuit_rule}
         self.training: list[dict[str, Any]] = []
         self.seconds: float | None = None
         self._has_reward, self._coupled = False, 0

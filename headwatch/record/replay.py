@@ -59,10 +59,11 @@ def histories_from_run(
     """
     manifest, names = run.manifest, run.families
     settings = settings or EvidenceSettings.from_dict((manifest.get("settings") or {}).get("evidence") or {})
-    shape = manifest["model"]["n_layers"], manifest["model"]["n_heads"]
+    model = manifest["model"]
+    shape, layers = (model["n_layers"], model["n_heads"]), model.get("layers_with_heads")
     pairs = {family: run.pairs_of(family) for family in rules}
     histories = {
-        (family, rule): HeadHistory(*shape, rule=rule, settings=settings, family=family)
+        (family, rule): HeadHistory(*shape, rule=rule, settings=settings, family=family, layers=layers)
         for family, own in rules.items()
         for rule in own
     }

@@ -25,6 +25,14 @@ class _Model(_Open):
     n_heads: Size
     name: str | None = None
     type: str | None = None
+    layers_with_heads: list[Count] | None = None
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> "_Model":
+        layers = self.layers_with_heads
+        if layers is not None and (not layers or sorted(set(layers)) != layers or layers[-1] >= self.n_layers):
+            raise ValueError("layers_with_heads must be increasing indices of layers")
+        return self
 
 
 class _Probes(_Open):

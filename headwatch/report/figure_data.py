@@ -92,14 +92,14 @@ def activation_frequency(history: HeadHistory) -> Figure:
     """How often each head was active (the paper's figure C). Heads are [layer, head].
 
     Returns:
-        step: of the last probe; frequency [L][H]: fraction of the probes at which the head is active; base: base heads;
-        active_now: heads active at the last probe.
+        step: of the last probe; frequency [L][H]: fraction of the probes at which the head is active, None where there
+        is no head (a layer without attention); base: base heads; active_now: heads active at the last probe.
     """
     state = history.state
     base = is_in(state, OF_BASE).any(axis=0)
     return {
         "step": history.steps[-1] if history.steps else None,
-        "frequency": plain(history.activation_frequency(), 3),
+        "frequency": plain(np.where(history.has_head, history.activation_frequency(), np.nan), 3),
         "base": _heads(base),
         "active_now": _heads(history.active[-1]) if history.steps else [],
     }
@@ -109,14 +109,15 @@ def effect_map(history: HeadHistory) -> Figure:
     """Effect E(l, h) of training on the importance of each head, mean over the probes after the base.
 
     Returns:
-        step: of the last probe; effect [L][H] in [-1, 1], empty before there is a probe after the base; low, high
+        step: of the last probe; effect [L][H] in [-1, 1], None where there is no head, empty before there is a probe
+        after the base; low, high
         [L][H]: 95 % interval over the pairs, not corrected over heads, or None where the record has no resamples;
         measure: name of the importance; changed: heads whose share has changed significantly and materially by the last
         probe (E alone can be large for a head of tiny share).
     """
     compared = sum(has_signal(history)) > 1
     measure = "summed |edge score|, the paper’s" if history.rule == "circuit" else "|share|"
-    effect = history.effect() if compared else np.zeros((0, 0))
+    effect = np.where(history.has_head, history.effect(), np.nan) if compared else np.zeros((0, 0))
     interval = history.effect_interval() if compared else None
     changed = history.strengthened[-1] | history.weakened[-1] if history.steps else np.bool_(False)
     return {

@@ -29,7 +29,7 @@ Head = tuple[int, int]
 
 
 def ranked_heads(histories: Iterable[HeadHistory]) -> tuple[list[Head], int]:
-    """All heads, ordered so that the first ones are worth a page.
+    """All heads that exist, ordered so that the first ones are worth a page.
 
     Returns:
         heads: first those that were active, members of the active set or significantly changed in any of the histories,
@@ -38,12 +38,13 @@ def ranked_heads(histories: Iterable[HeadHistory]) -> tuple[list[Head], int]:
     rank: Any = 0.0
     for history in histories:
         if history.steps:
+            has_head, total = history.has_head, history.total_heads
             present = (history.active | history.member).any(axis=0)
             changed = (history.strengthened | history.weakened).any(axis=0)
             rank = rank + 4.0 * present + 2.0 * changed + np.nan_to_num(history.importance).max(axis=0)
     if np.ndim(rank) == 0:
         return [], 0
-    order = np.argsort(-rank, axis=None, kind="stable")
+    order = np.argsort(-np.where(has_head, rank, -1.0), axis=None, kind="stable")[:total]
     return [(int(i) // rank.shape[1], int(i) % rank.shape[1]) for i in order], int((rank >= 2.0).sum())
 
 

@@ -51,7 +51,7 @@ def activation_frequency(figure: Figure) -> Figure:
     n_layers, n_heads = len(frequency), len(frequency[0]) if frequency else 0
     # One colour scale for both: frequencies of base heads are negative.
     signed = [
-        [round(-f if (layer, head) in base else f, 2) + 0 for layer, f in enumerate(row)]
+        [None if f is None else round(-f if (layer, head) in base else f, 2) + 0 for layer, f in enumerate(row)]
         for head, row in enumerate(zip(*frequency, strict=True))
     ]
     heatmap = {

@@ -180,7 +180,7 @@ def _line(history: HeadHistory, status: str, accuracy: Sequence[float | None]) -
 
 def _changed_shares(history: HeadHistory) -> str:
     up, down = (values[-1] for values in changes(history).values())
-    tested = history.n_layers * history.n_heads
+    tested = history.total_heads
     if not up and not down:
         return (
             f"None of {tested} heads changed its share of the metric gap significantly and materially since the base."
@@ -295,7 +295,7 @@ def _coupling(history: HeadHistory, rows: list[dict[str, Any]], key: str) -> str
 
 def _active_in_base(history: HeadHistory) -> str:
     n = int(history.active[-1].sum())
-    return f"{n} of {history.n_layers * history.n_heads} heads {'is' if n == 1 else 'are'} active in the base model"
+    return f"{n} of {history.total_heads} heads {'is' if n == 1 else 'are'} active in the base model"
 
 
 def _n_base(history: HeadHistory) -> int:

@@ -135,7 +135,7 @@ def effect_figure(effect: Figure, title: str) -> Any:
         lines.append("struck through: the 95 % interval over the pairs contains 0 (not corrected over heads)")
     figure = _new_figure(1.0 + _map_height(layers, heads), "\n".join(lines))
     axes = figure.add_subplot()
-    _map(axes, [[on_cell(GAIN if (v or 0) > 0 else LOSS, abs(v or 0)) for v in row] for row in values])
+    _map(axes, [[v if v is None else on_cell(GAIN if v > 0 else LOSS, abs(v)) for v in row] for row in values])
     for layer, head in effect["changed"]:
         axes.plot(layer, head, "o", color=INK, markersize=1.8)
     unsure = _interval_contains_zero(effect)
@@ -251,7 +251,7 @@ def _training_curve(axes: Any, curves: dict[str, Figure]) -> None:
 def _frequency_map(axes: Any, frequency: Figure, n_probes: int) -> None:
     base = {tuple(head) for head in frequency["base"]}
     colours = [
-        [on_cell(BASE if (layer, head) in base else NEW, value) for head, value in enumerate(row)]
+        [v if v is None else on_cell(BASE if (layer, head) in base else NEW, v) for head, v in enumerate(row)]
         for layer, row in enumerate(frequency["frequency"])
     ]
     _map(axes, colours, outlined=frequency["active_now"])
@@ -283,14 +283,14 @@ def _effect_scale(figure: Any, axes: Any) -> None:
     bar.outline.set_linewidth(0.4)
 
 
-def _map(axes: Any, colours: list[list[str]], outlined: Sequence[Sequence[int]] = ()) -> None:
-    """Layers horizontally, heads vertically, one vector rectangle per head."""
+def _map(axes: Any, colours: list[list[str | None]], outlined: Sequence[Sequence[int]] = ()) -> None:
+    """Layers horizontally, heads vertically, one vector rectangle per head; None where there is no head."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    places = [(layer, head) for layer, row in enumerate(colours) for head in range(len(row))]
-    cells = [Rectangle((layer - 0.46, head - 0.46), 0.92, 0.92) for layer, head in places]
-    axes.add_collection(PatchCollection(cells, facecolors=[c for row in colours for c in row], edgecolors="none"))
+    places = [(layer, head, c) for layer, row in enumerate(colours) for head, c in enumerate(row) if c is not None]
+    cells = [Rectangle((layer - 0.46, head - 0.46), 0.92, 0.92) for layer, head, _ in places]
+    axes.add_collection(PatchCollection(cells, facecolors=[c for *_, c in places], edgecolors="none"))
     for layer, head in outlined:
         axes.add_patch(Rectangle((layer - 0.46, head - 0.46), 0.92, 0.92, fill=False, edgecolor="black", linewidth=0.9))
     layers, heads = len(colours), len(colours[0])

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 from headwatch import Circuit, HeadHistory, ProbeSet, RunFolder, effect, score_edges
 from headwatch.checkpoints.comparison import component_importance
 from headwatch.cli import main
+from headwatch.monitor.family_choice import choose_families
 from headwatch.probes.thinking import in_chat
 from headwatch.stats import EvidenceSettings
 
@@ -81,6 +82,20 @@ def test_several_models_share_the_bases_probe_and_complete_records_are_kept(
     assert not np.any(same["evidence"]["effect"])
     arrays = [RunFolder.open(tmp_path / name).read_scores(0).head_scores for name in ("post", "base")]
     assert np.array_equal(*arrays)
+
+
+def test_without_probes_a_look_at_the_base_chooses_the_families(
+    base_and_post: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, post = map(str, base_and_post)
+    options = ["--pairs", "8", "--heads-only", "--device", "cpu", "--json", "--out", str(tmp_path)]
+    assert main(["compare", base, post, *options]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["comparisons"].values()
+    choice = choose_families(
+        AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base), "logit_diff", 8, 4.0
+    )
+    assert tuple(found) == choice.families
+    assert json.loads((tmp_path / "probes" / "all.look.json").read_text()) == choice.to_json()
 
 
 def test_component_importance_adds_the_edges_by_name(base_and_post: tuple[Path, Path]) -> None:

@@ -72,6 +72,17 @@ def test_other_layouts(path: str, marker: str, options: list[str], trained: Path
         assert (run.read_scores(step).head_scores == RunFolder.open(trained).read_scores(step).head_scores).all()
 
 
+def test_without_probes_a_look_at_the_base_chooses_the_families(trained: Path, model: Path, tmp_path: Path) -> None:
+    options = ["--every", "2", "--pairs", "8", "--heads-only", "--device", "cpu", "--no-report"]
+    assert main(["follow", str(trained), "--base", str(model), "--out", str(tmp_path / "run"), *options]) == 0
+    run = RunFolder.open(tmp_path / "run")
+    assert run.steps == [0, 2, 4, 5]
+    called = tmp_path / "called"
+    watch = HeadWatchCallback(n_pairs=8, scoring={"edges": False}, every=100, folder=called)
+    sft_trainer(model, tmp_path / "out", [watch], max_steps=1).train()
+    assert run.manifest["probes"] == RunFolder.open(called).manifest["probes"]
+
+
 def test_wandb_rows_are_the_callbacks(
     trained: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from headwatch.analysis.patching import patch_heads
 from headwatch.demo.tiny_model import build_tokenizer
 from headwatch.errors import UnsupportedModelError
 
+COUNTED = ("inactive", "retained", "dropped", "emerged", "pruned", "re_emerged")
+
 
 def saved(model_type: str, folder: Path) -> Path:
     tokenizer = build_tokenizer()
@@ -43,7 +45,11 @@ def test_a_hybrid_in_training(model_type: str, tmp_path: Path) -> None:
     assert run.steps == [0, 2, 4, 5]
     whole = {i for i, layer in enumerate(Anatomy.of(trainer.model).layers) if layer.whole}
     assert whole
+    anatomy = Anatomy.of(trainer.model)
+    assert run.manifest["model"]["layers_with_heads"] == anatomy.layers_with_heads
     history = HeadHistory.from_run(tmp_path / "watched", "addition")
+    assert history.total_heads == (anatomy.n_layers - len(whole)) * anatomy.n_heads
+    assert sum(run.scalars()[-1][f"addition/{state}"] for state in COUNTED) == history.total_heads
     assert not {event.head[0] for event in history.events} & whole
 
 

@@ -126,6 +126,7 @@ def trained(fork: Trainings, model: Path, tmp_path_factory: pytest.TempPathFacto
 def follow(folder: Path, base: Path, out: Path) -> list[str]:
     """The arguments of `headwatch follow`."""
     options = ["--base", str(base), "--out", str(out), "--pairs", "8", "--device", "cpu", "--no-report"]
+    options[:0] = ["--probes", "addition", "recall"]
     return ["follow", str(folder), *options]
 
 

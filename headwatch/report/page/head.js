@@ -186,7 +186,7 @@ function drawHeadPage(views, nows, scales) {
 
 function drawHeadOfRun(block, run, view, now, head, share, weight, domains, scales) {
   if (!view) { element(block, "p", { class: "empty" }, missingText(run)); return; }
-  if (!isHeadOf(run, head)) { element(block, "p", { class: "empty" }, `This run’s model has ${count(run.model.n_layers, "layer")} of ${count(run.model.n_heads, "head")}.`); return; }
+  if (!isHeadOf(run, head)) { element(block, "p", { class: "empty" }, `This run’s model has no such head: ${count(run.model.n_layers, "layer")} of ${count(run.model.n_heads, "head")}${run.model.layers_with_heads ? `, in ${run.model.layers_with_heads.length} layers` : ""}.`); return; }
   const name = headName(head);
   element(block, "p", { class: "facts" }, headTexts(view, head, now).join(" · "));
   if (share) {

@@ -15,7 +15,7 @@ function grid(svg, run, title, remark) {
   svg.headAt = (event) => {
     const box = svg.getBoundingClientRect(), k = width / box.width;
     const l = Math.floor(((event.clientX - box.left) * k - left) / size), h = Math.floor(((event.clientY - box.top) * k - top) / size);
-    return l >= 0 && l < layers && h >= 0 && h < heads ? [l, h] : null;
+    return l >= 0 && h >= 0 && isHeadOf(run, [l, h]) ? [l, h] : null;
   };
   return (head) => ({ x: left + head[0] * size, y: top + head[1] * size, width: Math.max(1, size - 1), height: Math.max(1, size - 1) });
 }

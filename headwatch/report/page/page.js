@@ -148,7 +148,7 @@ function courseColumn(run) {
 
 function whereColumn(run) {
   return column("where", run, (block) => {
-    const { n_layers: layers, n_heads: heads } = run.model;
+    const layers = run.model.n_layers;
     const maps = element(block, "div", { class: "maps" }), width = clamp(layers * CELL + 40, 200, 700);
     const [first, second] = [["activation frequency", HELP.frequency], ["effect on importance", HELP.effect]].map(([what, text]) => {
       const box = element(maps, "div", { class: "helped", style: `flex: 1 1 ${width}px` });
@@ -157,7 +157,7 @@ function whereColumn(run) {
     });
     for (const svg of [first, second]) {
       svg.addEventListener("click", (event) => chooseHead(svg.headAt(event)));
-      keys(svg, (dx, dy) => { const [l, h] = chosen.head || [0, 0]; chooseHead([clamp(l + dx, 0, layers - 1), clamp(h + dy, 0, heads - 1)]); });
+      keys(svg, (dx, dy) => chooseHead(neighbour(run, chosen.head || [0, 0], dx, dy)));
     }
     legend(first.parentNode, [["base", "base head", "ramp"], ["new", "emerged in training", "ramp"], ["", "active now", "swatch-outline"], ["untested", "in the active set without evidence", "round evidence-only"]]);
     legend(second.parentNode, [["loss", "−1: importance lost", "ramp"], ["gain", "+1: importance gained", "ramp"], ["gain", "small: 95 % interval contains 0", "speck with-interval"], ["", "share changed significantly and materially", "round changed evidence-only"]]);
@@ -322,7 +322,7 @@ function drawDetails() {
     const add = (name, value) => { if (value !== null && value !== undefined && value !== "") { element(list, "dt", {}, name); element(list, "dd", {}, value); } };
     const m = run.model, p = run.probes;
     add("Model", m.name);
-    add("Shape", `${count(m.n_layers, "layer")}, ${count(m.n_heads, "query head")}` + (m.n_kv_heads ? `, ${count(m.n_kv_heads, "key/value head")}` : "") + (m.head_dim ? `, head width ${m.head_dim}` : "") + (m.d_model ? `, model width ${whole(m.d_model)}` : ""));
+    add("Shape", `${count(m.n_layers, "layer")}${m.layers_with_heads ? ` (${m.layers_with_heads.length} with attention heads)` : ""}, ${count(m.n_heads, "query head")}` + (m.n_kv_heads ? `, ${count(m.n_kv_heads, "key/value head")}` : "") + (m.head_dim ? `, head width ${m.head_dim}` : "") + (m.d_model ? `, model width ${whole(m.d_model)}` : ""));
     add("Trainer", run.trainer);
     add("Probed", run.steps.length ? `${count(run.steps.length, "time")}, steps ${whole(run.steps[0])} to ${whole(run.steps[run.steps.length - 1])}` : "");
     add("Time of a probe", isNumber(run.cost.seconds) ? `${number(run.cost.seconds)} s` : "");

@@ -94,7 +94,7 @@ function acrossFamilies(run) {
 function drawFacts(facts, run) {
   const m = run.model, n = run.steps.length;
   element(facts, "b", {}, m.name);
-  const shape = `${count(m.n_layers, "layer")} × ${count(m.n_heads, "head")}`;
+  const shape = m.layers_with_heads ? `${m.layers_with_heads.length} of ${count(m.n_layers, "layer")} × ${count(m.n_heads, "head")}` : `${count(m.n_layers, "layer")} × ${count(m.n_heads, "head")}`;
   const probed = n ? (n === 1 ? `probed at step ${whole(run.steps[0])}` : `probed ${n} times, steps ${whole(run.steps[0])} to ${whole(run.steps[n - 1])}`) : "not probed yet";
   const cost = isNumber(run.cost.seconds) ? `${number(run.cost.seconds)} s per probe` : "";
   facts.append(` (${shape}), ` + [run.trainer, probed, cost].filter(Boolean).join(" · "));

@@ -41,12 +41,21 @@ function listed(names, most) {
 const headName = (head) => `L${head[0]}.H${head[1]}`;
 const keyOf = (head) => head[0] + "." + head[1];
 const same = (one, other) => Boolean(one && other) && keyOf(one) === keyOf(other);
-const isHeadOf = (run, head) => head[0] < run.model.n_layers && head[1] < run.model.n_heads;
+/* A hybrid model has layers without attention heads. */
+const hasHeads = (run, layer) => layer < run.model.n_layers && (!run.model.layers_with_heads || run.model.layers_with_heads.includes(layer));
+const isHeadOf = (run, head) => hasHeads(run, head[0]) && head[1] < run.model.n_heads;
 
 function headsOf(run) {
   const heads = [];
-  for (let l = 0; l < run.model.n_layers; l++) for (let h = 0; h < run.model.n_heads; h++) heads.push([l, h]);
+  for (let l = 0; l < run.model.n_layers; l++) for (let h = 0; hasHeads(run, l) && h < run.model.n_heads; h++) heads.push([l, h]);
   return heads;
+}
+
+/* The head next to one on the maps, at most at their edge; layers without heads are skipped. */
+function neighbour(run, [layer, head], dx, dy) {
+  let l = layer + dx;
+  while (l >= 0 && l < run.model.n_layers && !hasHeads(run, l)) l += dx || 1;
+  return [hasHeads(run, l) ? l : layer, clamp(head + dy, 0, run.model.n_heads - 1)];
 }
 
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
