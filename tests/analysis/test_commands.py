@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from helpers.tiny_trainers import save_tiny_model
 
+from headwatch.analysis.event_patching import PATCHING
 from headwatch.circuits.selection import METHODS, RANKINGS
 from headwatch.cli import main
-from headwatch.commands import circuit
+from headwatch.commands import circuit, compare
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,4 @@ def test_a_mistake_is_one_line(
 
 def test_the_command_knows_the_rules() -> None:
     assert (circuit.RANKINGS, circuit.METHODS) == (RANKINGS, METHODS)
+    assert compare.PATCHING == PATCHING
