@@ -24,7 +24,7 @@ from headwatch.model.placement import check_parallelism
 from headwatch.model.read_only import left_trace
 from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
-from headwatch.monitor.console import ProbeProgress, say, say_closed, say_opened
+from headwatch.monitor.console import ProbeProgress, patching_bar, say, say_closed, say_opened
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
 from headwatch.monitor.family_choice import FamilyChoice
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
@@ -413,9 +413,11 @@ class HeadWatchCallback(TrainerCallback):
         if not heads:
             return
         began = time.perf_counter()
-        with whole_weights(model, optimizer):
+        families = self.probes.families
+        n_effects = sum(len(heads.get(families[row], ())) for row in share.rows)
+        with whole_weights(model, optimizer), patching_bar(self._probed, n_effects, self._shows_bars) as bar:
             budget = self.settings.scoring.memory_budget_gb
-            effects = share.patch(model, self.probes, self._metrics, heads, budget, optimizer=optimizer)
+            effects = share.patch(model, self.probes, self._metrics, heads, budget, optimizer, bar.update)
         self._patching = effects is not None
         if self._recorder is not None and result is not None and effects is not None:
             self._recorder.add_patched(result, effects, time.perf_counter() - began)

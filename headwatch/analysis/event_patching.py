@@ -68,7 +68,7 @@ def patch_families(
         metrics: the metric of each family.
         heads: the heads of each family.
         shape: (L, H).
-        options: of `patch_heads`: batch_size, memory_budget_gb, optimizer.
+        options: of `patch_heads`: batch_size, memory_budget_gb, optimizer, progress.
 
     Returns:
         float32 [N, L, H]; NaN where a head was not patched.

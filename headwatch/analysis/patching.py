@@ -8,7 +8,7 @@ prompt. Tokens before the first difference run once; layers before the patched h
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +77,7 @@ def patch_heads(
     batch_size: int | None = None,
     memory_budget_gb: float | None = None,
     optimizer: object | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> HeadPatches:
     """Patch heads one at a time on every pair, exactly.
 
@@ -89,6 +90,7 @@ def patch_heads(
         batch_size: pairs per batch; None derives it from the memory budget.
         memory_budget_gb: estimated size of one batch's activations, in GiB; see `score_heads`.
         optimizer: the trainer's optimizer; required only under ZeRO-3.
+        progress: called with the number of effects (a head on a pair, in one direction) since the last call.
 
     Returns:
         Effects of K heads on N pairs, [N, K] per direction.
@@ -115,7 +117,7 @@ def patch_heads(
     sizes, reuse = _Sizes.of(anatomy, probes, memory_budget_gb, batch_size), not anatomy.has_whole_layers
     with read_only_pass(model, optimizer), torch.no_grad(), callers_autocast(anatomy.model, like.device) as call:
         for batch in batches(probes, sizes.pairs, like.device, reuse, pad=dtype != torch.float64):
-            patching = _Batch(anatomy, call, batch, function, sizes.runs)
+            patching = _Batch(anatomy, call, batch, function, sizes.runs, progress)
             patching.run_endpoints()
             patching.read(readings)
             for name_ in directions:
@@ -134,7 +136,16 @@ def patch_heads(
 class _Batch:
     """One batch of pairs: both endpoints, then one run per head."""
 
-    def __init__(self, anatomy: Anatomy, call: Call, batch: Batch, metric: Metric, runs: int) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        call: Call,
+        batch: Batch,
+        metric: Metric,
+        runs: int,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        self.progress = progress
         self.anatomy, self.call, self.batch, self.metric, self.runs = anatomy, call, batch, metric, runs
         self.output = OutputMatrix(anatomy)
         self.cache: Cache | None = None
@@ -190,6 +201,8 @@ class _Batch:
             columns = order[first : first + self.runs]
             patched = self._patched(receiver, [heads[column] for column in columns])
             effects[:, columns] = (patched - base).T if direction == "noising" else (base - patched).T
+            if self.progress is not None:
+                self.progress(patched.numel())
         return effects
 
     def _patched(self, receiver: Endpoint, heads: list[Head]) -> Tensor:

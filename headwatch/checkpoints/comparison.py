@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from headwatch import stats
 from headwatch.io.plain_json import plain
+from headwatch.lives.events import Event
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.states import HeadState
 from headwatch.model.head_names import head_name
@@ -67,6 +68,7 @@ def _of_kind(history: HeadHistory, where: NDArray[np.bool_]) -> list[dict[str, A
     if history.rule == "evidence":
         change = history.change()
         lower, upper = change.interval()
+        patched = {(event.layer, event.head): event for event in history.events if event.step == history.steps[-1]}
         for at in map(tuple, np.argwhere(where)):
             rows.append(
                 {
@@ -78,6 +80,7 @@ def _of_kind(history: HeadHistory, where: NDArray[np.bool_]) -> list[dict[str, A
                     "high": float(upper[-1][at]),
                     "p_value": float(change.p_value[-1][at]),
                     "q_value": float(change.q_value[-1][at]),
+                    **_patching(patched.get(at)),
                 }
             )
         return sorted(rows, key=lambda row: -abs(row["difference"]))
@@ -95,6 +98,11 @@ def _of_kind(history: HeadHistory, where: NDArray[np.bool_]) -> list[dict[str, A
             }
         )
     return sorted(rows, key=lambda row: -abs(row["importance_now"] - row["importance_before"]))
+
+
+def _patching(event: Event | None) -> dict[str, Any]:
+    """The patched shares of a head's event and their verdict; None where the head was not patched."""
+    return {name: getattr(event, name, None) for name in ("patched_before", "patched_now", "patched_p", "patching")}
 
 
 def _names(where: NDArray[np.bool_]) -> list[str]:
@@ -159,12 +167,17 @@ def lines_of(found: dict[str, Any], top: int = 10) -> list[str]:
         for rule in ("evidence", "circuit"):
             if rule in one:
                 counts = ", ".join(f"{n} {kind}" for kind, n in one[rule]["counts"].items())
-                lines.append(f"    {rule} rule: {counts}")
+                changed = (
+                    ""
+                    if rule == "circuit"
+                    else "".join(f", {len(one[rule][kind])} {kind}" for kind in ("strengthened", "weakened"))
+                )
+                lines.append(f"    {rule} rule: {counts}{changed}")
         for kind in ("emerged", "dropped"):
             for row in one["evidence"]["heads"][kind][:top]:
                 lines.append(
                     f"      {kind:<8} {row['head']:>9}  share {row['share_before']:+.3f} -> {row['share_now']:+.3f}  "
-                    f"p {row['p_value']:.1e}  q {row['q_value']:.1e}"
+                    f"p {row['p_value']:.1e}  q {row['q_value']:.1e}{_patching_text(row)}"
                 )
         if "components" in one:
             parts = (
@@ -173,3 +186,16 @@ def lines_of(found: dict[str, Any], top: int = 10) -> list[str]:
             )
             lines.append(f"    |edge score|: {', '.join(parts)}")
     return lines
+
+
+def _patching_text(row: dict[str, Any]) -> str:
+    """The head's share by exact patching and its verdict, for the end of a line.
+
+    >>> _patching_text({"patched_before": 0.017, "patched_now": 0.056, "patching": "supports"})
+    '  patched +0.017 -> +0.056: supports'
+    """
+    if row["patched_now"] is None:
+        return ""
+    before = "?" if row["patched_before"] is None else f"{row['patched_before']:+.3f}"
+    verdict = "" if row["patching"] is None else f": {row['patching']}"
+    return f"  patched {before} -> {row['patched_now']:+.3f}{verdict}"

@@ -113,7 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     for task in tasks:
         found[f"{HARNESS}{task}"] = {arm.name: evaluator.harness(task, arguments.n_problems, arm.heads) for arm in arms}
         if not arguments.json:
-            print(f"{HARNESS}{task}: {json.dumps(found[f'{HARNESS}{task}'])}")
+            print(f"{HARNESS}{task} (numbers of each arm; arms are not compared statistically):")
+            print("\n".join(f"  {name}: {json.dumps(row)}" for name, row in found[f"{HARNESS}{task}"].items()))
     result = {
         "model": arguments.model,
         "groups": {group: names_of(heads) for group, heads in groups.items()},

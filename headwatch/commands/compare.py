@@ -10,6 +10,9 @@ from headwatch.commands.loading import dtype_and_device, model_name
 from headwatch.commands.options import add_command, at_least_one, one_of
 from headwatch.commands.watch_options import add_model_options, add_watch_options, report_to, watch_settings
 
+# Repeated from headwatch.analysis.event_patching, which imports torch; a test compares them.
+PATCHING = ("events", "all", "none")
+
 
 def add(commands: Any) -> None:
     """Declare the command."""
@@ -35,6 +38,13 @@ def add(commands: Any) -> None:
         default=None,
         help="on, off: pairs in that variant of the chat template; both: each model's thinking on against off",
     )
+    compare.add_argument(
+        "--patching",
+        type=one_of(PATCHING),
+        default="events",
+        help="exact patching of the heads that changed, and of BASE's strongest heads (events), of all BASE's heads: "
+        "slow (all), or none",
+    )
     compare.add_argument("--q", type=float, default=0.01, help="false-discovery level over the heads (0.01)")
     compare.add_argument("--top", type=at_least_one, default=10, help="number of heads to print of each kind (10)")
     compare.add_argument("--tokenizer", default=None, help="name of the tokenizer (BASE's)")
@@ -52,7 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     # There is one change to test, so no correction over probes is needed and nothing is left pending.
     evidence = EvidenceSettings(q=arguments.q, confirm="none")
-    settings = watch_settings(arguments, every=1, evidence=evidence, **report_to(arguments.report_to))
+    settings = watch_settings(
+        arguments, every=1, evidence=evidence, patching=arguments.patching, **report_to(arguments.report_to)
+    )
     from headwatch.checkpoints.compare import CompareOptions, Comparer, refuse_other_shapes
 
     out = Path(arguments.out)

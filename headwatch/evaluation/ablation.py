@@ -124,11 +124,11 @@ def _plain(found: Comparison) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> list[str]:
     """The rows as text: percentages with 95 % intervals, differences in points."""
-    titles = ("heads", "pass@1 %", "against none", "p", "right", "wrong", "McNemar p")
-    widths = (5, 20, 22, 7, 5, 5, 9)
+    titles = ("heads", "tokens", "cut %", "pass@1 %", "against none", "p", "right", "wrong", "McNemar p")
+    widths = (5, 6, 5, 20, 22, 7, 5, 5, 9)
     lines = [" ".join([f"{'arm':<28}", *(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))])]
     for row in found["arms"]:
-        line = f"{row['arm']:<28} {len(row['heads']):>5} {_interval(row['pass1']):>20}"
+        line = f"{row['arm']:<28} {len(row['heads']):>5} {_length(row)} {_interval(row['pass1']):>20}"
         if "against_none" in row:
             other = row["against_none"]
             line += (
@@ -144,6 +144,11 @@ def table(found: Mapping[str, Any]) -> list[str]:
             f"rank p {row['rank_p']:.2g} among the sets"
         )
     return lines
+
+
+def _length(row: Mapping[str, Any]) -> str:
+    """Mean tokens per answer, and the percentage of answers that were cut at the longest length."""
+    return f"{row['tokens']:>6.0f} {100 * row['unfinished']:>5.1f}"
 
 
 def _interval(value: Mapping[str, float], sign: bool = False) -> str:

@@ -108,5 +108,17 @@ class ProbeProgress:
         self._bar.close()
 
 
+def patching_bar(step: int | None, n_effects: int, shown: bool) -> "tqdm[Any]":
+    """A progress bar over the effects (a head on a pair) that take more than DELAY seconds to measure; a context.
+
+    Args:
+        step: of the probe.
+        n_effects: number of effects that this process measures.
+        shown: whether there is a bar at all.
+    """
+    desc = f"headwatch patching, step {step}"
+    return tqdm(total=n_effects, desc=desc, unit="effect", delay=DELAY, leave=False, disable=not shown)
+
+
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"

@@ -62,6 +62,7 @@ class PairShard:
         heads: HeadsByFamily,
         memory_budget_gb: float | None,
         optimizer: object | None,
+        progress: Callable[[int], object] | None = None,
     ) -> Tensor | None:
         """Patch heads on these pairs and gather the effects [N, L, H]; None, with one warning, if a process failed.
 
@@ -71,9 +72,8 @@ class PairShard:
         shape, error = (anatomy.n_layers, anatomy.n_heads), None
         own = probes.select(list(self.rows)) if self.split else probes
         try:
-            part = patch_families(
-                model, own, metrics, heads, shape, memory_budget_gb=memory_budget_gb, optimizer=optimizer
-            )
+            options = {"memory_budget_gb": memory_budget_gb, "optimizer": optimizer, "progress": progress}
+            part = patch_families(model, own, metrics, heads, shape, **options)
         except Exception as caught:
             if left_trace(caught):
                 raise

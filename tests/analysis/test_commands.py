@@ -9,9 +9,10 @@ from helpers.plain_run import write_plain_run
 from helpers.tiny_trainers import save_tiny_model
 from helpers.wandb_files import offline_runs
 
+from headwatch.analysis.event_patching import PATCHING
 from headwatch.circuits.selection import METHODS, RANKINGS
 from headwatch.cli import main
-from headwatch.commands import circuit
+from headwatch.commands import circuit, compare
 from headwatch.lives.events import Event
 from headwatch.record.after import read_results
 
@@ -109,3 +110,4 @@ def test_a_mistake_is_one_line(
 
 def test_the_command_knows_the_rules() -> None:
     assert (circuit.RANKINGS, circuit.METHODS) == (RANKINGS, METHODS)
+    assert compare.PATCHING == PATCHING

@@ -70,6 +70,15 @@ def test_chosen_heads_in_any_order_and_one_direction() -> None:
         patch_heads(model, ProbeSet.from_token_ids([[1, 2]], [[3, 2]]))
 
 
+def test_progress_counts_every_effect() -> None:
+    model, probes = tiny_model("qwen2"), random_pairs(3)
+    for direction, directions in (("both", 2), ("noising", 1)):
+        done: list[int] = []
+        patch_heads(model, probes, [(0, 1), (1, 0), (1, 2)], direction=direction, batch_size=2, progress=done.append)
+        assert sum(done) == len(probes) * 3 * directions
+        assert len(done) > directions
+
+
 def test_the_scores_estimate_the_effects() -> None:
     """In a model whose activations hardly change, the estimate is nearly exact, in both directions."""
     model = tiny_model("llama")

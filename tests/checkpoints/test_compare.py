@@ -52,6 +52,10 @@ def test_the_comparison_is_that_of_the_scores_of_both_models(
             assert row["p_value"] == event.p_value
             assert row["q_value"] == event.q_value <= 0.01
             assert (row["share_before"], row["share_now"]) == (event.share_before, event.share_now)
+            assert row["patching"] == "supports"  # a head that was moved to another place
+            assert np.sign(row["patched_now"] - row["patched_before"]) == np.sign(
+                row["share_now"] - row["share_before"]
+            )
     assert found["evidence"]["counts"]["retained"] == int((history.state[-1] == 2).sum())
     for name, step in (("before", 0), ("now", 1)):
         shift = component_importance(edges[step].mean_abs().numpy(), (2, 4))
@@ -66,6 +70,11 @@ def test_the_comparison_is_that_of_the_scores_of_both_models(
         assert {row["head"] for row in found["circuit"]["heads"][kind]} == heads
     assert found["circuit"]["counts"]["retained"] == len(inside[0] & inside[1]) > 0
     assert main(["report", str(tmp_path / "post"), "--out", str(tmp_path / "again.html")]) == 0
+    capsys.readouterr()
+    assert main(["compare", *command, *[option for option in OPTIONS if option != "--json"]]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "  patched " in line]
+    assert len(lines) == len(events)
+    assert all(line.endswith(": supports") for line in lines)
 
 
 def test_several_models_share_the_bases_probe_and_complete_records_are_kept(

@@ -118,6 +118,11 @@ def test_ablation_against_random_heads(
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "heads-x0 against 5 random sets" in text
+    rows = json.loads((tmp_path / "random" / "ablation.json").read_text())["suites"]["sums"]["arms"]
+    for line, row in zip(text.splitlines()[2:], rows, strict=False):
+        name, heads, tokens, cut = line.split()[:4]
+        assert (name, heads) == (row["arm"], str(len(row["heads"])))
+        assert (tokens, cut) == (f"{row['tokens']:.0f}", f"{100 * row['unfinished']:.1f}")
     page = (tmp_path / "random" / "ablation.html").read_text()
     assert page.count("<circle") == 7  # none, the heads, five random sets
     result = json.loads((tmp_path / "random" / "ablation.json").read_text())["suites"]["sums"]
