@@ -39,6 +39,7 @@ def train(model: str, output: Path, lora: bool, **extra: Any) -> dict[str, Any]:
     return trained_weights(trainer)
 
 
+@pytest.mark.timeout(3600)  # bf16 takes minutes per step on a CPU without instructions for it
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize(
     "model",
