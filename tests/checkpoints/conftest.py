@@ -28,11 +28,16 @@ def base_and_post(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     mask = torch.cat([probes.attention_mask.repeat(2, 1), torch.ones(len(ids), 1, dtype=torch.long)], 1)
     labels = torch.full_like(ids, -100)
     labels[:, -1] = ids[:, -1]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    # One head of each layer begins stronger, so that heads differ for certain: events of both kinds were found from three
+    # seeds, with and without vector instructions.
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[:, :8] *= 16
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     folder = tmp_path_factory.mktemp("models")
     tokenizer.chat_template = CHAT_TEMPLATE + THINK
     with torch.random.fork_rng():
-        for _ in range(120):
+        for _ in range(200):
             model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
