@@ -10,7 +10,9 @@ from torch import Tensor
 from headwatch.circuits.circuit import Bools, Graph, n_kept, validate_rule
 
 SAMPLED = 16  # every so many edges are looked at first, to find a lower bound of the n-th largest
-MAX_BYTES = 2**27  # of weighted means at once: the resamples of a large model do not all fit in memory during training
+# Weighted means at once: the resamples of a large model do not all fit in memory during training. On a CPU, arrays of
+# this size are served from freed memory, larger ones are new pages each time.
+MAX_BYTES, MAX_BYTES_ON_CPU = 2**27, 24 * 2**20
 
 
 def resampled_circuits(
@@ -29,7 +31,8 @@ def resampled_circuits(
         Heads bool [K, L, H], and I(l, h) float32 [K, L, H].
     """
     validate_rule(top_n, tau)
-    at_once = max(1, MAX_BYTES // (4 * strength.shape[1]))
+    most = MAX_BYTES_ON_CPU if strength.device.type == "cpu" else MAX_BYTES
+    at_once = max(1, most // (4 * strength.shape[1]))
     found = [
         _circuits(strength, part, graph, top_n, tau)
         for part in (weights[first : first + at_once] for first in range(0, len(weights), at_once))

@@ -85,8 +85,11 @@ def circuit_heads(
 def real_edges(edges: ArrayLike | Tensor, graph: Graph) -> Tensor:
     """|edge score| of the edges that exist, float32 [N, E], on the device of `edges`."""
     scores = edges if isinstance(edges, Tensor) else torch.from_numpy(np.asarray(edges, np.float32))
-    real = torch.from_numpy(np.flatnonzero(graph.is_real)).to(scores.device)
-    return scores.flatten(1).index_select(1, real).float().abs_()
+    real, flat = np.flatnonzero(graph.is_real), scores.detach().flatten(1)
+    if flat.device.type == "cpu" and flat.dtype == torch.float32:  # torch's selection takes about twice as long
+        taken = flat.numpy().take(real, axis=1)
+        return torch.from_numpy(np.abs(taken, out=taken))
+    return flat.index_select(1, torch.from_numpy(real).to(flat.device)).float().abs_()
 
 
 def circuits_of_pairs(

@@ -65,17 +65,22 @@ def couple(steps: Sequence[int], counts: Sequence[float], rows: Sequence[Mapping
         rows: rows of the trainer's log, each with its "step".
         key: the logged value.
     """
+    return _coupled(steps, counts, logged_means(steps, rows, key), key)
+
+
+def logged_means(steps: Sequence[int], rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
+    """Index of a probe -> mean of the values logged since the probe before; probes without any are left out."""
     logged = [(row["step"], float(row[key])) for row in rows if _is_finite(row.get(key))]
     logged.sort(key=lambda entry: entry[0])
     at, values = np.array([step for step, _ in logged]), np.array([value for _, value in logged])
     ends = np.searchsorted(at, steps, side="right")
-    paired = []
-    for index in range(1, len(steps)):
-        window = values[ends[index - 1] : ends[index]]
-        if len(window):
-            paired.append((int(steps[index]), counts[index], float(window.mean())))
-    when, heads, means = zip(*paired, strict=True) if paired else ((), (), ())
-    return Coupling(key, when, heads, means)
+    windows = ((index, values[ends[index - 1] : ends[index]]) for index in range(1, len(steps)))
+    return {index: float(window.mean()) for index, window in windows if len(window)}
+
+
+def _coupled(steps: Sequence[int], counts: Sequence[float], means: Mapping[int, float], key: str) -> Coupling:
+    when = tuple(int(steps[index]) for index in means)
+    return Coupling(key, when, tuple(counts[index] for index in means), tuple(means.values()))
 
 
 def coupling_scalars(
@@ -98,9 +103,20 @@ def coupling_scalars(
         coupling/<key>/<series>/rho, /lag (in probes; positive: the heads change first), /p, and /enough: 0 while there
         is not enough data, then without the others.
     """
+    return means_coupling_scalars(steps, newly_active, turnover, logged_means(steps, rows, key), key)
+
+
+def means_coupling_scalars(
+    steps: Sequence[int],
+    newly_active: Sequence[int],
+    turnover: Sequence[int],
+    means: Mapping[int, float],
+    key: str,
+) -> dict[str, float]:
+    """`coupling_scalars` from `logged_means`, which are the same for all families of a run."""
     scalars: dict[str, float] = {}
     for name, counts in (("newly_active", newly_active), ("turnover", turnover)):
-        found = couple(steps, counts, rows, key).lagged()
+        found = _coupled(steps, counts, means, key).lagged()
         scalars[f"coupling/{key}/{name}/enough"] = float(found.status == OK)
         if found.best_lag is not None:
             scalars[f"coupling/{key}/{name}/rho"] = found.best_rho

@@ -24,7 +24,7 @@ from headwatch.errors import StartError
 from headwatch.lives.events import Event
 from headwatch.lives.exact_patching import CONTRADICTS
 from headwatch.lives.history import HeadHistory
-from headwatch.lives.reward_coupling import coupling_scalars
+from headwatch.lives.reward_coupling import logged_means, means_coupling_scalars
 from headwatch.monitor.alert_rules import find_alerts
 from headwatch.monitor.alerts import DEFAULTS, WARNING, Alert, AlertSettings, alert_scalars
 from headwatch.monitor.console import say_events
@@ -313,8 +313,9 @@ class Recorder:
             return {}
         self._coupled = n
         found: dict[str, float] = {}
+        means = logged_means(next(iter(self.histories.values())).steps, self.training, COUPLED)
         for family, history in self.histories.items():
-            mine = coupling_scalars(history.steps, history.newly_active(), history.turnover(), self.training, COUPLED)
+            mine = means_coupling_scalars(history.steps, history.newly_active(), history.turnover(), means, COUPLED)
             found |= {f"{family}/{key}": value for key, value in mine.items()}
         return found
 

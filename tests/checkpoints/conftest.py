@@ -28,8 +28,8 @@ def base_and_post(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     mask = torch.cat([probes.attention_mask.repeat(2, 1), torch.ones(len(ids), 1, dtype=torch.long)], 1)
     labels = torch.full_like(ids, -100)
     labels[:, -1] = ids[:, -1]
-    # One head of each layer begins stronger, so that heads differ for certain: events of both kinds were found from three
-    # seeds, with and without vector instructions.
+    # One head of each layer begins stronger, so that heads differ for certain: events of both kinds were found from
+    # three seeds, with and without vector instructions.
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight[:, :8] *= 16

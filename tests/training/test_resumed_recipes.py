@@ -18,6 +18,7 @@ pytest.importorskip("math_verify")
 import numpy as np
 import torch
 from helpers.recipes import nested
+from helpers.same_record import MEASURED, OF_THE_PROCESS
 from safetensors.torch import load_file
 
 from headwatch import RunFolder
@@ -27,10 +28,6 @@ from headwatch.training.launch import main, run
 from headwatch.training.smoke import write_stand_ins
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-# Values of the record and of the trainer's log that a clock or the machine decides ...
-MEASURED = {"seconds", "pass_seconds", "patching_seconds", "overhead", "peak_memory_mb", "step_time"}
-# ... and that transformers (train_*) and TRL's SFTTrainer (num_tokens) count from the start of the process.
-OF_THE_PROCESS = {"num_tokens", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 
 
 def letters(completions, **columns):
