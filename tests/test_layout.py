@@ -13,7 +13,7 @@ TOP = {"__init__", "callback", "cli", "errors", "version"}
 FLOORS = (
     {"errors", "version", "io"},
     {"model", "stats", "grading"},
-    {"probes"},
+    {"probes", "kernels"},
     {"attribution"},
     {"circuits", "lives"},
     {"record"},

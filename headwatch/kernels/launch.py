@@ -1,4 +1,5 @@
-"""Launches of the Triton kernels; on meta tensors they are reported to observers instead, with what they read and write.
+"""Launches of the Triton kernels; on meta tensors they are reported to observers instead, with what
+they read and write.
 
 triton is an optional dependency, imported when a kernel is first launched. With TRITON_INTERPRET=1 in the environment
 before that, Triton runs the kernels on CPU tensors.

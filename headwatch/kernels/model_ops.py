@@ -93,7 +93,8 @@ class Rotary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """The gradients of queries and keys."""
-        return *_rotary(grads[0], grads[1], *ctx.saved_tensors, backward=True), None, None
+        cos, sin = ctx.saved_tensors
+        return *_rotary(grads[0], grads[1], cos, sin, backward=True), None, None
 
 
 def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> tuple[Tensor, Tensor]:

@@ -81,15 +81,15 @@ def _replacement(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 def _rms_norm(module: Any, x: Tensor) -> Tensor:
     if x.dtype not in DTYPES or module.weight.dtype != x.dtype or not x.numel():
-        return type(module).forward(module, x)  # type: ignore[no-any-return]
-    return RmsNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-any-return]
+        return type(module).forward(module, x)
+    return RmsNorm.apply(x, module.weight, module.variance_epsilon)
 
 
 def _swiglu(module: Any, x: Tensor) -> Tensor:
     gate, up = module.gate_proj(x), module.up_proj(x)
     if gate.dtype not in DTYPES or up.dtype != gate.dtype:
-        return module.act_fn(gate) * up  # type: ignore[no-any-return]
-    return SwiGlu.apply(gate, up)  # type: ignore[no-any-return]
+        return module.act_fn(gate) * up
+    return SwiGlu.apply(gate, up)
 
 
 def _rotary(function: Any) -> Any:
@@ -98,8 +98,8 @@ def _rotary(function: Any) -> Any:
         shape = (q.shape[0], q.shape[2], q.shape[3])
         fits = unsqueeze_dim == 1 and cos.shape == sin.shape and cos.dim() == 3 and cos.shape[1:] == shape[1:]
         if len(kinds) > 1 or q.dtype not in DTYPES or not fits or cos.shape[0] not in (1, shape[0]):
-            return function(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)  # type: ignore[no-any-return]
-        return Rotary.apply(q, k, cos, sin)  # type: ignore[no-any-return]
+            return function(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        return Rotary.apply(q, k, cos, sin)
 
     return fused
 

@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 @triton.jit
-def rms_norm(x, w, y, width, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def rms_norm(x, w, y, width, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """y = w * (x / rms(x)), one row per program: [N, M], [M] -> [N, M]."""
     row, m = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = m < width

@@ -68,6 +68,8 @@ def test_after_prefix(dtype: torch.dtype, device: torch.device) -> None:
     own = [random(6, 5, 4, 12, dtype=dtype, device=device, seed=seed).transpose(1, 2) for seed in (3, 4)]
 
     def plain(k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.cat([p.repeat_interleave(2, 1).repeat(3, 1, 1, 1), x], 2) for p, x in zip(prefix, (k, v)))
+        return tuple(
+            torch.cat([p.repeat_interleave(2, 1).repeat(3, 1, 1, 1), x], 2) for p, x in zip(prefix, (k, v), strict=True)
+        )
 
     compare(lambda k, v: ops.AfterPrefix.apply(*prefix, k, v), plain, own, (), 1e-9)

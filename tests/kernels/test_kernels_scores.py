@@ -80,10 +80,14 @@ def test_head_space_and_its_expansion(
     r = torch.rsqrt(x64.square().mean(-1, keepdim=True) + eps)
     for g, y, matrix, bias in zip(gradients, outputs, matrices, biases, strict=True):
         double = Norm(norm.double(), eps)
-        factors = head_gradients(g.double(), y.double(), matrix.double(), bias.double(), heads, double, r, r / d_model, None)
+        factors = head_gradients(
+            g.double(), y.double(), matrix.double(), bias.double(), heads, double, r, r / d_model, None
+        )
         assert factors.scale is not None
         assert factors.along_input is not None
-        first = torch.einsum("nbthd,hdm->hnbtm", (g.double() * factors.scale).unflatten(-1, (heads, -1)), factors.matrices)
+        first = torch.einsum(
+            "nbthd,hdm->hnbtm", (g.double() * factors.scale).unflatten(-1, (heads, -1)), factors.matrices
+        )
         second = torch.einsum("nbth,nbtm->hnbtm", factors.along_input, x64 * r)
         expected.append((first - second).sum(1).flatten(1, 2))
     weight = norm.weight.detach().float()
