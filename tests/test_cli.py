@@ -192,7 +192,7 @@ def test_help_without_torch() -> None:
     for command in ("demo", "train", "score", "report", "workspace"):
         assert command in done.stdout
         listed = subprocess.run(
-            [sys.executable, "-m", "headwatch.cli", command, "--help"],
+            [sys.executable, "-m", "headwatch", command, "--help"],
             capture_output=True,
             text=True,
             timeout=60,
