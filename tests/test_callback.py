@@ -21,7 +21,7 @@ from headwatch import (
 from headwatch.attribution import EdgeScores
 from headwatch.circuits.circuit import Graph
 from headwatch.circuits.stability import CircuitHeads, circuit_heads
-from headwatch.lives.history import RULES
+from headwatch.lives.history_view import RULES
 from headwatch.report.html import run_data
 from headwatch.sinks import Sink
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from headwatch.errors import UserError
-from headwatch.lives.history import RULES, HeadHistory
+from headwatch.lives.history import HeadHistory
+from headwatch.lives.history_view import RULES
 from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.recorded_settings import recorded_settings
 from headwatch.record.replay import lost_probes

@@ -3,7 +3,7 @@
 import numpy as np
 
 from headwatch import HeadHistory, RunFolder
-from headwatch.lives.history import RULES
+from headwatch.lives.history_view import RULES
 
 # Values of the record and of the trainer's log that a clock or the machine decides ...
 MEASURED = {"seconds", "pass_seconds", "patching_seconds", "overhead", "peak_memory_mb", "step_time"}
