@@ -26,9 +26,11 @@ from headwatch.attribution.scores import Readings
 from headwatch.attribution.scoring import require_answers
 from headwatch.attribution.skipped_work import OutputMatrix
 from headwatch.errors import UnsupportedModelError
-from headwatch.model.anatomy import KINDS, Anatomy, Kind, Layer, Projection, linear_map
+from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import Call, callers_autocast
 from headwatch.model.hooks import hooked
+from headwatch.model.linear_map import linear_map
+from headwatch.model.parts import KINDS, Kind, Layer, Projection
 from headwatch.model.precision import at_least_float32
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from headwatch.errors import UnsupportedModelError, UserError
-from headwatch.model.anatomy import Anatomy, Layer
+from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import callers_autocast
 from headwatch.model.head_names import Head, parse_head
 from headwatch.model.hooks import hooked
+from headwatch.model.parts import Layer
 from headwatch.model.precision import at_least_float32
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet

@@ -16,8 +16,10 @@ from headwatch.analysis.naive_patching import one_pair
 from headwatch.attribution.endpoints import first_output
 from headwatch.attribution.metrics import Metric, resolve_metric
 from headwatch.attribution.model_runs import query_head_copies
-from headwatch.model.anatomy import Anatomy, Kind, Projection, linear_map
+from headwatch.model.anatomy import Anatomy
 from headwatch.model.hooks import hooked
+from headwatch.model.linear_map import linear_map
+from headwatch.model.parts import Kind, Projection
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet
 

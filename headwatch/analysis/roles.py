@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from headwatch.analysis.attention import HeadPattern, attention_of, eager_attention
 from headwatch.analysis.edge_ablation import by_head_output, source_hooks
 from headwatch.errors import UserError
-from headwatch.model.anatomy import KINDS, Anatomy, linear_map
+from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import Call, callers_autocast
 from headwatch.model.head_names import head_name
 from headwatch.model.hooks import hooked
+from headwatch.model.linear_map import linear_map
+from headwatch.model.parts import KINDS
 from headwatch.model.precision import at_least_float32
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet

@@ -19,9 +19,11 @@ from headwatch.attribution.skipped_work import OutputMatrix
 from headwatch.attribution.stream_check import RoundingRecorder
 from headwatch.attribution.tensor_pool import TensorPool
 from headwatch.attribution.user_hooks import HookCheck
-from headwatch.model.anatomy import Anatomy, Layer, Norm, compute_type
+from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import Call
 from headwatch.model.hooks import hooked
+from headwatch.model.linear_map import compute_type
+from headwatch.model.parts import Layer, Norm
 from headwatch.model.precision import at_least_float32
 
 

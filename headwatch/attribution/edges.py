@@ -21,7 +21,9 @@ from headwatch.attribution.head_space import head_gradients
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.attribution.tensor_pool import Piece, TensorPool, pieces
 from headwatch.attribution.transfers import on_device
-from headwatch.model.anatomy import KINDS, Anatomy, Kind, Layer, Norm, Projection, linear_map
+from headwatch.model.anatomy import Anatomy
+from headwatch.model.linear_map import linear_map
+from headwatch.model.parts import KINDS, Kind, Layer, Norm, Projection
 from headwatch.model.precision import at_least_float32, without_tf32
 
 

@@ -10,7 +10,8 @@ from torch.utils.hooks import RemovableHandle
 
 from headwatch.attribution.path import ENDPOINTS, Endpoint
 from headwatch.attribution.run_layout import RunLayout
-from headwatch.model.anatomy import Anatomy, Norm
+from headwatch.model.anatomy import Anatomy
+from headwatch.model.parts import Norm
 from headwatch.model.precision import at_least_float32
 
 RunsOf = Mapping[Endpoint, int]

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from headwatch.model.anatomy import Norm
+from headwatch.model.parts import Norm
 from headwatch.model.precision import at_least_float32
 
 

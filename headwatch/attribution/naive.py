@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from headwatch.attribution.metrics import Metric, Reads, resolve_metric
 from headwatch.attribution.model_runs import query_head_copies
 from headwatch.attribution.path import path_points
-from headwatch.model.anatomy import KINDS, Anatomy, Kind, Projection, linear_map
+from headwatch.model.anatomy import Anatomy
 from headwatch.model.hooks import hooked
+from headwatch.model.linear_map import linear_map
+from headwatch.model.parts import KINDS, Kind, Projection
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet
 

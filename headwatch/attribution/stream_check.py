@@ -28,7 +28,8 @@ from torch.utils.hooks import RemovableHandle
 from headwatch.attribution.endpoints import EndpointDifferences, RunsOf, first_output, rows_of
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.errors import NonFiniteError, UnsupportedModelError
-from headwatch.model.anatomy import Anatomy, compute_type
+from headwatch.model.anatomy import Anatomy
+from headwatch.model.linear_map import compute_type
 from headwatch.model.precision import at_least_float32
 
 # Largest accepted error beyond rounding, over the largest entry of a source, by dtype of the weights. Norms of float64

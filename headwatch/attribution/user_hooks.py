@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.errors import UnsupportedModelError
-from headwatch.model.anatomy import Anatomy, linear_map
+from headwatch.model.anatomy import Anatomy
+from headwatch.model.linear_map import linear_map
 from headwatch.model.precision import at_least_float32
 
 _LIMIT = 0.05  # largest difference of a replaced forward from a linear map, over its largest output; covers 16 bits

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwatch.model.anatomy import Anatomy, Kind, Projection
+from headwatch.model.anatomy import Anatomy
 from headwatch.model.hooks import hooked
+from headwatch.model.parts import Kind, Projection
 
 _NOTHING = 1e-9  # largest change of an output, over the largest output, that counts as none; in float64
 _NAMES: dict[Kind, str] = {"q": "query", "k": "key", "v": "value"}

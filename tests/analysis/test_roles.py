@@ -13,7 +13,7 @@ from headwatch import Anatomy, UserError
 from headwatch.analysis.attention_drawing import attention_svg
 from headwatch.analysis.roles import COLUMNS, head_roles, induction_score, pattern_measures, received, weight_change
 from headwatch.commands import roles as command
-from headwatch.model.anatomy import linear_map
+from headwatch.model.linear_map import linear_map
 
 FAMILIES = ["qwen2", "gpt2", "neox", "gemma2-biases", "olmo2"]
 

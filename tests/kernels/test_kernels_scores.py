@@ -7,7 +7,7 @@ from torch import Tensor
 from headwatch.attribution.head_space import head_gradients
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.kernels import score_ops as ops
-from headwatch.model.anatomy import Norm
+from headwatch.model.parts import Norm
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 PACKED = pytest.mark.parametrize("packed", [False, True], ids=["stacked", "packed"])
