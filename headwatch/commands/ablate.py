@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     name = model_name(arguments.model)
-    from headwatch.evaluation.ablation import Arm, make_arms, run_arms, table
+    from headwatch.evaluation.ablation import Arm, compare_tasks, make_arms, run_arms, table
     from headwatch.evaluation.head_groups import names_of
     from headwatch.record.after import keep_result, run_to_keep_in
 
@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     out = Path(arguments.out) if arguments.out else Path("headwatch-ablation") / Path(name).name
     found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for suite in own:
         key = suite_name(suite)
 
@@ -111,24 +112,30 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{key}: {len(problems[suite])} problems, {arguments.samples} samples")
             print("\n".join(table(found[key])))
     for task in tasks:
-        found[f"{HARNESS}{task}"] = {arm.name: evaluator.harness(task, arguments.n_problems, arm.heads) for arm in arms}
+        folder = out / "lm_eval" / Path(task).stem
+        by_arm = {arm.name: evaluator.harness(task, arguments.n_problems, folder / arm.name, arm.heads) for arm in arms}
+        numbers[f"{HARNESS}{task}"] = {arm: of_task.numbers for arm, of_task in by_arm.items()}
+        compared = {f"{HARNESS}{metric}": rows for metric, rows in compare_tasks(arms, by_arm).items()}
+        found |= compared
         if not arguments.json:
-            print(f"{HARNESS}{task} (numbers of each arm; arms are not compared statistically):")
-            print("\n".join(f"  {name}: {json.dumps(row)}" for name, row in found[f"{HARNESS}{task}"].items()))
+            print(f"{HARNESS}{task}, numbers of each arm:")
+            print("\n".join(f"  {arm}: {json.dumps(row)}" for arm, row in numbers[f"{HARNESS}{task}"].items()))
+            for key, of_metric in compared.items():
+                print("\n".join([f"{key}: {of_metric['arms'][0]['problems']} documents", *table(of_metric)]))
     result = {
         "model": arguments.model,
         "groups": {group: names_of(heads) for group, heads in groups.items()},
         "suites": found,
+        "harness": numbers,
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "ablation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     page = write_ablation_page(result, out)
-    own_suites = {key: found[key] for key in map(suite_name, own)}
     if run_folder is not None:
-        keep_result(run_folder, "ablation", {**result, "suites": own_suites})
+        keep_result(run_folder, "ablation", result)
     if arguments.report_to == "wandb":
         log_results(
-            own_suites, f"ablate {Path(name).name}", None if run_folder is None else run_folder.manifest.get("wandb")
+            found, f"ablate {Path(name).name}", None if run_folder is None else run_folder.manifest.get("wandb")
         )
     print(json.dumps({**result, "out": str(out), "page": str(page)}) if arguments.json else f"page: {page}")
     return 0

@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     out = Path(arguments.out) if arguments.out else Path("headwatch-evaluation") / Path(name).name
     found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     results: dict[str, Result] = {}
     for suite in own:
         key = suite_name(suite)
@@ -77,20 +78,24 @@ def run(arguments: argparse.Namespace) -> int:
         found[key] = results[key].summary()
         (out / key / "result.json").write_text(json.dumps(found[key], indent=1) + "\n", encoding="utf-8")
     for task in tasks:
-        found[f"{HARNESS}{task}"] = evaluator.harness(task, arguments.n_problems)
-    own_suites = {key: found[key] for key in results}
+        folder = out / "lm_eval" / Path(task).stem
+        of_task = evaluator.harness(task, arguments.n_problems, folder)
+        numbers[f"{HARNESS}{task}"] = of_task.numbers
+        for metric, result in of_task.results().items():
+            results[f"{HARNESS}{metric}"] = result
+            found[f"{HARNESS}{metric}"] = result.summary()
     if run_folder is not None:
-        keep_result(run_folder, "evaluation", {"model": arguments.model, "suites": own_suites})
+        keep_result(run_folder, "evaluation", {"model": arguments.model, "suites": found})
     if arguments.report_to == "wandb":
         of_training = None if run_folder is None else run_folder.manifest.get("wandb")
-        log_results(own_suites, f"evaluate {Path(name).name}", of_training)
+        log_results(found, f"evaluate {Path(name).name}", of_training)
     if arguments.json:
-        print(json.dumps({"model": arguments.model, "out": str(out), "suites": found}))
+        print(json.dumps({"model": arguments.model, "out": str(out), "suites": found, "harness": numbers}))
         return 0
     for key, result in results.items():
         print(f"{key}: {_line(result)}")
-    for task in tasks:
-        print(f"{HARNESS}{task}: {json.dumps(found[f'{HARNESS}{task}'])}")
+    for task, row in numbers.items():
+        print(f"{task}: {json.dumps(row)}")
     print(f"answers: {out}")
     return 0
 

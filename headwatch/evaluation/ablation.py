@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from headwatch.evaluation.harness import TaskResult
 from headwatch.evaluation.head_groups import matched_sets, names_of
 from headwatch.evaluation.pass_at_k import Comparison, bootstrap_mean, compare
 from headwatch.evaluation.run import Result
@@ -89,6 +90,18 @@ def run_arms(arms: Sequence[Arm], evaluate: Callable[[Arm], Result]) -> dict[str
     return {"arms": rows, "against_random": [row for row in against if row is not None]}
 
 
+def compare_tasks(arms: Sequence[Arm], found: Mapping[str, TaskResult]) -> dict[str, dict[str, Any]]:
+    """`run_arms` of every metric of lm-evaluation-harness that is right or wrong for each document.
+
+    Args:
+        arms: of `make_arms`.
+        found: name of an arm -> its result.
+    """
+    graded = {name: of_task.results() for name, of_task in found.items()}
+    in_all = [metric for metric in graded[NONE] if all(metric in own for own in graded.values())]
+    return {metric: run_arms(arms, lambda arm, of=metric: graded[arm.name][of]) for metric in in_all}  # type: ignore[misc]
+
+
 def _against_random(arm: Arm, arms: Sequence[Arm], results: Mapping[str, Result]) -> dict[str, Any] | None:
     """An arm against the mean of its random sets; None without random sets."""
     own = [a for a in arms if a.group == arm.group and a.factor == arm.factor and a.random is not None]
@@ -147,7 +160,9 @@ def table(found: Mapping[str, Any]) -> list[str]:
 
 
 def _length(row: Mapping[str, Any]) -> str:
-    """Mean tokens per answer, and the percentage of answers that were cut at the longest length."""
+    """Mean tokens per answer, and the percentage of answers that were cut at the longest length; - where unknown."""
+    if row["tokens"] is None or row["unfinished"] is None:
+        return f"{'-':>6} {'-':>5}"
     return f"{row['tokens']:>6.0f} {100 * row['unfinished']:>5.1f}"
 
 

@@ -9,7 +9,7 @@ from headwatch.analysis.interventions import scaled_heads
 from headwatch.analysis.scaled_checkpoint import save_scaled_checkpoint
 from headwatch.errors import UserError
 from headwatch.evaluation.benchmarks import Problem
-from headwatch.evaluation.harness import run_task
+from headwatch.evaluation.harness import TaskResult, keep_task, kept_task, run_task
 from headwatch.evaluation.hf_engine import HfEngine
 from headwatch.evaluation.run import Engine, Result, evaluate
 from headwatch.evaluation.sampling import SamplingSettings
@@ -67,12 +67,7 @@ class Evaluator:
             heads: {head: factor}; None changes nothing.
             label: of the progress bar.
         """
-        about = {
-            "model": Path(self.name).name,
-            "dtype": str(self._loader.dtype),
-            "engine": self._engine,
-            "heads": {head_name(*head): factor for head, factor in sorted((heads or {}).items())},
-        }
+        about = self._about(heads)
         if self._engine == "vllm":
             return self._by_vllm(problems, folder, heads or {}, about, label)
 
@@ -81,13 +76,36 @@ class Evaluator:
 
         return evaluate(make, self.tokenizer, problems, self.settings, folder, about, self._grader, label)
 
-    def harness(self, task: str, limit: int | None, heads: Mapping[Head, float] | None = None) -> dict[str, Any]:
-        """The numbers of a task of lm-evaluation-harness, with some heads scaled."""
+    def harness(
+        self, task: str, limit: int | None, folder: Path, heads: Mapping[Head, float] | None = None
+    ) -> TaskResult:
+        """A task of lm-evaluation-harness with some heads scaled.
+
+        Args:
+            task: its name, or the path of its file.
+            limit: the first so many documents; None takes all.
+            folder: where the result is kept; it is read from there if the settings are the same.
+            heads: {head: factor}; None changes nothing.
+        """
         if self._engine == "vllm":
             raise UserError("--engine vllm: tasks of lm-evaluation-harness are run by transformers; leave it out")
-        with scaled_heads(self.model, heads or {}):
-            size, seed = self.settings.batch_size, self.settings.seed
-            return run_task(task, self.model, self.tokenizer, size, limit, seed)
+        about = {**self._about(heads), "task": task, "limit": limit, "seed": self.settings.seed}
+        found = kept_task(folder, about)
+        if found is None:
+            with scaled_heads(self.model, heads or {}):
+                size, seed = self.settings.batch_size, self.settings.seed
+                found = run_task(task, self.model, self.tokenizer, size, limit, seed)
+            keep_task(folder, about, found)
+        return found
+
+    def _about(self, heads: Mapping[Head, float] | None) -> dict[str, Any]:
+        """What defines the answers, in addition to the settings of the sampling."""
+        return {
+            "model": Path(self.name).name,
+            "dtype": str(self._loader.dtype),
+            "engine": self._engine,
+            "heads": {head_name(*head): factor for head, factor in sorted((heads or {}).items())},
+        }
 
     def _by_vllm(
         self, problems: Sequence[Problem], folder: Path, heads: Mapping[Head, float], about: Any, label: str

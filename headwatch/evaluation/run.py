@@ -35,15 +35,15 @@ class Result:
     Attributes:
         problems: ids of the graded problems, [P].
         grades: [P, n], 1 right and 0 wrong.
-        unfinished: share of answers that reached the longest length.
-        tokens: mean length of an answer.
+        unfinished: share of answers that reached the longest length; None where unknown (lm-evaluation-harness).
+        tokens: mean length of an answer; None where it is not known.
         ungraded: problems whose right answer cannot be parsed; they count nowhere.
     """
 
     problems: tuple[int, ...]
     grades: NDArray[np.float64]
-    unfinished: float
-    tokens: float
+    unfinished: float | None
+    tokens: float | None
     ungraded: int
 
     @property

@@ -31,7 +31,8 @@ def write_ablation_page(result: Mapping[str, Any], folder: Path) -> Path:
     """Write the page of an ablation's result (ablation.json); returns its path.
 
     Args:
-        result: "model", "groups" (name -> heads) and "suites" (name -> arms and comparisons).
+        result: "model", "groups" (name -> heads), "suites" (name -> arms and comparisons), "harness" (task -> arm
+            -> numbers of lm-evaluation-harness).
         folder: where the page goes.
     """
     parts = [f"<h1>Heads off: {html.escape(str(result['model']))}</h1>"]
@@ -39,10 +40,10 @@ def write_ablation_page(result: Mapping[str, Any], folder: Path) -> Path:
         parts.append(f"<p><b>{html.escape(group)}</b>: {len(heads)} heads: {html.escape(', '.join(heads))}</p>")
     for suite, found in result["suites"].items():
         parts.append(f"<h2>{html.escape(suite)}</h2>")
-        if "arms" in found:
-            parts += [_chart(found["arms"]), _table(found["arms"]), *_notes(found)]
-        else:  # numbers of lm-evaluation-harness, by arm
-            parts += [f"<p class=note>{html.escape(arm)}: {html.escape(str(row))}</p>" for arm, row in found.items()]
+        parts += [_chart(found["arms"]), _table(found["arms"]), *_notes(found)]
+    for task, arms in result.get("harness", {}).items():
+        parts.append(f"<h2>{html.escape(task)}: all numbers</h2>")
+        parts += [f"<p class=note>{html.escape(arm)}: {html.escape(str(row))}</p>" for arm, row in arms.items()]
     body = "\n".join(parts)
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import wandb
+import yaml
 from helpers.plain_run import write_plain_run
 from helpers.wandb_files import offline_runs
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,11 +17,9 @@ from headwatch.cli import main
 from headwatch.commands.ablate import WHICH as GROUPS
 from headwatch.commands.sampling_options import SUITES as NAMES
 from headwatch.evaluation.benchmarks import SUITES, load_problems
-from headwatch.evaluation.evaluator import Evaluator
 from headwatch.evaluation.head_groups import WHICH
 from headwatch.evaluation.hf_engine import HfEngine
 from headwatch.evaluation.sampling import SamplingSettings, batches
-from headwatch.model.loading import Loader
 from headwatch.record.after import read_results
 
 SHORT = ["--instruction", "", "--max-tokens", "10", "--device", "cpu"]
@@ -146,18 +145,44 @@ def test_results_are_kept_in_a_run(solver: Path, problems: Path, tmp_path: Path)
     assert found == json.loads((tmp_path / "off" / "ablation.json").read_text())
 
 
-def test_a_task_of_the_harness_sees_the_scaled_heads(solver: Path, tmp_path: Path) -> None:
+def test_a_task_of_the_harness(solver: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Arms are compared document by document; kept results are not computed again."""
     pytest.importorskip("lm_eval")
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"q": "11+22=", "a": "33"}\n{"q": "12+24=", "a": "36"}\n')
-    task = tmp_path / "sums.yaml"
-    task.write_text(
-        f"task: sums\ndataset_path: json\ndataset_kwargs:\n  data_files: {rows}\noutput_type: loglikelihood_rolling\n"
-        "test_split: train\ndoc_to_text: ''\ndoc_to_target: '{{q}}'\nmetric_list:\n  - metric: word_perplexity\n"
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    rows = [{"q": f"{a}+{b}=", "a": (a + b) % 2} for a in range(10, 14) for b in range(20, 23)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        **{"task": "parity", "dataset_path": "json", "dataset_kwargs": {"data_files": str(tmp_path / "rows.jsonl")}},
+        **{"output_type": "multiple_choice", "test_split": "train", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}"},
+        **{"doc_to_choice": ["30", "31"], "metric_list": [{"metric": "acc"}]},
+    }
+    task = tmp_path / "parity.yaml"
+    task.write_text(yaml.safe_dump(settings))
+    command = ["ablate", str(solver), "--suite", f"lm_eval:{task}", "--heads", "L0H0", "L1H1", "--random", "2", *SHORT]
+    assert main([*command, "--out", str(tmp_path / "out"), "--json"]) == 0
+    result = output(capsys)
+    arms = {row["arm"]: row for row in result["suites"]["lm_eval:parity acc"]["arms"]}
+    numbers = result["harness"][f"lm_eval:{task}"]
+    assert len(arms) == len(numbers) == 4
+    assert {arm: row["pass1"]["value"] for arm, row in arms.items()} == pytest.approx(
+        {arm: row["parity"]["acc,none"] for arm, row in numbers.items()}
     )
-    evaluator = Evaluator(str(solver), SamplingSettings(), Loader())
-    plain, again, off = (evaluator.harness(str(task), None, heads) for heads in (None, {}, {(0, 0): 0.0, (1, 1): 0.0}))
-    assert plain == again != off
+    model = AutoModelForCausalLM.from_pretrained(solver)
+    write_scaled_heads(model, {(0, 0): 0.0, (1, 1): 0.0})
+    wrapped = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(solver), batch_size=1)
+    found = simple_evaluate(model=wrapped, tasks=[str(task)], bootstrap_iters=0)["results"]["parity"]["acc,none"]
+    assert arms["heads-x0"]["pass1"]["value"] == pytest.approx(found)
+    page = (tmp_path / "out" / "ablation.html").read_text()
+    assert "lm_eval:parity acc" in page
+
+    kept = tmp_path / "out" / "lm_eval" / "parity" / "none" / "harness.json"
+    changed = json.loads(kept.read_text())
+    changed["documents"]["parity acc"] = dict.fromkeys(changed["documents"]["parity acc"], 1.0)
+    kept.write_text(json.dumps(changed))
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "100.0 [100.0, 100.0]" in capsys.readouterr().out
 
 
 def test_results_in_an_offline_wandb_run(
