@@ -30,15 +30,15 @@ class LateWorker(Worker):
 
     def __init__(self) -> None:
         super().__init__()
-        self._may_start = threading.Event()
+        self._gate = threading.Event()
 
     def submit(self, job: Job) -> None:
-        self.wait()
-        self._may_start.clear()
-        super().submit(lambda: self._may_start.wait(60) and job())
+        gate = threading.Event()
+        super().submit(lambda: gate.wait(60) and job())  # waits for the job before, so opens its gate
+        self._gate = gate
 
     def join(self, timeout: float | None = None) -> None:
-        self._may_start.set()
+        self._gate.set()
         super().join(timeout)
 
 
@@ -64,7 +64,7 @@ def test_the_record_does_not_depend_on_when_the_jobs_run(
     """At once (strict), or each as late as possible, when later rows of the trainer's log are there already."""
 
     def train(name: str, strict: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-        watch = HeadWatchCallback("addition", every=1, n_pairs=8, evidence=LAX, strict=strict)
+        watch = HeadWatchCallback("addition", every=1, scoring={"steps": 1}, n_pairs=8, evidence=LAX, strict=strict)
         trainer = sft_trainer(model, tmp_path / name, [LogsReward(), watch], max_steps=15, learning_rate=0.05)
         trainer.train()
         return record(tmp_path / name / "headwatch"), trained_weights(trainer)
