@@ -1,11 +1,9 @@
 """HeadWatchCallback: connects the probes, the record and the sinks to a trainer's events."""
 
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,26 +18,29 @@ from headwatch.circuits.circuit import CircuitSettings
 from headwatch.errors import StartError, UnsupportedModelError, UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
-from headwatch.model.placement import check_parallelism
+from headwatch.model.placement import check_parallelism, parallelism
 from headwatch.model.read_only import left_trace
 from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
 from headwatch.monitor.console import ProbeProgress, patching_bar, say, say_closed, say_opened
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
 from headwatch.monitor.family_choice import FamilyChoice
+from headwatch.monitor.manifest import manifest_of
+from headwatch.monitor.probe_result import ProbeResult
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.probe_timer import ProbeTimer
-from headwatch.monitor.recorder import ProbeResult, Recorder
+from headwatch.monitor.recorder import Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
 from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import PairShard, with_agreed_budget
+from headwatch.monitor.worker import join_all
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
 from headwatch.record.owner import Claim, claim
 from headwatch.record.run_folder import RunFolder, describe_probes
 from headwatch.sinks import Sink, make_sinks
 from headwatch.stats import EvidenceSettings
-from headwatch.version import __version__, versions
+from headwatch.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +145,8 @@ class HeadWatchCallback(TrainerCallback):
 
     @property
     def run(self) -> RunFolder | None:
-        """The record; None before training begins and on all processes but the main one."""
-        return None if self._recorder is None else self._recorder.run
+        """The record, with the last probe; None before training begins and on all processes but the main one."""
+        return None if self._recorder is None else self._idle(self._recorder).run
 
     @property
     def histories(self) -> dict[str, HeadHistory]:
@@ -155,7 +156,13 @@ class HeadWatchCallback(TrainerCallback):
     @property
     def circuits(self) -> dict[str, HeadHistory]:
         """Family -> history by the circuit rule, on the main process."""
-        return {} if self._recorder is None else self._recorder.circuits
+        return {} if self._recorder is None else self._idle(self._recorder).circuits
+
+    @staticmethod
+    def _idle(recorder: Recorder) -> Recorder:
+        """The recorder once its worker has no job; an exception of the job is kept."""
+        recorder.join()
+        return recorder
 
     # --- the trainer's events ---------------------------------------------------------------------------------------
 
@@ -194,12 +201,13 @@ class HeadWatchCallback(TrainerCallback):
             self._probe(state, **kwargs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write a sidecar into the checkpoint that names the record."""
-        if self.run is None or self._sidecar_warned:
+        """Complete the record of the checkpoint, and write a sidecar into it that names the record."""
+        self._wait(state)
+        if self._recorder is None or self._sidecar_warned:
             return
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         try:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_sidecar(checkpoint, self.run, state.global_step, self._probed)
+            write_sidecar(checkpoint, self._recorder.run, state.global_step, self._probed)
         except Exception as error:  # resuming works without it, by the record in its usual place
             self._sidecar_warned = True
             logger.warning("headwatch: no sidecar could be written into %s (%s)", checkpoint, error)
@@ -208,12 +216,10 @@ class HeadWatchCallback(TrainerCallback):
         """Probe the final weights, if training ended before its last step, and close the record."""
         if self._probed != state.global_step:
             self._probe(state, **kwargs)
-        if self.run is not None:
-            run = self.run
-            status = "failed" if self._failed else "finished"
-            self._guarded(lambda: run.update_manifest(status=status), state, "could not close the record")
+        self._wait(state)
         if self._recorder is not None:
-            recorder = self._recorder
+            recorder, status = self._recorder, "failed" if self._failed else "finished"
+            self._guarded(lambda: recorder.run.update_manifest(status=status), state, "could not close the record")
             self._guarded(lambda: recorder.finish(self._sinks), state, "could not show the last probe")
             self._guarded(lambda: say_closed(recorder.run), state, "could not read the record")
         for sink in self._sinks:
@@ -231,7 +237,7 @@ class HeadWatchCallback(TrainerCallback):
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
         self._shows_bars = state.is_world_process_zero and not getattr(args, "disable_tqdm", False)
-        check_parallelism(_parallelism())
+        check_parallelism(parallelism())
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
         tokenizer = self._tokenizer or getattr(processing_class, "tokenizer", processing_class)
@@ -261,7 +267,10 @@ class HeadWatchCallback(TrainerCallback):
             check_same_run(resumed, self.probes, shape, self._recorded)
             run = resumed
         else:
-            run = RunFolder.create(path, self._manifest(args, model, anatomy, tokenizer))
+            described_probes = describe_probes(self.probes, tokenizer)
+            if self._choice is not None:
+                described_probes["chosen_by_look"] = self._choice.to_json()
+            run = RunFolder.create(path, manifest_of(args, model, anatomy, self._recorded, described_probes))
             self._save_probes(path / "probes.safetensors")
         circuit = self.settings.circuit
         rule = (circuit.top_n, circuit.tau, self.settings.seed) if self.settings.scoring.edges else None
@@ -287,6 +296,7 @@ class HeadWatchCallback(TrainerCallback):
             raise StartError(str(error)) from error
 
     def _claim_record(self, path: Path, state: Any) -> None:
+        join_all()  # an earlier training of this process may have ended amid a job
         self._claim = claim(path, state)
 
     def _check_claim(self, state: Any) -> None:
@@ -299,36 +309,6 @@ class HeadWatchCallback(TrainerCallback):
             )
             self._recorder = None
 
-    def _manifest(self, args: Any, model: Any, anatomy: Anatomy, tokenizer: Any) -> dict[str, Any]:
-        config = getattr(model, "config", None)
-        return {
-            "headwatch_version": __version__,
-            "versions": versions(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "settings": self._recorded,
-            "model": {
-                "name": _model_name(model),
-                "type": getattr(config, "model_type", ""),
-                "n_layers": anatomy.n_layers,
-                "n_heads": anatomy.n_heads,
-                "layers_with_heads": anatomy.layers_with_heads if anatomy.has_whole_layers else None,
-                "n_kv_heads": anatomy.n_kv_heads,
-                "head_dim": anatomy.head_dim,
-                "d_model": anatomy.d_model,
-            },
-            "probes": describe_probes(self.probes, tokenizer)
-            | ({} if self._choice is None else {"chosen_by_look": self._choice.to_json()}),
-            "trainer": getattr(args, "recorded_by", None)  # a command, without a trainer
-            or re.sub(r"(Config|TrainingArguments)$", "Trainer", type(args).__name__),
-            "name": getattr(args, "run_name", None) or Path(args.output_dir).name,
-            "training": {
-                key: getattr(args, key, None)
-                for key in ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "seed")
-            },
-            "wandb": None,
-            "status": "running",
-        }
-
     # --- probing ----------------------------------------------------------------------------------------------------
 
     def _probe(self, state: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
@@ -336,6 +316,7 @@ class HeadWatchCallback(TrainerCallback):
         if self._off or self.probes is None or model is None:
             return
         self._check_claim(state)
+        self._wait(state)
         if agree(ERROR if self._failed else OK) != OK:  # a record may fail on the main process alone
             self._off = True
             return
@@ -383,10 +364,17 @@ class HeadWatchCallback(TrainerCallback):
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
                 self._recorder.conclude(result, self._timer, self._sinks, final=step >= state.max_steps)
+                if first or self.settings.strict:  # what fails at the beginning is reported there
+                    self._recorder.wait()
         except Exception as caught:
             error = caught
         self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
         self._timer.end_probe()
+
+    def _wait(self, state: Any) -> None:
+        """Wait until the last probe is in the record, which is written on the main process."""
+        if self._recorder is not None:
+            self._guarded(self._recorder.wait, state, "could not record the last probe")
 
     def _is_due(self, step: int) -> bool:
         """Whether max_overhead allows a probe now, by the main process's clock."""
@@ -474,18 +462,3 @@ class HeadWatchCallback(TrainerCallback):
             type(error).__name__,
             error,
         )
-
-
-def _parallelism() -> Any:
-    """How accelerate divides the processes (`ParallelismConfig`); None without accelerate or such a configuration."""
-    try:
-        from accelerate.state import AcceleratorState, is_initialized
-    except ImportError:
-        return None
-    return getattr(AcceleratorState(), "parallelism_config", None) if is_initialized() else None
-
-
-def _model_name(model: Any) -> str:
-    """The name on the Hub, or the last part of a local path."""
-    name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
-    return Path(name).name if Path(name).is_dir() else name

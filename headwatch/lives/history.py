@@ -178,6 +178,7 @@ class HeadHistory(HistoryView):
         other.steps, other.signal = list(self.steps), list(self.signal)
         other.events, other.withdrawn = list(self.events), list(self.withdrawn)
         other._effect_draws = copy(self._effect_draws)
+        other._evidence, other._settled = copy(self._evidence), self._settled.copy()
         return other
 
     # --- inside -------------------------------------------------------------------------------------------------------

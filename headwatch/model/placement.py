@@ -57,6 +57,15 @@ def check_parallelism(config: Any) -> None:
             )
 
 
+def parallelism() -> Any:
+    """How accelerate divides the processes (`ParallelismConfig`); None without accelerate or such a configuration."""
+    try:
+        from accelerate.state import AcceleratorState, is_initialized
+    except ImportError:
+        return None
+    return getattr(AcceleratorState(), "parallelism_config", None) if is_initialized() else None
+
+
 def is_dtensor(parameter: Tensor) -> bool:
     """Whether a parameter is a part of a distributed tensor."""
     return hasattr(parameter, "device_mesh") and hasattr(parameter, "placements")

@@ -41,7 +41,9 @@ class TrackioSink(Sink):
             return
         try:
             self._own_run.finish()
-            sys.modules["trackio"].context_vars.current_run.set(None)
+            current = sys.modules["trackio"].context_vars.current_run
+            if current.get() is self._own_run:
+                current.set(None)
         except Exception as error:
             self._breaker.record(error)
         self._own_run = None
@@ -50,7 +52,7 @@ class TrackioSink(Sink):
         """The active run; if there is none, start one, which continues our previous one."""
         import trackio
 
-        run = trackio.context_vars.current_run.get()
+        run = trackio.context_vars.current_run.get() or self._own_run  # ours may have started in another context
         if run is None:
             run = self._own_run = trackio.init(**self._options, resume="allow", embed=False)
         # The trainer may finish its run before our last row: a run of our own then continues it.

@@ -6,7 +6,10 @@ from headwatch import HeadHistory, RunFolder
 from headwatch.lives.history_view import RULES
 
 # Values of the record and of the trainer's log that a clock or the machine decides ...
-MEASURED = {"seconds", "pass_seconds", "patching_seconds", "overhead", "peak_memory_mb", "step_time"}
+MEASURED = {
+    *("seconds", "pass_seconds", "patching_seconds", "after_seconds"),
+    *("overhead", "peak_memory_mb", "step_time"),
+}
 # ... and that transformers (train_*) and TRL's SFTTrainer (num_tokens) count from the start of the process.
 OF_THE_PROCESS = {"num_tokens", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 

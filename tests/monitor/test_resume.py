@@ -217,7 +217,7 @@ def test_figures_that_cannot_be_made_do_not_end_the_probing(
             assert callable(row.figures)
             row.figures()
 
-    monkeypatch.setattr("headwatch.monitor.recorder.figure_data.all_figures", fails)
+    monkeypatch.setattr("headwatch.monitor.sink_rows.figure_data.all_figures", fails)
     monkeypatch.setattr("headwatch.callback.make_sinks", lambda *_, **__: [Draws()])
     sft_trainer(model, tmp_path, [callback()]).train()
     run = RunFolder.open(tmp_path)

@@ -36,13 +36,18 @@ def values(rows: list[dict[str, Any]], name: str) -> list[tuple[int, Any]]:
 
 def test_a_run_of_ones_own(tmp_path: Path) -> None:
     script = """
+import contextvars, trackio
 from headwatch.sinks import TrackioSink
+started, init = [], trackio.init
+trackio.init = lambda *args, **options: (started.append(1), init(*args, **options))[1]
 for begin in (0, 20):
     sink = TrackioSink("mine", "tiny", {"every": 10})
-    for step in (begin, begin + 10):
-        sink.log(step, {"active": step, "gap": float("nan")}, texts={"alerts_text": "too unstable"})
+    for step in (begin, begin + 10):  # in contexts of their own, as jobs of the worker
+        values, texts = {"active": step, "gap": float("nan")}, {"alerts_text": "too unstable"}
+        contextvars.copy_context().run(sink.log, step, values, texts=texts)
     sink.finish()
     sink.finish()
+assert len(started) == 2, started
 """
     held = run(tmp_path, script)
     assert list(held["mine"]) == ["tiny"]  # the second time goes on with the first
