@@ -45,6 +45,7 @@ def test_weights_are_bit_identical(out: tuple[str, Path, str]) -> None:
     for rank in (0, 1):
         without = ended(folder, "sft", rank)
         assert without["sharding"] == kind  # not DDP, which accelerate runs on a CPU instead
+        assert without["described"] == f"processes: 2, sharding: {kind}"
         assert same(without, ended(folder, "watched", rank))
     assert RunFolder.open(folder / "watched").steps == [0, 2, 3]
 
