@@ -1,6 +1,6 @@
 """Trainings over several processes: `python benchmarks/processes.py` writes docs/evidence/processes.md.
 
-Real torchrun runs on CPU processes: {SFT, GRPO} x {full, LoRA} under every sharding, with and without activation
+Real torchrun runs on CPU processes: {SFT, GRPO} x {full, LoRA, QLoRA} under every sharding, with and without activation
 checkpointing, each with and without the callback; trainings resumed from a checkpoint; a probe that fails on one rank;
 a process that is killed. One job runs all trainings of a sharding, in the same processes; a job in which a training
 fails or hangs is started again with the remaining ones. Every row is appended to a file as soon as it is measured, and
@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from helpers.sharded_runs import ended, kill, same, start  # noqa: E402
-from helpers.tiny_trainers import save_tiny_model  # noqa: E402
+from helpers.sharded_runs import ended, kill, same, same_bits, start  # noqa: E402
+from helpers.tiny_trainers import load, save_tiny_model  # noqa: E402
 from processes_cells import (  # noqa: E402
     CELL_LIMIT,
     START_LIMIT,
@@ -86,7 +85,7 @@ def result(cell: Cell, folder: Path, processes: int) -> dict[str, Any]:
         failed = RunFolder.open(folder / cell.name("fails")).manifest["status"] == "failed"
         found["fails"] = failed and equal("plain", "fails")
     found["same"] = equal("plain", "watched")
-    found["error"] = score_error(folder, cell.name("watched"))
+    found["error"] = score_error(folder, cell.name("watched"), cell.weights == "QLoRA")
     if cell.resumes:
         found["resume"] = equal_end(folder, cell, "watched", "watched-resumed", processes)
         found["resume_plain"] = equal_end(folder, cell, "plain", "plain-resumed", processes)
@@ -99,7 +98,7 @@ def equal_end(folder: Path, cell: Cell, one: str, other: str, processes: int) ->
     """Whether a resumed training ends with the weights of the uninterrupted one."""
     for rank in range(processes):
         weights, others = (ended(folder, cell.name(what), rank)["weights"] for what in (one, other))
-        if not all(np.array_equal(weights[name].numpy(), others[name].numpy()) for name in weights):
+        if not all(same_bits(weights[name], others[name]) for name in weights):
             return False
     return True
 
@@ -113,11 +112,11 @@ def same_record(folder: Path, one: str, other: str) -> bool:
     )
 
 
-def score_error(folder: Path, name: str) -> float:
+def score_error(folder: Path, name: str, quantised: bool) -> float:
     """Largest error of the base probe's head scores, over the largest score of one process."""
     run = RunFolder.open(folder / name)
     probes = ProbeSet.load(run.path / "probes.safetensors")
-    expected = score_edges(AutoModelForCausalLM.from_pretrained(folder / "model"), probes).heads.per_pair.numpy()
+    expected = score_edges(load(folder / "model", quantised), probes).heads.per_pair.numpy()
     return float(np.abs(run.read_scores(0).head_scores - expected).max() / np.abs(expected).max())
 
 

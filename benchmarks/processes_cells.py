@@ -11,6 +11,7 @@ from helpers.cpu_accelerator import FSDP2, HYBRID, zero
 
 START_LIMIT = 240  # seconds until the first cell of a job has ended
 CELL_LIMIT = 180  # seconds per cell
+QUANTISED = ("FSDP2", "DDP")  # the shardings with 4-bit weights
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Cell:
 
     def runs(self) -> dict[str, Any]:
         """Its trainings, by name."""
-        changes = {**self.sharding.changes, **({"lora": True} if self.weights == "LoRA" else {})}
+        changes = {**self.sharding.changes, **({self.weights.lower(): True} if self.weights != "full" else {})}
         changes["max_steps"] = 4
         if self.kind == "grpo":
             changes["generation_batch_size"] = 4 * self.sharding.processes
@@ -90,7 +91,7 @@ def cells(sharding: Sharding) -> list[Cell]:
     found = []
     for checkpointing in ("no", "transformers", *(["checkpoint_wrapper"] if sharding.wraps else [])):
         for kind in ("sft", "grpo"):
-            for weights in ("full", "LoRA"):
+            for weights in ("full", "LoRA", *(["QLoRA"] if sharding.name in QUANTISED else [])):
                 first = checkpointing == "no" and weights == "full"
                 found.append(Cell(sharding, kind, weights, checkpointing, first, first and kind == "sft"))
     return found

@@ -3,6 +3,7 @@
 `benchmarks/processes.py` runs the whole table (docs/evidence/processes.md).
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,28 @@ import numpy as np
 import pytest
 from helpers.cpu_accelerator import FSDP2, zero
 from helpers.sharded_runs import HAS_DEEPSPEED, ended, same, torchrun
-from helpers.tiny_trainers import save_tiny_model
+from helpers.tiny_trainers import load, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from headwatch import ProbeSet, RunFolder, score_edges
 
+HAS_BITSANDBYTES = find_spec("bitsandbytes") is not None
 SHARDINGS = ["FSDP2", pytest.param("ZeRO-3", marks=pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed absent"))]
 
 
-def runs(changes: dict[str, Any]) -> dict[str, Any]:
-    sft = {"kind": "sft", "changes": {"max_steps": 3, **changes}}
-    return {
+def runs(kind: str) -> dict[str, Any]:
+    # TRL's activation checkpointing is on, as by default.
+    changes = {"max_steps": 3, "gradient_checkpointing": True, **({"deepspeed": zero(3)} if kind == "ZeRO-3" else {})}
+    sft, watch = {"kind": "sft", "changes": changes}, {"every": 2, "strict": True}
+    found: dict[str, Any] = {
         "sft": sft,
-        "watched": {**sft, "watch": {"every": 2, "strict": True}},
+        "watched": {**sft, "watch": watch},
         "one-rank-fails": {**sft, "watch": {"every": 1, "scoring": {"edges": False}, "fails_on": [1, 8]}},
     }
+    if kind == "FSDP2" and HAS_BITSANDBYTES:
+        qlora = {"kind": "sft", "changes": {**changes, "qlora": True}}
+        found |= {"qlora": qlora, "qlora-watched": {**qlora, "watch": watch}}
+    return found
 
 
 @pytest.fixture(scope="module", params=SHARDINGS)
@@ -33,9 +41,7 @@ def out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     kind = request.param
     folder = tmp_path_factory.mktemp(kind)
     save_tiny_model(folder / "model")
-    changes = {"deepspeed": zero(3)} if kind == "ZeRO-3" else {}
-    # TRL's activation checkpointing is on, as by default.
-    result = torchrun(folder, runs({"gradient_checkpointing": True, **changes}), FSDP2 if kind == "FSDP2" else {})
+    result = torchrun(folder, runs(kind), FSDP2 if kind == "FSDP2" else {})
     assert result.returncode == 0, result.stderr[-4000:]
     return kind, folder, result.stdout + result.stderr
 
@@ -45,8 +51,28 @@ def test_weights_are_bit_identical(out: tuple[str, Path, str]) -> None:
     for rank in (0, 1):
         without = ended(folder, "sft", rank)
         assert without["sharding"] == kind  # not DDP, which accelerate runs on a CPU instead
+        assert without["described"] == f"processes: 2, sharding: {kind}"
         assert same(without, ended(folder, "watched", rank))
     assert RunFolder.open(folder / "watched").steps == [0, 2, 3]
+
+
+def test_qlora(out: tuple[str, Path, str]) -> None:
+    """4-bit weights in floating-point storage, which FSDP2 shards: same bits, and the scores of one process."""
+    kind, folder, _ = out
+    if not (folder / "qlora-0.pt").exists():
+        pytest.skip(f"not run under {kind}, or bitsandbytes is absent")
+    for rank in (0, 1):
+        without = ended(folder, "qlora", rank)
+        assert without["sharding"] == kind
+        assert same(without, ended(folder, "qlora-watched", rank))
+    run = RunFolder.open(folder / "qlora-watched")
+    expected = score_edges(load(folder / "model", quantised=True), ProbeSet.load(run.path / "probes.safetensors"))
+    largest = float(expected.heads.per_pair.abs().max())
+    found = run.read_scores(0).head_scores
+    assert np.allclose(found, expected.heads.per_pair.numpy(), rtol=0, atol=1e-5 * largest)
+    # Not the scores of the float32 model: the shards really hold 4-bit weights.
+    other = score_edges(load(folder / "model"), ProbeSet.load(run.path / "probes.safetensors"))
+    assert not np.allclose(found, other.heads.per_pair.numpy(), rtol=0, atol=1e-3 * largest)
 
 
 def test_scores_are_those_of_one_process(out: tuple[str, Path, str]) -> None:

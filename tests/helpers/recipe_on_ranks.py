@@ -1,4 +1,4 @@
-"""`headwatch train` under torchrun on CPU processes that accelerate treats as devices, so that it shards the model."""
+"""`headwatch train` by `accelerate launch` on CPU processes treated as devices, so that accelerate shards the model."""
 
 import sys
 

@@ -77,5 +77,11 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return (
         one["logs"] == other["logs"]
         and weights.keys() == others.keys()
-        and all(torch.equal(weights[name], others[name]) for name in weights)
+        and all(same_bits(weights[name], others[name]) for name in weights)
     )
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Unlike torch.equal also where packed 4-bit weights, read as floats, are NaN."""
+    bits = (tensor.contiguous().flatten().view(torch.uint8) for tensor in (one, other))
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(*bits)

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Trainer, TrainerCallback
 
 from headwatch.demo.tiny_model import ModelSize, build_model, build_tokenizer, save
 
@@ -30,14 +30,29 @@ def save_tiny_model(folder: Path) -> Path:
     return save(model, tokenizer, folder)
 
 
+def load(model: Path, quantised: bool = False) -> Any:
+    """The saved model in float32; or in 4 bits, packed into float32, since FSDP2 shards only floating-point tensors."""
+    if not quantised:
+        return AutoModelForCausalLM.from_pretrained(model)
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_quant_storage=torch.float32,
+    )
+    return AutoModelForCausalLM.from_pretrained(model, quantization_config=four_bits, device_map="cpu")
+
+
 def sft_trainer(model: Path, output: Path, callbacks: Sequence[TrainerCallback] = (), **changes: Any) -> Trainer:
     """An SFTTrainer on sums written out, 5 steps of 4 rows; see `_arguments` for what `changes` may change."""
     from trl import SFTConfig, SFTTrainer
 
     rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(10, 14) for b in range(20, 25)]
+    quantised = bool(changes.get("qlora"))
     arguments, peft_config = _arguments(output, changes)
     return SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model),
+        model=load(model, quantised),
         args=SFTConfig(**{"max_steps": 5, "max_length": 32, **arguments}),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(model),
@@ -55,10 +70,11 @@ def grpo_trainer(model: Path, output: Path, callbacks: Sequence[TrainerCallback]
         return [sum(map(ord, text)) % 97 / 97 for text in completions]
 
     rows = [{"prompt": f"{a}+{b}="} for a in range(10, 14) for b in range(20, 25)]
+    quantised = bool(changes.get("qlora"))
     arguments, peft_config = _arguments(output, changes)
     sampling = {"num_generations": 4, "max_completion_length": 6, "temperature": 1.0}
     return GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model),
+        model=load(model, quantised),
         reward_funcs=checksum,
         args=GRPOConfig(**{"max_steps": 4, **sampling, **arguments}),
         train_dataset=Dataset.from_list(rows),
@@ -72,8 +88,9 @@ TRAINERS = {"sft": sft_trainer, "grpo": grpo_trainer}
 
 
 def _arguments(output: Path, changes: dict[str, Any]) -> tuple[dict[str, Any], LoraConfig | None]:
-    """Arguments that both trainers share; `lora=True` in the changes stands for a LoRA configuration."""
-    lora = changes.pop("lora", False)
+    """Arguments that both trainers share; `lora` and `qlora` in the changes stand for a LoRA configuration."""
+    qlora = changes.pop("qlora", False)
+    lora = changes.pop("lora", False) or qlora
     arguments: dict[str, Any] = {
         "output_dir": str(output),
         "per_device_train_batch_size": 4,

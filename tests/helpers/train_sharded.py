@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from headwatch import HeadWatchCallback
 from headwatch.model.whole_weights import sharding, whole_weights
+from headwatch.training.processes import describe_running
 from helpers.tiny_trainers import TRAINERS
 from helpers.train_on_ranks import FailsOn
 
@@ -87,6 +88,7 @@ def main(order: dict[str, Any], out: Path) -> None:
             {k: v for k, v in row.items() if k in ("loss", "grad_norm", "reward")} for row in trainer.state.log_history
         ]
         ended = {"weights": weights, "logs": logs, "sharding": sharding(trainer.model)}
+        ended["described"] = describe_running(trainer)
         torch.save(ended, out / f"{name}-{rank}.part")
         os.replace(out / f"{name}-{rank}.part", out / f"{name}-{rank}.pt")  # whole files only
         torch.distributed.barrier()

@@ -412,8 +412,9 @@ def test_planned_lora_parameters(recipe):
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_sft_and_its_recipe_launched_again(recipe, tmp_path):
+def test_sft_and_its_recipe_launched_again(recipe, tmp_path, capsys):
     run([recipe(SFT)])
+    assert "processes: 1, sharding: one process\n" in capsys.readouterr().out
     record = RunFolder.open(tmp_path / "out" / "headwatch")
     assert record.steps == [0, 2, 4]
     assert record.manifest["status"] == "finished"
@@ -458,4 +459,4 @@ def test_two_processes_by_torchrun(recipe, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert RunFolder.open(tmp_path / "out" / "headwatch").steps == [0, 2, 4]
-    assert done.stdout.count("recipe: ") == 1
+    assert done.stdout.count("recipe: ") == done.stdout.count("processes: 2, sharding: DDP\n") == 1
