@@ -7,14 +7,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .PHONY: demo test test-slow smoke fuzz faults gpu lint clean
 
-.venv/.installed: pyproject.toml constraints.txt
+define new-venv
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"headwatch needs Python 3.11 or newer; {sys.executable} is {v[0]}.{v[1]}. Choose another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
+endef
+
+# The demo needs no test tools: an existing installation, such as README's, is used as it is.
+$(BIN)/headwatch:
+	$(new-venv)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,wandb]'
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(new-venv)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch numpy
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-demo: .venv/.installed  ## train a small model by SFT and by GRPO with the callback, and write the report
+demo: $(BIN)/headwatch  ## train a small model by SFT and by GRPO with the callback, and write the report
 	$(BIN)/headwatch demo
 
 test: .venv/.installed lint  ## lint, type check and the tests, in two processes of one thread each

@@ -30,6 +30,7 @@ from headwatch.model.head_names import Head
 from headwatch.probes import ProbeSet
 from headwatch.record.after import heads_with_events, keep_result
 from headwatch.record.run_folder import RunFolder
+from headwatch.report.heads_off import verdict
 from headwatch.sinks.wandb_after import log_circuits, log_roles
 from headwatch.sinks.wandb_run import existing_run
 
@@ -144,7 +145,8 @@ def circuit_lines(families: Sequence[dict[str, Any]], when: str) -> list[str]:
     lines = []
     for family in families:
         row = min(family["curve"], key=lambda row: abs(row["edges"] - family["edges"]))
-        random = f"; random ones {min(row['random']):.2f} to {max(row['random']):.2f}" if row["random"] else ""
+        lowest, highest = (round(end(row["random"]), 2) + 0.0 for end in (min, max)) if row["random"] else (None, None)
+        random = "" if lowest is None else f"; random ones keep {lowest:.2f} to {highest:.2f}"
         lines.append(
             f"circuit of {family['family']} {when}: {family['edges']:,} of {family['real_edges']:,} edges keep "
             f"{row['faithfulness']:.2f} [{row['lower']:.2f}, {row['upper']:.2f}] of the metric gap{random}"
@@ -190,25 +192,12 @@ def ablation_line(found: dict[str, Any], heads: Sequence[str]) -> str:
     if not found["against_random"]:
         return f"{text}; no random sets were drawn"
     other = found["against_random"][0]
-    lower = other["difference"]["high"] < 0.0
     text += (
         f"; {other['sets']} random sets of as many heads in the same layers: "
         f"{100 * other['random_mean']['value']:.1f} % on average, {100 * other['random_lowest']:.1f} to "
         f"{100 * other['random_highest']:.1f} %. "
     )
-    as_low = round(other["rank_p"] * (1 + other["sets"])) - 1
-    if change["high"] >= 0.0:
-        return f"{text}On this task the model does not measurably need the emerged heads."
-    if lower and other["rank_p"] <= 0.05:
-        verdict = "The emerged heads matter more than random ones: no random set costs as much"
-        return f"{text}{verdict} (rank p {other['rank_p']:.2g})."
-    if lower:
-        verb = "costs" if as_low == 1 else "cost"
-        return (
-            f"{text}They matter more than random heads on average, but {as_low} of the {other['sets']} random sets "
-            f"{verb} as much or more."
-        )
-    return f"{text}They matter no more than random heads."
+    return text + verdict(change, other)
 
 
 def _points(change: dict[str, float]) -> str:

@@ -70,7 +70,8 @@ def run_demo(
     Nothing is downloaded and nothing is sent.
 
     Args:
-        folder: receives base/, sft/ and grpo/ (each with its run folder headwatch/), wandb/ and report.html.
+        folder: receives base/, sft/ and grpo/ (models; sft/ and grpo/ with their run folders headwatch/), wandb/ and
+            report.html.
         seed: the same seed gives the same weights, rewards and scores on the same machine.
         quick: run for a few seconds, as a test; the report shows little.
         plan: settings that replace the built-in ones.
@@ -160,8 +161,13 @@ class DemoEnd:
         return found + [f"{method.upper()}: {line}" for method, lines in self._of_runs.items() for line in lines]
 
 
-def post_train(method: str, base: Path, output_dir: Path, plan: DemoPlan, seed: int, wandb: bool, end: DemoEnd) -> None:
-    """Post-train the base model by `method` ("sft" or "grpo") with the callback; the run folder is in output_dir."""
+def post_train(
+    method: str, base: Path, output_dir: Path, plan: DemoPlan, seed: int, wandb: bool, end: DemoEnd | None = None
+) -> None:
+    """Post-train the base model by `method` ("sft" or "grpo") with the callback; weights and record go to output_dir.
+
+    What `end` measures follows, if it is given.
+    """
     stage = plan.sft if method == "sft" else plan.grpo
     watch = HeadWatchCallback(
         probes=plan.families,
@@ -182,6 +188,8 @@ def post_train(method: str, base: Path, output_dir: Path, plan: DemoPlan, seed: 
     else:
         bar = StageBar("3/3 GRPO: exact answers", "reward")
         trainer = train_grpo(base, output_dir, stage, rewards=plan.rewards, callbacks=[bar, watch], **common)
-    end.measure(method, trainer, output_dir)
+    trainer.save_model(str(output_dir))
+    if end is not None:
+        end.measure(method, trainer, output_dir)
     if wandb and "wandb" in sys.modules:  # Transformers leaves the W&B run open, and the next stage needs its own
         sys.modules["wandb"].finish()

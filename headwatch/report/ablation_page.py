@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from headwatch.report.heads_off import verdict
 from headwatch.report.palette import css_variables
 from headwatch.version import __version__
 
@@ -101,7 +102,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         f"<p>{html.escape(row['arm'])} against the mean of {row['sets']} random sets "
         f"({_interval(row['random_mean'])}; from {100 * row['random_lowest']:.1f} to "
         f"{100 * row['random_highest']:.1f}): {_interval(row['difference'], '+')} points, p {row['p_value']:.2g} over "
-        f"problems; rank among the sets: p {row['rank_p']:.2g}.</p>"
+        f"problems; rank among the sets: p {row['rank_p']:.2g}. <b>{_verdict(found['arms'], row)}</b></p>"
         for row in found["against_random"]
     ]
     for row in found["arms"]:
@@ -112,6 +113,11 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
                 f"<p class=note>{html.escape(row['arm'])}: problems newly right: {right}; newly wrong: {wrong}.</p>"
             )
     return notes
+
+
+def _verdict(arms: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> str:
+    arm = next(arm for arm in arms if arm["arm"] == row["arm"])
+    return verdict(arm["against_none"]["difference"], row, arm.get("factor"))
 
 
 def _interval(value: Mapping[str, float], sign: str = "") -> str:

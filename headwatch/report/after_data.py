@@ -7,6 +7,7 @@ from headwatch.circuits.drawing import HEIGHT, MAX_EDGES, WIDTH, edge_note, geom
 from headwatch.record.after import read_results
 from headwatch.record.run_folder import RunFolder
 from headwatch.report.figure_data import significant
+from headwatch.report.heads_off import against_random, arm_label
 
 MAX_ROLE_VALUES = 20_000  # per model: heads x columns; a larger model keeps its heads with the largest |write|
 MAX_PATTERN_VALUES = 30_000  # per model: attention values of pictures
@@ -96,14 +97,16 @@ def _ablation(result: Mapping[str, Any]) -> dict[str, Any]:
         arms = []
         for arm in found["arms"]:
             row = {key: arm[key] for key in ("arm", "group", "random", "heads", "pass1")}
-            row["factor"] = arm.get("factor")
+            row["factor"], row["label"] = arm.get("factor"), arm_label(arm)
             other = arm.get("against_none")
             if other is not None:
                 changed = {key: len(other[key]) for key in ("newly_right", "newly_wrong")}
                 row["against_none"] = {key: other[key] for key in ("difference", "p_value", "mcnemar_p")} | changed
             arms.append(row)
         problems = found["arms"][0].get("problems")
-        suites[suite] = {"arms": arms, "against_random": found["against_random"], "problems": problems}
+        by_name = {arm["arm"]: arm for arm in found["arms"]}
+        notes = [against_random(by_name[other["arm"]], other) for other in found["against_random"]]
+        suites[suite] = {"arms": arms, "notes": notes, "problems": problems}
     return {"model": result["model"], "groups": result["groups"], "suites": suites}
 
 

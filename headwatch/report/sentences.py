@@ -8,15 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headwatch.lives.exact_patching import CONTRADICTS, LEVEL, SUPPORTS
 from headwatch.lives.history import HeadHistory
-from headwatch.lives.states import NEWLY_ACTIVE, OF_BASE, is_in
+from headwatch.lives.states import NEWLY_ACTIVE, OF_BASE, HeadState, is_in
+from headwatch.model.head_names import Head, head_name
 from headwatch.record.run_folder import RunFolder
 from headwatch.report.figure_data import changes, has_signal, is_finite_number
 from headwatch.stats import OK
 
 COUPLING_KEYS = ("reward",)
+MAX_NAMES = 3  # heads that a sentence names
 
 
 def headline(history: HeadHistory) -> str:
@@ -79,6 +82,7 @@ def summary(
             _membership(history),
         ]
     if status in (OK, "base only"):
+        sentences.insert(0, _strongest(history))
         sentences.append(_detection_power(history))
     if circuit is not None and len(circuit.steps) > 1:
         sentences.append(_circuit_membership(circuit, null_band))
@@ -165,10 +169,11 @@ def _line(history: HeadHistory, status: str, accuracy: Sequence[float | None]) -
     if status == "base only":
         return f"{_count(active, 'active head')} in the base model", 1 + active
     newly, pruned = history.newly_active()[-1], history.counts()["pruned"][-1]
+    dropped = _dropped(history).replace(" were ", " ").replace(" was ", " ")
     parts = [
-        f"{newly} emerged" if newly else "",
-        f"{pruned} emerged and pruned" if pruned else "",
-        _dropped(history).replace(" were ", " ").replace(" was ", " "),
+        f"{newly} emerged{_names(history, NEWLY_ACTIVE)}" if newly else "",
+        f"{pruned} emerged and pruned{_names(history, (HeadState.PRUNED,))}" if pruned else "",
+        dropped + _names(history, (HeadState.DROPPED,)) if dropped else "",
     ]
     known = [value for value in accuracy if value is not None]
     if len(known) > 1:
@@ -176,6 +181,34 @@ def _line(history: HeadHistory, status: str, accuracy: Sequence[float | None]) -
     if not (newly or pruned or _dropped(history)):
         parts.insert(0, f"no event, {_count(active, 'active head')}")
     return "; ".join(part for part in parts if part), 1_000 * (1 + len(history.events)) + active
+
+
+def _strongest(history: HeadHistory) -> str:
+    """The heads with the largest |share| now."""
+    shares, names = history.share[-1], _by_share(history, history.has_head)[:MAX_NAMES]
+    if not names:
+        return ""
+    parts = (f"{head_name(*head)} {_percent(float(shares[head]))}" for head in names)
+    return f"Largest shares of the metric gap: {', '.join(parts)}."
+
+
+def _names(history: HeadHistory, states: tuple[HeadState, ...]) -> str:
+    """The heads in these states, the largest |share| first: " (L0.H4, L2.H1, L2.H6 and 2 more)"."""
+    heads = _by_share(history, is_in(history.state[-1], states))
+    more = f" and {len(heads) - MAX_NAMES} more" if len(heads) > MAX_NAMES else ""
+    return f" ({', '.join(head_name(*head) for head in heads[:MAX_NAMES])}{more})"
+
+
+def _by_share(history: HeadHistory, chosen: NDArray[np.bool_]) -> list[Head]:
+    """The chosen heads, the largest |share| at the last probe first."""
+    size = np.where(np.isfinite(history.share[-1]), np.abs(history.share[-1]), 0.0)
+    heads = [(int(layer), int(head)) for layer, head in np.argwhere(chosen)]
+    return sorted(heads, key=lambda head: -float(size[head]))
+
+
+def _percent(share: float) -> str:
+    """As on the page: one decimal below 10 %."""
+    return f"{100 * share:.{1 if abs(share) < 0.0995 else 0}f} %".replace("-", "−").replace(" ", "\u00a0")
 
 
 def _changed_shares(history: HeadHistory) -> str:

@@ -232,6 +232,7 @@ def test_the_demo_is_repeatable(tmp_path):
         for step in one.steps:
             assert np.array_equal(one.read_scores(step).head_scores, two.read_scores(step).head_scores)
         assert not np.array_equal(one.read_scores(0).head_scores, one.read_scores(6).head_scores)
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "one" / method).num_parameters() > 0
     both = [RunFolder.open(tmp_path / "one" / method).read_scores(0).head_scores for method in ("sft", "grpo")]
     assert np.array_equal(*both), "both runs start from the same base model and probes"
     logged_runs = offline_runs(tmp_path / "one")
@@ -256,29 +257,14 @@ def test_the_demo_is_repeatable(tmp_path):
     assert "WANDB_MODE" not in os.environ or os.environ["WANDB_MODE"] != "offline"
 
 
-@pytest.mark.parametrize(
-    ("change", "against", "rank_p", "verdict"),
-    [
-        (
-            -0.30,
-            -0.20,
-            0.05,
-            "The emerged heads matter more than random ones: no random set costs as much (rank p 0.05).",
-        ),
-        (-0.30, -0.20, 0.15, "They matter more than random heads on average, but 2 of the 19 random sets cost as much"),
-        (-0.30, -0.20, 0.10, "but 1 of the 19 random sets costs as much or more."),
-        (-0.30, 0.00, 0.50, "They matter no more than random heads."),
-        (-0.05, -0.20, 0.05, "On this task the model does not measurably need the emerged heads."),
-    ],
-)
-def test_the_verdict_follows_from_the_numbers(change, against, rank_p, verdict):
+def test_the_line_of_heads_off_has_its_numbers_and_a_verdict():
     arms = [{"pass1": interval(0.9)}, {"pass1": interval(0.6), "problems": 1000}]
-    arms[1]["against_none"] = {"difference": interval(change)}
-    other = {"sets": 19, "random_mean": interval(0.8), "random_lowest": 0.5, "random_highest": 0.9, "rank_p": rank_p}
-    found = {"arms": arms, "against_random": [{**other, "difference": interval(against)}]}
+    arms[1]["against_none"] = {"difference": interval(-0.3)}
+    other = {"sets": 19, "random_mean": interval(0.8), "random_lowest": 0.5, "random_highest": 0.9, "rank_p": 0.05}
+    found = {"arms": arms, "against_random": [{**other, "difference": interval(-0.2)}]}
     line = ablation_line(found, ["L1.H2", "L2.H3"])
     assert "without the 2 emerged heads (L1.H2, L2.H3) the accuracy on 1,000 sums is 60.0 % instead of 90.0 %" in line
-    assert verdict in line
+    assert line.endswith("They matter more than random heads: no random set costs as much (rank p 0.05).")
 
 
 def test_heads_off_are_measured_on_the_same_sums(tokenizer, base):

@@ -13,9 +13,9 @@ MANIFEST = {"model": {"n_layers": 2, "n_heads": 3}, "probes": {"n_pairs": 5, "fa
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
-    for run in ("sft", "grpo"):
-        RunFolder.create(tmp_path / run / "headwatch", {"name": run, **MANIFEST})
-    RunFolder.create(tmp_path / "bare", {"name": "bare", **MANIFEST})
+    for hour, run in enumerate(("sft/headwatch", "grpo/headwatch", "bare")):
+        created = f"2026-11-21T1{hour}:00:00+00:00"
+        RunFolder.create(tmp_path / run, {"name": run, "created": created, **MANIFEST})
     (tmp_path / "models").mkdir()
     return tmp_path
 
@@ -23,7 +23,7 @@ def outputs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("path", "runs"),
     [
-        (".", ["bare", "grpo/headwatch", "sft/headwatch"]),
+        (".", ["sft/headwatch", "grpo/headwatch", "bare"]),
         ("sft", ["sft/headwatch"]),
         ("sft/headwatch", ["sft/headwatch"]),
         ("bare", ["bare"]),

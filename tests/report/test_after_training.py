@@ -12,6 +12,7 @@ from test_page_layout import OUTSIDE, WIDTHS, open_all, overlapping
 
 from headwatch.record.run_folder import RunFolder
 from headwatch.report.after_data import after_data
+from headwatch.report.heads_off import verdict
 from headwatch.report.html import write_report
 
 Visit = Callable[..., Page]
@@ -72,7 +73,10 @@ def test_roles_are_sorted_and_shown_on_the_page_of_a_head(page_file: Path, visit
     entropy = (
         "[...document.querySelectorAll('#roles tbody tr')].map((r) => +r.children[1].textContent.replace('−', '-'))"
     )
-    assert len(page.run(entropy)) == 20
+    names = page.run("[...document.querySelectorAll('#roles tbody th button')].map((b) => b.textContent)")
+    with_events = {f"L{event.layer}.H{event.head}" for event in run.events() if event.rule == "evidence"}
+    assert len(names) == 10 + len(with_events - set(names[:10]))
+    assert with_events <= set(names)
     page.click("#roles thead th:nth-child(2) button")
     assert page.run(entropy) == sorted(page.run(entropy), reverse=True)
     page.click("#roles thead th:nth-child(2) button")
@@ -92,15 +96,44 @@ def test_heads_off_and_benchmarks(page_file: Path, browse: Callable[..., Dom], v
     assert page.run("document.querySelectorAll('#ablation .arms circle').length") == 4  # none, the heads, two sets
     text = page.run("document.getElementById('ablation').innerText")
     assert "50.0 [40.0, 60.0]" in text
-    assert "rank among the sets: p 0.67" in text
+    assert "all heads on" in text
+    assert "emerged off: " in text
+    assert "rank p 0.67. They matter no more than random heads." in text
     assert "gsm8k" in page.run("document.getElementById('evaluation').innerText")
 
 
-def test_without_results_there_is_no_such_part(visit: Visit, tmp_path: Path) -> None:
+def test_without_results_the_commands_are_named(visit: Visit, tmp_path: Path) -> None:
     run = write_synthetic_run(tmp_path / "headwatch", n_pairs=16, steps=(0, 20))
     page = visit(write_report(run))
-    assert page.run("document.getElementById('after').hidden")
+    assert page.run("[...document.querySelectorAll('#after > section')].every((part) => part.hidden)")
+    commands = page.run("[...document.querySelectorAll('#next code')].map((code) => code.textContent)")
+    assert commands == [*(f"headwatch {name}" for name in ("circuit", "ablate", "evaluate", "roles")), "--run FOLDER"]
     assert page.problems == []
+
+
+@pytest.mark.parametrize(
+    ("change", "against", "rank_p", "expected"),
+    [
+        (-0.30, -0.20, 0.05, "They matter more than random heads: no random set costs as much (rank p 0.05)."),
+        (-0.30, -0.20, 0.15, "They matter more than random heads on average, but 2 of the 19 random sets cost as much"),
+        (-0.30, -0.20, 0.10, "but 1 of the 19 random sets costs as much or more."),
+        (-0.30, 0.00, 0.50, "They matter no more than random heads."),
+        (-0.30, 0.20, 1.00, "They matter less than random heads, which cost more on average."),
+        (-0.05, -0.20, 0.05, "On this task the model does not measurably need these heads."),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(change: float, against: float, rank_p: float, expected: str) -> None:
+    def interval(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+    other = {"sets": 19, "rank_p": rank_p, "difference": interval(against)}
+    assert expected in verdict(interval(change), other)
+    assert verdict(interval(change), other, 1.3) == ""  # no head is off
+
+
+def test_too_few_random_sets_are_said_to_be() -> None:
+    few = {"sets": 5, "rank_p": 1 / 6, "difference": {"value": -0.2, "low": -0.3, "high": -0.1}}
+    assert "too few to claim it" in verdict({"value": -0.3, "low": -0.4, "high": -0.2}, few)
 
 
 def test_a_large_model_keeps_its_heads_with_the_largest_write(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

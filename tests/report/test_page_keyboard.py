@@ -247,6 +247,7 @@ def test_print_shows_every_section(path: Path, grpo: RunFolder, visit: Visit):
         "course",
         "where",
         "lives",
+        "after",
         "signals",
         "checks",
         "events",

@@ -88,6 +88,7 @@ def test_no_text_overlaps_and_the_first_chart_is_in_view(
     assert page.run(CLIPPED) == 0
     counts = page.run("[...document.querySelectorAll('#state-counts li')].map((e) => e.getBoundingClientRect().right)")
     assert all(right <= width for right in counts)
+    assert page.run("document.getElementById('now').checkVisibility()")
     assert page.problems == []
 
 
@@ -135,7 +136,7 @@ def test_probe_pair_is_shown_with_its_answers(grpo: RunFolder, visit: Visit, tmp
     run.update_manifest(probes={**run.manifest["probes"], "examples": {"addition": example, "recall": None}})
     page = visit(write_report(run), "family=addition")
     lines = page.run("[...document.querySelectorAll('#pair p')].map((p) => p.innerText)")
-    assert lines[0] == "One of 32 probe pairs of addition"
+    assert lines[0] == "One of 32 probe pairs of addition with the token that the metric reads"
     assert lines[1].removeprefix("clean").strip().split(" → ") == ["2+3=", "5"]
     assert lines[2].removeprefix("corrupted").strip().split(" → ") == ["2+4=", "6"]
     assert visit(write_report(run), "family=recall").run("document.getElementById('pair').hidden")

@@ -1,11 +1,14 @@
 /* after.js: what commands found after the training: circuits, heads off, benchmarks, roles. */
 
 const ROLE_NAMES = { entropy: "Entropy", previous_token: "Previous", first_token: "First", distance: "Distance", receiver_kurtosis: "Kurtosis", induction: "Induction", write: "Write", weight_change: "Weights" };
-const ROLE_ROWS = 20;
+const ROLE_ROWS = 10; /* and the heads with events */
+const ROLE_WIDE = ["first_token", "distance", "receiver_kurtosis"]; /* columns that a phone has no room for: the page of a head has them */
 const EDGE_CLASSES = { q: "s-new", k: "s-gain", v: "s-base", "": "s-plain" };
 const roleTable = { sort: "write", down: true, all: false };
 
 const points = (value, sign) => minus(`${sign && value > 0 ? "+" : ""}${(100 * value).toFixed(1)}`);
+const pText = (value) => (isNumber(value) && value < 0.001 ? "< 0.001" : number(value));
+const two = (value) => (isNumber(value) ? minus(value.toFixed(2)).replace("−0.00", "0.00") : "–");
 const interval = ({ value, low, high }, sign) => `${points(value, sign)} [${points(low, sign)}, ${points(high, sign)}]`;
 
 /* The parts of the section, each with what it draws of a run; the boxes are in the page before charts take their width. */
@@ -16,9 +19,18 @@ const AFTER = {
   roles: [(run) => run.after.roles.length > 0, drawRoles],
 };
 
+/* What is missing in every record, and the command that adds it. */
+const COMMANDS = { circuits: ["circuits", "headwatch circuit"], ablation: ["heads off", "headwatch ablate"], evaluation: ["benchmarks", "headwatch evaluate"], roles: ["roles of heads", "headwatch roles"] };
+
 function drawAfter() {
   for (const id in AFTER) byId(id).hidden = !runs.some(AFTER[id][0]);
-  byId("after").hidden = Object.keys(AFTER).every((id) => byId(id).hidden);
+  const missing = Object.keys(AFTER).filter((id) => !runs.some((run) => (id === "circuits" ? run.after.circuits.length : AFTER[id][0](run))));
+  byId("after").hidden = !runs.some((run) => run.steps.length);
+  byId("next").hidden = !missing.length;
+  const next = byId("next"), code = (text) => element(next, "code", {}, text);
+  next.replaceChildren("Not measured yet: ");
+  missing.forEach((id, i) => { next.append(`${i ? "; " : ""}${COMMANDS[id][0]} (`); code(COMMANDS[id][1]); next.append(")"); });
+  next.append(". Each command takes the trained model and "); code("--run FOLDER"); next.append(", and a new report then shows its result.");
   for (const id in AFTER) if (!byId(id).hidden) drawAfterPart(id);
 }
 
@@ -28,13 +40,15 @@ function drawAfterPart(id) {
   runs.forEach((run, r) => { if (has(run)) drawIn(boxes[r], run); else element(boxes[r], "p", { class: "facts" }, "Nothing of this kind is in this run’s record."); });
 }
 
-function tableOf(parent, heads, rows) {
+/* A table; `wide` are the numbers of columns that are left out on a phone. */
+function tableOf(parent, heads, rows, wide = []) {
   const grid = element(element(parent, "div", { class: "scroll" }), "table", { class: "rows" });
   const line = element(element(grid, "thead"), "tr"), body = element(grid, "tbody");
-  for (const name of heads) element(line, "th", { scope: "col" }, name);
+  const kindOf = (k) => (wide.includes(k) ? { class: "narrow-off" } : {});
+  heads.forEach((name, k) => element(line, "th", { scope: "col", ...kindOf(k) }, name));
   for (const { cells, kind } of rows) {
     const row = element(body, "tr", kind ? { class: kind } : {});
-    cells.forEach((text, k) => element(row, k ? "td" : "th", k ? {} : { scope: "row" }, text));
+    cells.forEach((text, k) => element(row, k ? "td" : "th", k ? kindOf(k) : { scope: "row" }, text));
   }
   return grid;
 }
@@ -45,11 +59,12 @@ function drawCircuits(box, run) {
   const found = run.after.circuits.filter((each) => each.families[chosen.family]), colours = found.map((each, i) => (i === found.length - 1 ? "new" : "base"));
   drawFaithfulness(chart(box, "faithfulness", `Faithfulness of circuits of ${chosen.family} over their share of the edges, ${run.name}`), found, colours);
   legend(box, [...found.map((each, i) => [colours[i], each.model, ""]), ["untested", "random circuits of that size", ""]]);
-  const range = (values) => (values.length ? `${number(Math.min(...values))} to ${number(Math.max(...values))}` : "–");
-  tableOf(box, ["Circuit of", "edges", "heads", "CPR", "random", "CMD", "random"], found.map((each) => {
-    const own = each.families[chosen.family];
-    return { cells: [each.model, `${whole(own.edges)} of ${whole(own.real_edges)}`, whole(own.heads), number(own.cpr), range(own.random_cpr), number(own.cmd), range(own.random_cmd)] };
-  }));
+  const with_ = (value, random) => `${two(value)}${random.length ? ` (${two(random.reduce((sum, each) => sum + each, 0) / random.length)})` : ""}`;
+  tableOf(box, ["Circuit of", "edges", "heads", "keeps", "CPR (random)", "CMD (random)"], found.map((each) => {
+    const own = each.families[chosen.family], row = own.curve.find(([, edges]) => edges === own.edges);
+    const keeps = row ? `${two(row[3])} [${two(row[4])}, ${two(row[5])}]` : "–";
+    return { cells: [each.model, `${whole(own.edges)} of ${whole(own.real_edges)}`, whole(own.heads), keeps, with_(own.cpr, own.random_cpr), with_(own.cmd, own.random_cmd)] };
+  }), [2, 5]);
   found.slice().reverse().forEach((each, i) => {
     const own = each.families[chosen.family], part = i ? element(box, "details", { class: "more-text" }) : element(box, "div");
     if (i) part.open = document.body.classList.contains("printing");
@@ -58,11 +73,12 @@ function drawCircuits(box, run) {
 }
 
 function drawFaithfulness(svg, found, colours) {
-  const width = svg.width_(), top = 12, bottom = 172, right = width - 16, rows = found.map((each) => each.families[chosen.family].curve);
+  const width = svg.width_(), top = 26, bottom = 186, right = width - 16, rows = found.map((each) => each.families[chosen.family].curve);
   const values = rows.flatMap((curve) => curve.flatMap((row) => [...row.slice(3, 6), ...row[6]])).filter(isNumber);
   svg.begin(bottom + 34);
   const low = Math.max(-1, Math.min(-0.1, ...values)), high = Math.min(2, Math.max(1.1, ...values)), first = Math.min(...rows.map((curve) => curve[0][0] || 1e-3));
   const log = linear(Math.log10(Math.min(first, 0.5)), 0, LEFT, right), x = (size) => log(Math.log10(Math.max(size, first))), scale = linear(low, high, bottom, top), y = (v) => (isNumber(v) ? clamp(scale(v), top, bottom) : null);
+  heading(svg, LEFT, 10, "Faithfulness", "part of the metric gap that a circuit keeps", right - LEFT);
   gridLines(svg, scale, ticks(low, high, 4), right, number);
   for (const size of [0.001, 0.01, 0.1, 1]) if (size >= first) label(svg, x(size), bottom + 15, `${number(size * 100)} %`, { "text-anchor": size === 1 ? "end" : "middle" });
   label(svg, (LEFT + right) / 2, bottom + 30, "share of the edges", { "text-anchor": "middle" });
@@ -98,19 +114,15 @@ function drawAblation(box, run) {
   for (const { model, suites, groups } of run.after.ablation) {
     for (const [group, heads] of Object.entries(groups)) element(box, "p", { class: "facts" }, `${model}, ${group}: ${listed(heads, 12)}`);
     for (const [suite, found] of Object.entries(suites)) {
-      element(box, "p", { class: "facts" }, `${suite}${isNumber(found.problems) ? `, ${count(found.problems, "problem")}` : ""}: share of right answers`);
+      element(box, "p", { class: "facts" }, `${suite}${isNumber(found.problems) ? `, ${count(found.problems, "problem")}` : ""}`);
       drawArms(chart(box, "arms", `Accuracy of ${model} on ${suite} with heads off`), found.arms);
-      tableOf(box, ["Arm", "heads", "right, %", "against none", "p", "newly right", "newly wrong"], found.arms.filter((arm) => arm.random === null).map((arm) => {
+      tableOf(box, ["", "heads", "right, %", "change, points", "p", "newly right", "newly wrong"], found.arms.filter((arm) => arm.random === null).map((arm) => {
         const other = arm.against_none;
-        return { cells: [arm.arm, whole(arm.heads.length), interval(arm.pass1), ...(other ? [interval(other.difference, true), number(other.p_value), whole(other.newly_right), whole(other.newly_wrong)] : ["", "", "", ""])] };
-      }));
-      for (const row of found.against_random) element(box, "p", { class: "facts" }, againstRandom(row));
+        return { cells: [arm.label, whole(arm.heads.length), interval(arm.pass1), ...(other ? [interval(other.difference, true), pText(other.p_value), whole(other.newly_right), whole(other.newly_wrong)] : ["", "", "", ""])] };
+      }), [1, 4, 5, 6]);
+      for (const note of found.notes) element(box, "p", { class: "facts" }, note);
     }
   }
-}
-
-function againstRandom(row) {
-  return `${row.arm} against the mean of ${count(row.sets, "random set")} (${interval(row.random_mean)}; from ${points(row.random_lowest)} to ${points(row.random_highest)}): ${interval(row.difference, true)} points, p ${number(row.p_value)} over the problems; rank among the sets: p ${number(row.rank_p)}.`;
 }
 
 /* One line per arm; all random sets of a group share one line. */
@@ -119,21 +131,22 @@ function drawArms(svg, arms) {
   for (const arm of arms) {
     const last = lines[lines.length - 1];
     if (arm.random !== null && last && last.random && last.group === arm.group && last.factor === arm.factor) last.arms.push(arm);
-    else lines.push({ name: arm.random === null ? arm.arm : "random sets", random: arm.random !== null, group: arm.group, factor: arm.factor, arms: [arm] });
+    else lines.push({ name: arm.random === null ? arm.label : "random heads off", random: arm.random !== null, group: arm.group, factor: arm.factor, arms: [arm] });
   }
-  const width = svg.width_(), row = 24, left = Math.min(150, width * 0.34), right = width - 16, bottom = row * lines.length + 6;
+  const width = svg.width_(), row = 24, top = 20, left = Math.min(150, width * 0.34), right = width - 20, bottom = top + row * lines.length + 6;
   svg.begin(bottom + 20);
   const values = arms.flatMap((arm) => [arm.pass1.low, arm.pass1.high]), x = linear(Math.max(0, Math.min(...values) - 0.05), Math.min(1, Math.max(...values) + 0.05), left, right);
   for (const tick of ticks(x.invert(left), x.invert(right), width / 110)) {
-    mark(svg, "line", { class: "grid", x1: x(tick), x2: x(tick), y1: 0, y2: bottom });
+    mark(svg, "line", { class: "grid", x1: x(tick), x2: x(tick), y1: top, y2: bottom });
     label(svg, x(tick), bottom + 15, `${number(tick * 100)} %`, { "text-anchor": "middle" });
   }
-  mark(svg, "line", { class: "s-base none", x1: x(arms[0].pass1.value), x2: x(arms[0].pass1.value), y1: 0, y2: bottom });
+  mark(svg, "line", { class: "s-base none", x1: x(arms[0].pass1.value), x2: x(arms[0].pass1.value), y1: top, y2: bottom });
+  heading(svg, left, 10, "Right answers", "95 % interval over the problems", right - left);
   lines.forEach((line, i) => {
-    const y = row * i + 14, colour = line.random ? "untested" : line.group ? "new" : "base";
+    const y = top + row * i + 14, colour = line.random ? "untested" : line.group ? "new" : "base";
     label(svg, left - 10, y + 4, line.name.length > 20 ? line.name.slice(0, 19) + "…" : line.name, { "text-anchor": "end" }).tip = line.name;
     for (const arm of line.arms) {
-      const { value, low, high } = arm.pass1, tip = `${arm.arm}: ${interval(arm.pass1)} %\n${listed(arm.heads, 12)}`;
+      const { value, low, high } = arm.pass1, tip = `${arm.label}: ${interval(arm.pass1)} %\n${listed(arm.heads, 12)}`;
       if (!line.random) mark(svg, "line", { class: `s-${colour} interval`, x1: x(low), x2: x(high), y1: y, y2: y });
       mark(svg, "circle", { class: `f-${colour}`, cx: x(value), cy: y, r: line.random ? 3 : 4 }, tip);
     }
@@ -166,18 +179,19 @@ function drawRoles(box, run) {
     const sorted = roles.rows.slice().sort((a, b) => (roleTable.down ? value(b) - value(a) : value(a) - value(b)));
     const frame = element(box, "div", { class: "scroll" }), grid = element(frame, "table", { class: "rows" }), top = element(element(grid, "thead"), "tr"), body = element(grid, "tbody");
     names.forEach((name, k) => {
-      const cell = element(top, "th", { scope: "col", "aria-sort": k === at ? (roleTable.down ? "descending" : "ascending") : "none" });
+      const cell = element(top, "th", { scope: "col", ...(ROLE_WIDE.includes(name) ? { class: "narrow-off" } : {}), "aria-sort": k === at ? (roleTable.down ? "descending" : "ascending") : "none" });
       const button = element(cell, "button", { type: "button", class: "plain" }, (k ? ROLE_NAMES[name] || name : "Head") + (k === at ? (roleTable.down ? " ↓" : " ↑") : ""));
       button.addEventListener("click", () => { roleTable.down = k === at ? !roleTable.down : k > 0; roleTable.sort = name; drawAfterPart("roles"); });
     });
-    for (const row of sorted.slice(0, roleTable.all ? sorted.length : ROLE_ROWS)) {
+    const shown = sorted.filter((row, i) => roleTable.all || i < ROLE_ROWS || (events.has(row[0]) && events.size <= ROLE_ROWS));
+    for (const row of shown) {
       const line = element(body, "tr"), found = /^L(\d+)\.H(\d+)$/.exec(row[0]), cell = element(line, "th", { scope: "row" });
       element(cell, "button", { type: "button", class: "link", "aria-label": `${row[0]}: open its page` }, row[0]).addEventListener("click", () => openHead([+found[1], +found[2]]));
       if (events.has(row[0])) element(cell, "span", { class: "with-event", title: "has an event by the evidence rule" }, " ●");
-      row.slice(1).forEach((v) => element(line, "td", {}, number(v)));
+      row.slice(1).forEach((v, k) => element(line, "td", ROLE_WIDE.includes(roles.columns[k]) ? { class: "narrow-off" } : {}, number(v)));
     }
-    if (!roleTable.all && sorted.length > ROLE_ROWS) element(box, "button", { class: "more", type: "button" }, `Show all ${whole(sorted.length)} heads`).addEventListener("click", () => { roleTable.all = true; drawAfterPart("roles"); });
-    if (events.size) element(box, "p", { class: "facts" }, "● has an event. Sorted by absolute value.");
+    if (shown.length < sorted.length) element(box, "button", { class: "more", type: "button" }, `Show all ${whole(sorted.length)} heads`).addEventListener("click", () => { roleTable.all = true; drawAfterPart("roles"); });
+    if (events.size) element(box, "p", { class: "facts" }, "● has an event by the evidence rule. Sorted by absolute value.");
   }
 }
 

@@ -6,12 +6,12 @@ const HELP = {
   frequency: "A cell is a head: red if it was active in the base model, blue if it emerged in training, darker the more of the probes up to now it was active at. An outline marks the heads that are active now.",
   effect: "Change of a head’s importance since the base, from −1 (all of it lost) to +1 (all of it new). It can be large for a head of tiny share: a dot marks heads whose share changed significantly and materially.",
   comparison: "Each column is a head that emerged in at least one run; the map shows the difference of the shares. The differences are not tested: each run is one seed.",
-  circuits: "Part of the metric gap that a circuit keeps when every other edge is corrupted, over its share of all edges (shaded: 95 % interval over the pairs); thin lines are random circuits with as many edges. Below: the strongest edges, layers from left to right, wider for a larger mean |edge score|.",
-  ablation: "A dot is the accuracy with these heads off and its 95 % interval over the problems; the dashed line is the untouched model. Grey: random sets of as many heads.",
+  circuits: "Part of the metric gap that a circuit keeps when every other edge is corrupted, over its share of all edges (shaded: 95 % interval over the pairs); thin lines are random circuits with as many edges. CPR is the area under the curve (large: good), CMD the area between the curve and 1 (small: good). Below: the strongest edges, layers from left to right, wider for a larger mean |edge score|.",
+  ablation: "A dot is the accuracy with these heads off and its 95 % interval over the problems; the dashed line is the model with all heads on. Grey: random sets of as many other heads; where these cost as much, the heads are not special.",
   evaluation: "Accuracy on benchmarks with its 95 % interval over the problems. Components: parts of the total |edge score| before and after training.",
-  roles: "One row per head: what it attends to and writes, mean over clean probe prompts. A column’s name sorts, and a head’s name opens its page.",
-  lives: "Each row is a head, and each bar is a stretch of training in which it was active. Thin and grey parts: membership of the active set changed, but not significantly.",
-  events: "Evidence rule: each row is a change of share that passed the paired test (q) and is at least 0.5 % of the base’s total |share|. A head’s name opens its page.",
+  roles: "One row per head, mean over clean probe prompts: what it attends to (Previous, First: attention to the token before and to the first token) and what it writes along the answers’ difference (Write). A column’s name sorts, a head’s name opens its page, and “How to read this” defines every column.",
+  lives: "Each row is a head, and each bar is a stretch of training in which it was active; on the right, its share of the metric gap now. Thin and grey parts: membership of the active set changed, but not significantly.",
+  events: "Evidence rule: each row is a change of share that passed the paired test (q) and is at least 0.5 % of the base’s total |share|. A negative share works against the clean answer, so a dropped head with one has a positive change.",
   survival: "Fraction of the heads that are still active, by the number of steps since they became active, with 95 % interval. Ticks: heads still active at the last probe, whose end is not known.",
 };
 

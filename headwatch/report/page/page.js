@@ -4,7 +4,7 @@ const data = JSON.parse(byId("data").textContent);
 const runs = data.runs;
 const steps = [...new Set(runs.flatMap((run) => run.steps))].sort((a, b) => a - b);
 const chosen = { family: data.opens_on, rule: data.rules[0], now: steps.length - 1, head: null, open: false, oneAxis: false };
-const RULE_LABELS = { evidence: "Evidence", circuit: "Circuit (the paper’s)" };
+const RULE_LABELS = { evidence: "Evidence (tested)", circuit: "Circuit (the paper’s)" };
 
 runs.forEach((run, index) => { run.letter = index < 26 ? String.fromCharCode(65 + index) : String(index + 1); });
 

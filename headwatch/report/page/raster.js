@@ -1,8 +1,9 @@
-/* raster.js: one row per head, its spells as bars. */
+/* raster.js: one row per head: its spells as bars, and its share now. */
 
 function drawRaster(svg, run, view, group, scales, now, picked) {
-  const rows = groupRows(view, group), width = svg.width_(), left = 56, slot = 11, right = width - 14 - slot; /* slot: where a spell that began at the last probe is drawn */
+  const rows = groupRows(view, group), width = svg.width_(), left = 56, slot = 11; /* slot: where a spell that began at the last probe is drawn */
   const height = rows.length <= 40 ? 13 : rows.length <= 90 ? 10 : rows.length <= 200 ? 6 : 3;
+  const withShares = height >= 10 && rows.some((row) => sharePath(view, view.lives.heads[row])), right = width - 14 - slot - (withShares ? 40 : 0);
   const top = 4, bottom = top + rows.length * height, every = Math.ceil(11 / height);
   svg.begin(bottom + 20);
   const x = linear(scales.first, scales.last, left, right);
@@ -14,10 +15,13 @@ function drawRaster(svg, run, view, group, scales, now, picked) {
     const hit = mark(line, "rect", { class: "row-hit" + (same(picked, head) ? " picked" : ""), x: 0, y, width, height }, headTip(view, head, now));
     hit.head = head;
     if (k % every === 0) label(line, left - 8, y + height / 2 + 3.8, headName(head), { "text-anchor": "end", "pointer-events": "none" });
+    const shares = withShares && sharePath(view, head);
+    if (shares) label(line, width, y + height / 2 + 3.8, percent(shares.values[lastAtMost(shares.probes, now)]), { "text-anchor": "end", "pointer-events": "none" });
     for (const bar of stretches(view.lives.lives[row])) drawStretch(line, bar, run.steps, x, y, height, slot);
   });
   const step = run.steps[now];
   if (step < scales.last) mark(svg, "rect", { class: "veil", x: x(step) + 3, y: top, width: Math.max(0, right - x(step)), height: bottom - top });
+  if (withShares) label(svg, width, bottom + 15, "share", { "text-anchor": "end" });
   nowLine(svg, x(step), top - 4, bottom + 3);
 }
 

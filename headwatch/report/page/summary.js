@@ -70,7 +70,7 @@ function drawPair() {
   box.hidden = !run;
   if (!run) return;
   const example = run.examples[chosen.family], pairs = run.families[chosen.family] ? run.families[chosen.family].pairs : 1;
-  element(box, "p", { class: "caption" }, `One of ${count(pairs, "probe pair")} of ${chosen.family}`);
+  element(box, "p", { class: "caption" }, `One of ${count(pairs, "probe pair")} of ${chosen.family} with the token that the metric reads`);
   for (const side of ["clean", "corrupted"]) {
     const line = element(box, "p");
     element(line, "span", { class: "side" }, side);
