@@ -18,6 +18,7 @@ from headwatch.circuits.circuit import CircuitSettings
 from headwatch.errors import StartError, UnsupportedModelError, UserError
 from headwatch.lives.history import HeadHistory
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.collectives import LIMIT, LostProcessError, set_limit
 from headwatch.model.placement import check_parallelism, parallelism
 from headwatch.model.read_only import left_trace
 from headwatch.model.whole_weights import whole_weights
@@ -236,6 +237,7 @@ class HeadWatchCallback(TrainerCallback):
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
+        set_limit(float(getattr(args, "ddp_timeout", None) or LIMIT))
         self._shows_bars = state.is_world_process_zero and not getattr(args, "disable_tqdm", False)
         check_parallelism(parallelism())
         anatomy = Anatomy.of(model)
@@ -324,14 +326,17 @@ class HeadWatchCallback(TrainerCallback):
         first = self._probed is None
         self._probed, self._put_off = step, False
         self._timer.start_probe()
-        share = PairShard.of(len(probes))
+        share, progress = PairShard.of(len(probes)), None
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
-        progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
         error: Exception | None = None
         try:
-            with whole_weights(model, optimizer):  # gathered once: ranks may run different numbers of passes inside
+            # Gathered once: ranks may run different numbers of passes inside. Layer by layer: all run the same passes.
+            with whole_weights(model, optimizer, Anatomy.of(model).decoder_layers) as whole:
+                if not whole:
+                    share = self._unshared(len(probes))
+                progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
                 part = share.score(
                     score_by_metric,
                     model,
@@ -344,7 +349,8 @@ class HeadWatchCallback(TrainerCallback):
         except Exception as caught:
             error = caught
         finally:
-            progress.close()
+            if progress is not None:
+                progress.close()
         if not self._all_fine(error, step, "the probe failed"):
             return
         result: ProbeResult | None = None
@@ -392,6 +398,13 @@ class HeadWatchCallback(TrainerCallback):
         if self._agreed is None:
             self._agreed = with_agreed_budget(self.settings.scoring, model)
         return self._agreed
+
+    def _unshared(self, n_pairs: int) -> PairShard:
+        """The pairs where layers are gathered one at a time: all of them on every process, without exact patching."""
+        if self._patching and self._recorder is not None:
+            say("the whole weights do not fit: probes gather layer by layer, without exact patching of events")
+        self._patching = False
+        return PairShard.of(n_pairs, shared=False)
 
     def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
         """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""
@@ -445,11 +458,13 @@ class HeadWatchCallback(TrainerCallback):
         """Turn probing off with one warning.
 
         Raises:
-            Exception: `error` itself, if strict, if the pass left a trace in the model, or if it is a mistake in an
-                option (pairs without answers, a record of other pairs) found before the first probe is recorded.
+            Exception: `error` itself, if strict, if the pass left a trace in the model, if another process is lost, or
+                if it is a mistake in an option (pairs without answers, a record of other pairs) found before the first
+                probe is recorded.
         """
         mistake = isinstance(error, UserError) and not isinstance(error, UnsupportedModelError)
-        if self.settings.strict or left_trace(error) or (mistake and not self._has_probe):
+        ends = isinstance(error, LostProcessError) or left_trace(error)
+        if self.settings.strict or ends or (mistake and not self._has_probe):
             raise error
         if self._failed:  # one warning for one fault
             return

@@ -25,6 +25,7 @@ from headwatch.model.hooks import hooked
 from headwatch.model.linear_map import compute_type
 from headwatch.model.parts import Layer, Norm
 from headwatch.model.precision import at_least_float32
+from headwatch.model.whole_weights import readable
 
 
 @dataclass(frozen=True)
@@ -269,8 +270,9 @@ def _post_norm_heads(layer: Layer, norm: Norm, gradient: Tensor, difference: Ten
     Returns:
         [B, H].
     """
-    dtype, _ = compute_type(layer.out)
-    z = torch.zeros_like(difference, dtype=dtype, requires_grad=True)
-    out = layer.out.forward(z)
-    (back,) = torch.autograd.grad(out, z, (gradient * norm.weight).to(out.dtype))
+    with readable(layer.out):
+        dtype, _ = compute_type(layer.out)
+        z = torch.zeros_like(difference, dtype=dtype, requires_grad=True)
+        out = layer.out.forward(z)
+        (back,) = torch.autograd.grad(out, z, (gradient * norm.weight).to(out.dtype))
     return (at_least_float32(back) * difference).unflatten(-1, (n_heads, -1)).sum((1, 3))

@@ -25,6 +25,7 @@ from headwatch.model.anatomy import Anatomy
 from headwatch.model.linear_map import linear_map
 from headwatch.model.parts import KINDS, Kind, Layer, Norm, Projection
 from headwatch.model.precision import at_least_float32, without_tf32
+from headwatch.model.whole_weights import readable
 
 
 @dataclass
@@ -353,9 +354,10 @@ def source_differences(
             for own in out:
                 own[anatomy.head_source(index)] = 0.0
             continue
-        matrix, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
-        per_head = layer.scaled(matrix.T).unflatten(0, (anatomy.n_heads, -1))  # [H, D, M]
-        z = differences.z[index].flatten(0, 1).unflatten(-1, (anatomy.n_heads, -1))  # [B T, H, D]
-        heads = anatomy.head_source(index)
-        _multiply_per_head(z, per_head, [own[heads] for own in out], where)
+        with readable(layer.out):
+            matrix, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
+            per_head = layer.scaled(matrix.T).unflatten(0, (anatomy.n_heads, -1))  # [H, D, M]
+            z = differences.z[index].flatten(0, 1).unflatten(-1, (anatomy.n_heads, -1))  # [B T, H, D]
+            heads = anatomy.head_source(index)
+            _multiply_per_head(z, per_head, [own[heads] for own in out], where)
     return out

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headwatch.errors import UnsupportedModelError
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.whole_weights import readable
 
 _LIMIT = 0.01  # largest accepted error over the largest head score, in float32 and float64
 
@@ -43,7 +44,8 @@ def check_row_sums(anatomy: Anatomy, heads: Tensor, edges: Tensor, autocast: boo
     Raises:
         UnsupportedModelError: the error is far beyond rounding.
     """
-    dtypes = {p.dtype for p in anatomy.first_with_heads.out.parameters()}
+    with readable(anatomy.first_with_heads.out):
+        dtypes = {p.dtype for p in anatomy.first_with_heads.out.parameters()}
     if autocast or not dtypes <= {torch.float32, torch.float64}:
         return
     error = row_sum_error(anatomy, heads, edges)

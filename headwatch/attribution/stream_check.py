@@ -31,6 +31,7 @@ from headwatch.errors import NonFiniteError, UnsupportedModelError
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.linear_map import compute_type
 from headwatch.model.precision import at_least_float32
+from headwatch.model.whole_weights import readable
 
 # Largest accepted error beyond rounding, over the largest entry of a source, by dtype of the weights. Norms of float64
 # models compute in float32; quantised layers (int8) may also round their input (LLM.int8).
@@ -125,14 +126,15 @@ def _stream_error(anatomy: Anatomy, differences: EndpointDifferences, rounding: 
             total += mlp
             largest.append(_largest(mlp))
             continue
-        bias = getattr(layer.out, "bias", None)  # not part of any head
-        out = layer.out.forward(z.to(compute_type(layer.out)[0]))
-        if bias is not None:
-            out = at_least_float32(out)
-            out = out - bias if r is None else out + (r - 1) * at_least_float32(bias)
-        if layer.attn_post_norm is not None or layer.multiplier != 1.0:
-            out = at_least_float32(out)
-        out = layer.scaled(out)
+        with readable(layer.out):
+            bias = getattr(layer.out, "bias", None)  # not part of any head
+            out = layer.out.forward(z.to(compute_type(layer.out)[0]))
+            if bias is not None:
+                out = at_least_float32(out)
+                out = out - bias if r is None else out + (r - 1) * at_least_float32(bias)
+            if layer.attn_post_norm is not None or layer.multiplier != 1.0:
+                out = at_least_float32(out)
+            out = layer.scaled(out)
         total.add_(out).add_(mlp)
         largest += [_largest(out), _largest(mlp)]
     errors = (total - differences.stream).abs()

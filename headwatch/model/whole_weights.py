@@ -1,11 +1,12 @@
 """Whole weights inside a block: gather what FSDP2 or ZeRO-3 shards, keep it gathered, and shard it again.
 
 Before it gathers, every process compares the bytes to gather with its free memory. They agree on the outcome, so that
-where one of them would run out of memory all refuse, and none is left waiting.
+where one of them would run out of memory all refuse, and none is left waiting. Under FSDP2 a caller may allow decoder
+layers to be gathered one at a time instead (layer_gathering.py).
 
-Inside the block a forward or backward pass needs no communication, so processes may run different numbers of passes,
-and one that fails does not leave the others waiting. Entering the block is a collective of all processes; leaving it is
-not.
+Inside a block of whole weights a forward or backward pass needs no communication, so processes may run different
+numbers of passes, and one that fails does not leave the others waiting. Entering the block is a collective of all
+processes; leaving it is not.
 
 FSDP2 (torch 2.6 to 2.13) has public calls to gather and to shard one module. It has none to read whether a module is
 sharded again after its forward, so two attributes of its parameter groups are set inside the block and restored after
@@ -14,8 +15,8 @@ after its use, are replaced inside the block. All private names are in this file
 fails when a library changes them.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,16 +25,24 @@ import torch
 from torch import nn
 
 from headwatch.errors import UnsupportedModelError
+from headwatch.model.collectives import all_reduce, exchange_device
 from headwatch.model.free_memory import free_memory
-from headwatch.model.hooks import overridden
+from headwatch.model.hooks import hooked, overridden
+from headwatch.model.layer_gathering import LayerGathering, LayerUnit
+
+LAYERS_AT_ONCE = 3  # in backward the next one is gathered before the last is sharded; FSDP2 may keep one more buffer
 
 
 @dataclass
 class _Block:
-    """A block in progress: `trainable_bytes` before it, and whether anything in it ended by an exception."""
+    """A block in progress: `trainable_bytes` before it, and whether anything in it ended by an exception.
+
+    `layers`: gathers decoder layers one at a time; None where the weights are whole.
+    """
 
     trainable_bytes: int
     failed: bool = False
+    layers: LayerGathering | None = None
 
 
 _blocks: "WeakKeyDictionary[nn.Module, _Block]" = WeakKeyDictionary()  # by every module of the model
@@ -61,7 +70,9 @@ def _own_part(parameter: Any) -> Any:
 
 
 @contextmanager
-def whole_weights(model: nn.Module, optimizer: object | None = None) -> Iterator[None]:
+def whole_weights(
+    model: nn.Module, optimizer: object | None = None, layers: Sequence[nn.Module] = ()
+) -> Iterator[bool]:
     """Gather all parameters; shard them again when the block ends. Blocks nest; the inner ones do nothing.
 
     A model that is not sharded is left unchanged. Under FSDP2 the gathered parameters follow the mixed-precision policy
@@ -70,27 +81,42 @@ def whole_weights(model: nn.Module, optimizer: object | None = None) -> Iterator
     Args:
         model: the model as the trainer holds it.
         optimizer: the trainer's optimizer; required only under ZeRO-3, where it holds the module hooks.
+        layers: decoder layers that FSDP2 may gather one at a time where the whole weights do not fit. Every pass inside
+            the block is then a collective: all processes must run the same ones.
+
+    Yields:
+        Whether the weights are whole inside the block; False if layers are gathered one at a time.
 
     Raises:
-        UnsupportedModelError: the whole weights do not fit into the free memory of some process. All processes raise.
+        UnsupportedModelError: the weights do not fit into the free memory of some process. All processes raise.
     """
     if model in _blocks:
         with _noting_failure(_blocks[model]):
-            yield
+            yield _blocks[model].layers is None
         return
     kind = sharding(model)
     if not kind:
-        yield
+        yield True
         return
-    _require_memory(model, kind)
     block, modules = _Block(trainable_bytes(model)), list(model.modules())
+    units = _layer_units(model, layers) if kind == "FSDP2" else []
+    if not _whole_weights_fit(model, kind, units):
+        block.layers = LayerGathering(units, exchange_device())
     _blocks.update(dict.fromkeys(modules, block))
     try:
-        with _whole_fsdp2(model, block) if kind == "FSDP2" else _whole_zero3(model, optimizer):
-            yield
+        with _gathered_fsdp2(model, block, units) if kind == "FSDP2" else _whole_zero3(model, optimizer):
+            yield block.layers is None
     finally:
         for module in modules:
             _blocks.pop(module, None)
+
+
+@contextmanager
+def readable(module: nn.Module) -> Iterator[None]:
+    """Let the block read the weights of a part of a decoder layer, where layers are gathered one at a time."""
+    layers = _blocks[module].layers if module in _blocks else None
+    with nullcontext() if layers is None else layers.reading(module):
+        yield
 
 
 def gathered_bytes(model: nn.Module) -> int:
@@ -98,31 +124,40 @@ def gathered_bytes(model: nn.Module) -> int:
     if sharding(model) == "ZeRO-3":
         sharded: list[Any] = [p for p in model.parameters() if hasattr(p, "ds_numel") and p.numel() < p.ds_numel]
         return sum(parameter.ds_numel * parameter.element_size() for parameter in sharded)
-    total = 0
-    for module in _fsdp2_modules(model):
-        for group in _fsdp2_groups(module):
-            for parameter in (each.sharded_param for each in group.fsdp_params if group.is_sharded):
-                total += parameter.numel() * (group.mp_policy.param_dtype or parameter.dtype).itemsize
-    return total
+    # accelerate shards the final norm, the output matrix and tied embeddings as one group of several modules
+    groups = {id(group): group for module in _fsdp2_modules(model) for group in _fsdp2_groups(module)}
+    return sum(map(_group_bytes, groups.values()))
 
 
-def _require_memory(model: nn.Module, kind: str) -> None:
-    """Refuse on all processes if the whole weights do not fit on one of them; a collective.
+def _group_bytes(group: Any) -> int:
+    """Bytes that gathering a parameter group of FSDP2 allocates; 0 if it is gathered."""
+    parameters = [each.sharded_param for each in group.fsdp_params if group.is_sharded]
+    return sum(p.numel() * (group.mp_policy.param_dtype or p.dtype).itemsize for p in parameters)
+
+
+def _whole_weights_fit(model: nn.Module, kind: str, units: list[LayerUnit]) -> bool:
+    """Whether the whole weights fit on all processes; False if only LAYERS_AT_ONCE layers do. A collective.
 
     Raises:
         UnsupportedModelError: on every process, with the largest lack of all.
     """
     device = _compute_device(model)
-    free, needed = free_memory(device), gathered_bytes(model)
-    missing = torch.tensor([0 if free is None else max(0, needed - free)], dtype=torch.int64, device=device)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(missing, op=torch.distributed.ReduceOp.MAX)
-    if lack := int(missing):
+    free, whole = free_memory(device), gathered_bytes(model)
+    layers = [sum(map(_group_bytes, unit.groups)) for unit in units]
+    needs = [whole, whole - sum(layers) + LAYERS_AT_ONCE * max(layers) if layers else whole]
+    lacks = [0 if free is None else max(0, needed - free) for needed in needs]
+    missing = torch.tensor(lacks, dtype=torch.int64, device=exchange_device())
+    all_reduce(missing, "MAX")
+    lack_whole, lack_layers = missing.tolist()
+    if lack_whole and lack_layers:
+        smaller = f" ({needs[1] / 2**30:.1f} GiB layer by layer)" if layers else ""
         raise UnsupportedModelError(
-            f"model: sharded by {kind}, its whole weights take {needed / 2**30:.1f} GiB on each device during a probe, "
-            f"{lack / 2**30:.2g} GiB more than are free on at least one: use a smaller batch, bf16, or devices with "
-            "more memory; or score its checkpoints after training (headwatch follow)"
+            f"model: sharded by {kind}, its whole weights take {whole / 2**30:.1f} GiB on each device during a probe"
+            f"{smaller}, {min(lack_whole, lack_layers) / 2**30:.2g} GiB more than are free on at least one: use a "
+            "smaller batch, bf16, or devices with more memory; or score its checkpoints after training (headwatch "
+            "follow)"
         )
+    return not lack_whole
 
 
 def _compute_device(model: nn.Module) -> torch.device:
@@ -140,9 +175,25 @@ def _noting_failure(block: _Block) -> Iterator[None]:
         raise
 
 
+def _layer_units(model: nn.Module, layers: Sequence[nn.Module]) -> list[LayerUnit]:
+    """The modules that FSDP2 shards in each of these layers; none if it shards some layer only with others."""
+    modules, units = _fsdp2_modules(model), []
+    contained = {module: [layer for layer in layers if layer in set(module.modules())] for module in modules}
+    for layer in layers:
+        around = [module for module in modules if contained[module] == [layer]]  # itself, or a wrapper
+        own = around + [module for module in modules if module is not layer and module in set(layer.modules())]
+        if not own:
+            return []
+        outer = around[0] if around else layer
+        groups = [group for module in own for group in _fsdp2_groups(module)]
+        units.append(LayerUnit(outer, own, groups, [parameter.requires_grad for parameter in outer.parameters()]))
+    return units
+
+
 @contextmanager
-def _whole_fsdp2(model: nn.Module, block: _Block) -> Iterator[None]:
+def _gathered_fsdp2(model: nn.Module, block: _Block, units: list[LayerUnit]) -> Iterator[None]:
     modules = _fsdp2_modules(model)
+    one_by_one = {module for unit in units for module in unit.modules} if block.layers is not None else set()
     for module in modules:  # parents first
         state = _fsdp2_state(module)
         if state._is_root is None:  # before the first forward, which decides whether the root is sharded after forward
@@ -153,15 +204,32 @@ def _whole_fsdp2(model: nn.Module, block: _Block) -> Iterator[None]:
             for group in _fsdp2_groups(module):
                 _require(group, "post_forward_mesh_info", "reshard_after_backward")
                 stack.enter_context(overridden(group, post_forward_mesh_info=None, reshard_after_backward=False))
+                if module in one_by_one:
+                    _require(group, "unshard_in_backward")
+                    stack.enter_context(overridden(group, unshard_in_backward=False))  # nor prefetches
         with _noting_failure(block):
-            for module in modules:
+            kept = [module for module in modules if module not in one_by_one]
+            for module in kept:
                 module.unshard()
-            if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+            if block.layers is None and any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
                 raise UnsupportedModelError(
                     "model: its layers are divided among processes (tensor or expert parallelism with FSDP2), "
                     "which is not supported: use FSDP2 alone"
                 )
+            with nullcontext() if block.layers is None else _one_at_a_time(block.layers):
+                yield
+
+
+@contextmanager
+def _one_at_a_time(layers: LayerGathering) -> Iterator[None]:
+    """Register the hooks that gather layers; at the end agree on whether the block failed anywhere."""
+    try:
+        with hooked(*layers.hooks()):
             yield
+    except BaseException:
+        layers.end(failed=True)
+        raise
+    layers.end(failed=False)
 
 
 def _reshard_fsdp2(modules: list[Any], failed: bool) -> None:

@@ -3,42 +3,40 @@
 With one process every function here returns at once.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from headwatch.errors import UserError
+from headwatch.model.collectives import all_reduce, broadcast_from_main, exchange_device, world
+from headwatch.model.collectives import gather_on_main as gather_into
 
 OK, ERROR, USER_ERROR = 0, 1, 2  # status of one process, reduced by max
-
-
-def world() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
-    d = torch.distributed
-    return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
 
 
 def agree(outcome: int) -> int:
     """The highest status of all processes, the same on each."""
     if world()[1] == 1:
         return outcome
-    worst = torch.tensor([outcome], device=_device())
-    with _naming_lost_process():
-        torch.distributed.all_reduce(worst, op=torch.distributed.ReduceOp.MAX)
-        return int(worst)
+    worst = torch.tensor([outcome], device=exchange_device())
+    all_reduce(worst, "MAX")
+    return int(worst)
 
 
 def from_main(value: Any) -> Any:
     """Broadcast a value of the main process; it is pickled, so keep it small."""
     if world()[1] == 1:
         return value
-    box = [value]
-    with _naming_lost_process():
-        torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    device, first = exchange_device(), world()[0] == 0
+    pickled = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8) if first else torch.empty(0)
+    length = torch.tensor([len(pickled)], device=device)
+    broadcast_from_main(length)
+    box = pickled.to(device) if first else torch.empty(int(length), dtype=torch.uint8, device=device)
+    broadcast_from_main(box)
+    return value if first else pickle.loads(box.cpu().numpy().tobytes())
 
 
 def on_main(action: Callable[[], Any]) -> Any:
@@ -68,10 +66,9 @@ def reduce_over_ranks(values: Tensor, how: str) -> Tensor:
     """All-reduce a tensor; `how` is "SUM", "MAX" or "MIN". On the CPU."""
     if world()[1] == 1:
         return values
-    moved = values.to(_device())
-    with _naming_lost_process():
-        torch.distributed.all_reduce(moved, op=getattr(torch.distributed.ReduceOp, how))
-        return moved.cpu()
+    moved = values.to(exchange_device(), copy=True)
+    all_reduce(moved, how)
+    return moved.cpu()
 
 
 def gather_on_main(values: Tensor) -> list[Tensor] | None:
@@ -79,31 +76,7 @@ def gather_on_main(values: Tensor) -> list[Tensor] | None:
     rank, size = world()
     if size == 1:
         return [values]
-    own = values.to(_device())
+    own = values.to(exchange_device())
     parts = [torch.empty_like(own) for _ in range(size)] if rank == 0 else None
-    with _naming_lost_process():
-        torch.distributed.gather(own, parts, dst=0)
+    gather_into(own, parts)
     return None if parts is None else [part.cpu() for part in parts]
-
-
-class LostProcessError(RuntimeError):
-    """Another process has ended or no longer answers, so this training cannot go on."""
-
-
-@contextmanager
-def _naming_lost_process() -> Iterator[None]:
-    """Name the cause when a collective fails; the training's own next collective would fail without saying why."""
-    try:
-        yield
-    except RuntimeError as error:
-        rank, size = world()
-        raise LostProcessError(
-            f"headwatch: process {rank} of {size} waited for the others, and one has ended or no longer answers "
-            f"({' '.join(str(error).split())[:200]}); see the log of that process"
-        ) from error
-
-
-def _device() -> torch.device:
-    """The device on which the process group reduces tensors."""
-    on_gpu = "nccl" in torch.distributed.get_backend()
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

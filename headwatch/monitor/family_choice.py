@@ -121,8 +121,9 @@ def choose_families(
                     break
         return FamilyChoice(ranked(looks), tuple(looks))
 
-    with whole_weights(model, optimizer):  # gathered by all processes, so that the main one can look alone
-        found: FamilyChoice = on_main(choose)
+    # Whole weights are gathered by all processes, so that the main one can look alone; layer by layer all look.
+    with whole_weights(model, optimizer, Anatomy.of(model).decoder_layers) as whole:
+        found: FamilyChoice = on_main(choose) if whole else choose()
     return found
 
 

@@ -28,8 +28,8 @@ Scores = TypeVar("Scores", bound=HeadScores | EdgeScores)
 class PairShard:
     """The pairs that this rank scores: r, r + W, ... of W ranks; all pairs if there are fewer of them than ranks.
 
-    The model's weights are whole during a probe (`whole_weights`), so a forward pass is not a collective and ranks may
-    run different numbers of batches.
+    Where the model's weights are whole during a probe (`whole_weights`), a forward pass is not a collective and ranks
+    may run different numbers of batches. Where layers are gathered one at a time it is one, and each rank scores all.
 
     Attributes:
         rows: which of the n pairs.
@@ -41,10 +41,10 @@ class PairShard:
     split: bool
 
     @classmethod
-    def of(cls, n_pairs: int) -> "PairShard":
-        """The pairs of this rank."""
+    def of(cls, n_pairs: int, shared: bool = True) -> "PairShard":
+        """The pairs of this rank; all of them if they are not shared."""
         rank, size = world()
-        split = 1 < size <= n_pairs
+        split = shared and 1 < size <= n_pairs
         return cls(tuple(range(rank, n_pairs, size) if split else range(n_pairs)), n_pairs, split)
 
     def score(self, score: Callable[..., Scores], model: nn.Module, probes: ProbeSet, **options: Any) -> Scores:
@@ -136,12 +136,12 @@ class PairShard:
 
 
 def with_agreed_budget(settings: ScoringSettings, model: nn.Module) -> ScoringSettings:
-    """The settings with the default memory budget that fits every rank; unchanged where it does not depend on the rank.
+    """The settings with the default memory budget that fits every rank; unchanged for one rank or with a budget given.
 
     Call it once per run: with one budget, batches have the same shapes at every probe.
     """
     free = free_bytes(next(model.parameters()).device)
-    if free is None or settings.batch_size is not None or settings.memory_budget_gb is not None:
+    if world()[1] == 1 or settings.batch_size is not None or settings.memory_budget_gb is not None:
         return settings
     budget = torch.tensor([default_budget_gb(model, free)], dtype=torch.float64)
     return replace(settings, memory_budget_gb=float(reduce_over_ranks(budget, "MIN")))

@@ -20,7 +20,7 @@ HAS_BITSANDBYTES = find_spec("bitsandbytes") is not None
 SHARDINGS = ["FSDP2", pytest.param("ZeRO-3", marks=pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed absent"))]
 
 
-def runs(kind: str) -> dict[str, Any]:
+def runs(kind: str, little: int) -> dict[str, Any]:
     # TRL's activation checkpointing is on, as by default.
     changes = {"max_steps": 3, "gradient_checkpointing": True, **({"deepspeed": zero(3)} if kind == "ZeRO-3" else {})}
     sft, watch = {"kind": "sft", "changes": changes}, {"every": 2, "strict": True}
@@ -29,6 +29,11 @@ def runs(kind: str) -> dict[str, Any]:
         "watched": {**sft, "watch": watch},
         "one-rank-fails": {**sft, "watch": {"every": 1, "scoring": {"edges": False}, "fails_on": [1, 8]}},
     }
+    if kind == "FSDP2":
+        found |= {
+            "layers": {**found["watched"], "free": little},
+            "layers-one-rank-fails": {**sft, "watch": {"every": 1, "fails_on": [1, 8]}, "free": little},
+        }
     if kind == "FSDP2" and HAS_BITSANDBYTES:
         qlora = {"kind": "sft", "changes": {**changes, "qlora": True}}
         found |= {"qlora": qlora, "qlora-watched": {**qlora, "watch": watch}}
@@ -40,8 +45,9 @@ def out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """All runs of one sharding: its name, where they are, and what was printed."""
     kind = request.param
     folder = tmp_path_factory.mktemp(kind)
-    save_tiny_model(folder / "model")
-    result = torchrun(folder, runs(kind), FSDP2 if kind == "FSDP2" else {})
+    model = AutoModelForCausalLM.from_pretrained(save_tiny_model(folder / "model"))
+    little = sum(p.numel() * p.element_size() for p in model.parameters()) - 1
+    result = torchrun(folder, runs(kind, little), FSDP2 if kind == "FSDP2" else {})
     assert result.returncode == 0, result.stderr[-4000:]
     return kind, folder, result.stdout + result.stderr
 
@@ -89,11 +95,29 @@ def test_scores_are_those_of_one_process(out: tuple[str, Path, str]) -> None:
         assert np.allclose(found, expected, rtol=2**-11, atol=1e-5 * expected.max())
 
 
+def test_layer_by_layer_where_whole_weights_do_not_fit(out: tuple[str, Path, str]) -> None:
+    """By one byte; tied embeddings, which accelerate shards as one group of several modules, are counted once."""
+    kind, folder, printed = out
+    if kind != "FSDP2":
+        pytest.skip("ZeRO-3 refuses")
+    for name in ("layers", "layers-one-rank-fails"):
+        assert all(same(ended(folder, "sft", rank), ended(folder, name, rank)) for rank in (0, 1))
+    layers, whole = (RunFolder.open(folder / name) for name in ("layers", "watched"))
+    assert layers.steps == whole.steps
+    for step in whole.steps:  # the ranks of `whole` share the pairs, so their batches differ
+        found, expected = (run.read_scores(step).head_scores for run in (layers, whole))
+        assert np.allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert printed.count("the whole weights do not fit: probes gather layer by layer") == 2
+    assert RunFolder.open(folder / "layers-one-rank-fails").manifest["status"] == "failed"
+    assert printed.count("the pass failed on another process") == 1
+
+
 def test_a_probe_that_fails_on_one_rank_ends_probing_on_both(out: tuple[str, Path, str]) -> None:
-    _, folder, printed = out
+    kind, folder, printed = out
     for rank in (0, 1):
         assert same(ended(folder, "sft", rank), ended(folder, "one-rank-fails", rank))
     run = RunFolder.open(folder / "one-rank-fails")
     assert run.manifest["status"] == "failed"
     assert len(run.steps) < 4
-    assert printed.count("fails on one rank only") == printed.count("another process failed") == 1
+    assert printed.count("another process failed") == 1
+    assert printed.count("fails on one rank only") == (2 if kind == "FSDP2" else 1)  # and layer by layer

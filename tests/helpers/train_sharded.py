@@ -21,6 +21,8 @@ from accelerate.state import AcceleratorState, GradientState
 from transformers import TrainerCallback
 
 from headwatch import HeadWatchCallback
+from headwatch.model import whole_weights as gathering
+from headwatch.model.hooks import overridden
 from headwatch.model.whole_weights import sharding, whole_weights
 from headwatch.training.processes import describe_running
 from helpers.tiny_trainers import TRAINERS
@@ -59,7 +61,8 @@ def main(order: dict[str, Any], out: Path) -> None:
     """Run the trainings of an order in this process, one after the other.
 
     A run: "kind", "changes" of the trainer's arguments, "watch" (options of the callback), "dies" (rank and step),
-    "environment", and "resume": the name of an earlier run and the step of its checkpoint.
+    "environment", "free" (bytes that each process takes to be free, for two layers at a time), and "resume": the name
+    of an earlier run and the step of its checkpoint.
     """
     rank = int(os.environ["RANK"])
     if any("deepspeed" in run.get("changes", {}) for run in order["runs"].values()):
@@ -81,7 +84,9 @@ def main(order: dict[str, Any], out: Path) -> None:
             checkpoint = str(out / name / f"checkpoint-{step}")
         changes = {"use_cpu": os.environ.get("SHARDING") == "DDP", **run.get("changes", {})}
         trainer = TRAINERS[run["kind"]](Path(order["model"]), out / name, callbacks, **changes)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        free = {"free_memory": lambda _, own=run["free"]: own, "LAYERS_AT_ONCE": 1} if "free" in run else {}
+        with overridden(gathering, **free):
+            trainer.train(resume_from_checkpoint=checkpoint)
         with whole_weights(trainer.model, trainer.optimizer):
             weights = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
         logs = [

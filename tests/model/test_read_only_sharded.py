@@ -2,8 +2,8 @@
 
 import os
 import socket
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from headwatch.errors import UnsupportedModelError
 from headwatch.model import whole_weights as gathering
 from headwatch.model.hooks import overridden
+from headwatch.model.layer_gathering import OtherProcessError
 from headwatch.model.read_only import PassScope, left_trace, read_only_pass
-from headwatch.model.whole_weights import gathered_bytes, sharding, trainable_bytes, whole_weights
+from headwatch.model.whole_weights import gathered_bytes, readable, sharding, trainable_bytes, whole_weights
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 
@@ -93,6 +94,71 @@ def no_memory(model: nn.Module, step: int) -> None:
         attribution(model, step)
 
 
+@contextmanager
+def by_layer(model: nn.Module) -> Iterator[None]:
+    """The whole weights do not fit on rank 1, but one layer at a time does."""
+    needed = gathered_bytes(model)
+    little = {"free_memory": lambda device: needed - rank(), "LAYERS_AT_ONCE": 1}
+    with overridden(gathering, **little), whole_weights(model, None, model.model.layers) as whole:
+        assert not whole
+        yield
+
+
+def one_layer_at_a_time(model: nn.Module, step: int) -> None:
+    """Layers are gathered for their own forward and backward and where they are read; no more than two at once."""
+    layers, most = model.model.layers, []
+
+    def count(*_: object) -> None:
+        most.append(sum(type(layer.mlp.up_proj.weight).__name__ != "DTensor" for layer in layers))
+
+    with by_layer(model), read_only_pass(model) as scope:
+        for layer in layers:
+            scope.on_exit(layer.mlp.register_forward_pre_hook(count).remove)
+        embeddings = torch.zeros(2, 6, 32, requires_grad=True)
+        logits = model(inputs_embeds=embeddings, use_cache=False).logits
+        assert most == [1, 1]
+        count()
+        assert most.pop() == 0
+        with readable(layers[1].self_attn.o_proj):
+            assert layers[1].self_attn.o_proj.weight.shape == layers[1].self_attn.o_proj.weight.cpu().shape
+            count()
+        assert most.pop() == 1
+        embeddings.register_hook(count)
+        (gradient,) = torch.autograd.grad(logits[:, -1, 3].sum(), embeddings)
+        assert most.pop() <= 1
+        assert gradient.abs().sum() > 0
+
+
+def fails_by_layer(model: nn.Module, step: int) -> None:
+    """A pass fails on rank 1 alone: before, between and after its collectives; rank 0 is not left waiting."""
+
+    def body() -> None:
+        if rank() and step == 0:
+            raise ValueError("mine")
+        embeddings = torch.zeros(2, 6, 32, requires_grad=True)
+        with read_only_pass(model):
+            logits = model(inputs_embeds=embeddings, use_cache=False).logits
+            if rank() and step == 1:
+                raise ValueError("mine")
+            torch.autograd.grad(logits.sum(), embeddings)
+        if rank() and step > 1:
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError if rank() else OtherProcessError), by_layer(model):
+        body()
+
+
+def differs_by_layer(model: nn.Module, step: int) -> None:
+    """The ranks run different numbers of passes: both raise, where otherwise each would wait for the other."""
+
+    def body() -> None:
+        for _ in range(1 + rank()):
+            attribution(model, step)
+
+    with pytest.raises(OtherProcessError, match="different passes"), by_layer(model):
+        body()
+
+
 def rank() -> int:
     return torch.distributed.get_rank()
 
@@ -105,6 +171,9 @@ PROBES: dict[str, Probe | None] = {
     "unequal": unequal,
     "caught_inside": caught_inside,
     "no_memory": no_memory,
+    "one_layer_at_a_time": one_layer_at_a_time,
+    "fails_by_layer": fails_by_layer,
+    "differs_by_layer": differs_by_layer,
 }
 
 
@@ -134,7 +203,9 @@ def is_restored(module: nn.Module) -> bool:
     """The private names of headwatch/model/whole_weights.py: this torch has them, with their values of before."""
     (group,) = module._get_fsdp_state()._fsdp_param_groups
     is_root = not isinstance(getattr(module, "self_attn", None), nn.Module)
-    return (group.post_forward_mesh_info is None) == is_root and group.reshard_after_backward
+    hooks = len(module._forward_pre_hooks) + len(module._forward_hooks)  # FSDP2's own
+    own = group.reshard_after_backward and group.unshard_in_backward and hooks == 2
+    return (group.post_forward_mesh_info is None) == is_root and own
 
 
 def worker(rank: int, port: int, folder: str) -> None:
