@@ -152,7 +152,7 @@ class Layer:
         return out if self.multiplier == 1.0 else out * self.multiplier
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Anatomy:
     """The sources and targets of a causal language model.
 
@@ -176,6 +176,10 @@ class Anatomy:
     n_kv_heads: int
     head_dim: int
     d_model: int
+
+    def __repr__(self) -> str:
+        heads = f"{self.n_layers} layers x {self.n_heads} heads, {self.n_kv_heads} key/value heads"
+        return f"Anatomy({type(self.model).__name__}: {heads}, head_dim {self.head_dim}, d_model {self.d_model})"
 
     @property
     def heads_per_kv(self) -> int:
