@@ -103,6 +103,11 @@ def test_the_choices_are_those_of_the_package() -> None:
         ("score MODEL --tpo 3", "unrecognized arguments: --tpo 3"),
         ("score", "the following arguments are required: MODEL"),
         ("train nope.yaml", "recipe 'nope.yaml' is not a file"),
+        (
+            "train FOLDER/small.gguf --headwatch_every 5",
+            "the block are written --headwatch.every",
+        ),
+        ("ablate MODEL --heads L0.H0 --suite gsmk", "--suite gsmk is unknown: did you mean gsm8k?"),
         ("demo --seed -1", "--seed: -1 must be a whole number from 0"),
         ("report FOLDER", "manifest.json"),
         ("report FOLDER/nowhere", "does not exist"),

@@ -27,8 +27,9 @@ from headwatch.attribution.scoring import require_answers
 from headwatch.attribution.skipped_work import OutputMatrix
 from headwatch.errors import UserError
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.display import STRONGEST, data_frame
 from headwatch.model.forward import Call, callers_autocast
-from headwatch.model.head_names import Head, parse_heads
+from headwatch.model.head_names import Head, head_name, parse_heads
 from headwatch.model.hooks import hooked, overridden
 from headwatch.model.precision import at_least_float32
 from headwatch.model.read_only import read_only_pass
@@ -38,7 +39,7 @@ DIRECTIONS = ("noising", "denoising")
 RECEIVER: dict[str, Endpoint] = {"noising": "clean", "denoising": "corrupted"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadPatches:
     """Exact effects of K heads on N pairs: (metric if the head were corrupted) - (metric as it is).
 
@@ -65,6 +66,30 @@ class HeadPatches:
         """The effects, [N, K]: the mean of both directions, or the one that was asked for."""
         found = [values for values in (self.noising, self.denoising) if values is not None]
         return torch.stack(found).mean(0)
+
+    def __repr__(self) -> str:
+        families = ", ".join(dict.fromkeys(self.families))
+        effects = self.per_pair.mean(0).tolist()
+        order = sorted(range(len(self.heads)), key=lambda k: -abs(effects[k]))[:STRONGEST]
+        found = ", ".join(f"{head_name(*self.heads[k])} {effects[k]:+.3g}" for k in order)
+        shape = f"{len(self.heads)} heads on {len(self.families)} pairs of {families}"
+        return f"HeadPatches({shape}, {self.metric}; strongest: {found})"
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of one row per head: head, layer, index, and the mean of each direction that was asked for.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        directions = {name: getattr(self, name) for name in DIRECTIONS}
+        return data_frame(
+            {
+                "head": [head_name(*head) for head in self.heads],
+                "layer": [layer for layer, _ in self.heads],
+                "index": [index for _, index in self.heads],
+                **{name: each.mean(0).tolist() for name, each in directions.items() if each is not None},
+            }
+        )
 
 
 def patch_heads(

@@ -58,6 +58,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     name = model_name(arguments.model)
+    own, tasks = split_suites(arguments.suite)
     from headwatch.evaluation.ablation import Arm, compare_tasks, make_arms, run_arms, table
     from headwatch.evaluation.head_groups import names_of
     from headwatch.record.after import keep_result, run_to_keep_in
@@ -75,7 +76,6 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(f"{group}: {len(found)} heads: {' '.join(found)}" for group, found in heads.items()))
         print("\n".join(plan_lines(rows)))
         return 0
-    own, tasks = split_suites(arguments.suite)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from headwatch.evaluation.benchmarks import load_problems, suite_name
     from headwatch.evaluation.evaluator import Evaluator

@@ -31,6 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     if not Path(arguments.recipe).is_file():
         raise UserError(f"recipe {arguments.recipe!r} is not a file: give the path of a .yaml file")
+    for option in arguments.options:  # before TRL is imported
+        if option.startswith(("--headwatch_", "--headwatch-")):
+            name = option.partition("=")[0]
+            raise UserError(f"{name}: options of the block are written --headwatch.{name[len('--headwatch_') :]}")
     require("trl", "training from a recipe")
     from headwatch.training.launch import main as launch
 

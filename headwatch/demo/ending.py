@@ -6,7 +6,7 @@ the training opened in W&B. The sentences state what was measured, whatever it i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,7 @@ def end_of_run(
     path_steps: int,
     plan: EndPlan,
     seed: int,
+    tick: Callable[[], object] = lambda: None,
 ) -> list[str]:
     """Measure the end of one training, keep and log it; returns the sentences for the console.
 
@@ -93,18 +94,22 @@ def end_of_run(
         path_steps: points of the path of the scores.
         plan: sizes.
         seed: of the random circuits, sums and sets of heads.
+        tick: called after each of the three parts.
     """
     name, probes = str(run.manifest["name"]), ProbeSet.load(run.path / "probes.safetensors")
     circuits, missing = circuits_of(model, probes, path_steps, plan, seed)
     for label, families in (("base", base_circuits), (name, circuits)):
         if families:
             keep_result(run, "circuits", {"model": label, "families": families})
+    tick()
     rows = [row for f in probes.family_names for row in _rows_of(probes, f)[: plan.role_prompts]]
     roles = head_roles(model, probes.select(rows), base, seed=seed)
     patterns = patterns_of(model, probes, tokenizer, heads_with_events(run)[:MAX_PATTERNS])
     keep_result(run, "roles", {"model": name, "base": "base", **roles.to_json(patterns)})
+    tick()
     emerged = emerged_heads(run)
     ablation, line = _heads_off(model, tokenizer, emerged, plan, seed)
+    tick()
     if ablation is not None:
         keep_result(run, "ablation", {"model": name, "groups": {"emerged": names_of(emerged)}, "suites": ablation})
     if (wandb_run := existing_run()) is not None and not getattr(wandb_run, "disabled", False):
@@ -112,7 +117,7 @@ def end_of_run(
         log_roles(name, roles.rows())
         if ablation is not None:
             log_results(ablation, name)
-    return [patching_line(run), *circuit_lines(circuits, "after"), *missing, line]
+    return [patching_line(run), *circuit_lines(circuits), *missing, line]
 
 
 def emerged_heads(run: RunFolder) -> list[Head]:
@@ -140,7 +145,7 @@ def patching_line(run: RunFolder) -> str:
     return f"events: {len(events)}, of which {len(verdicts)} were patched exactly{verdict}"
 
 
-def circuit_lines(families: Sequence[dict[str, Any]], when: str) -> list[str]:
+def circuit_lines(families: Sequence[dict[str, Any]]) -> list[str]:
     """One line per family: its circuit, its faithfulness on other pairs, and random circuits of equal size."""
     lines = []
     for family in families:
@@ -148,7 +153,7 @@ def circuit_lines(families: Sequence[dict[str, Any]], when: str) -> list[str]:
         lowest, highest = (round(end(row["random"]), 2) + 0.0 for end in (min, max)) if row["random"] else (None, None)
         random = "" if lowest is None else f"; random ones keep {lowest:.2f} to {highest:.2f}"
         lines.append(
-            f"circuit of {family['family']} {when}: {family['edges']:,} of {family['real_edges']:,} edges keep "
+            f"circuit of {family['family']}: {family['edges']:,} of {family['real_edges']:,} edges keep "
             f"{row['faithfulness']:.2f} [{row['lower']:.2f}, {row['upper']:.2f}] of the metric gap{random}"
         )
     return lines

@@ -145,15 +145,16 @@ class DemoEnd:
     def measure(self, method: str, trainer: Any, output_dir: Path) -> None:
         """Measure the end of one training."""
         run, plan, seed = RunFolder.open(output_dir), self._plan, self._seed
-        if self._of_base is None:
-            probes = ProbeSet.load(run.path / "probes.safetensors")
-            self._circuits, missing = circuits_of(self._model, probes, plan.path_steps, plan.end, seed)
-            self._of_base = [*circuit_lines(self._circuits, "of the base"), *missing]
-        tokenizer = trainer.processing_class
-        model = trainer.model.eval()
-        self._of_runs[method] = end_of_run(
-            model, self._model, tokenizer, run, self._circuits, plan.path_steps, plan.end, seed
-        )
+        tokenizer, model = trainer.processing_class, trainer.model.eval()
+        with stage_bar(f"    {method.upper()}: circuits, heads off", 3 + (self._of_base is None)) as bar:
+            if self._of_base is None:
+                probes = ProbeSet.load(run.path / "probes.safetensors")
+                self._circuits, missing = circuits_of(self._model, probes, plan.path_steps, plan.end, seed)
+                self._of_base = [*circuit_lines(self._circuits), *missing]
+                bar.update()
+            self._of_runs[method] = end_of_run(
+                model, self._model, tokenizer, run, self._circuits, plan.path_steps, plan.end, seed, bar.update
+            )
 
     def lines(self) -> list[str]:
         """The sentences of all models."""

@@ -17,6 +17,8 @@ from headwatch.lives.reward_coupling import Coupling, couple
 from headwatch.lives.running_summary import RunningSummary
 from headwatch.lives.states import ACTIVE, NEWLY_ACTIVE, HeadState, Spell, is_in
 from headwatch.lives.survival import KaplanMeier, kaplan_meier
+from headwatch.model.display import data_frame
+from headwatch.model.head_names import head_name
 from headwatch.stats import Change, EvidenceSettings, NullBand
 from headwatch.stats.importance import EffectDraws, effect, entropy, intensity, kurtosis
 
@@ -55,6 +57,35 @@ class HistoryView:
         self._base: int | None = None  # index of the base probe
         self._settled = RunningSummary.empty(self.arrays.shape)
         self._summarised = 0  # number of probes in it
+
+    def __repr__(self) -> str:
+        """What was probed, and how many heads are in each state now: `HeadHistory(carry by the evidence rule, ...)`."""
+        probes = f"{len(self.steps)} probes" + (f", steps {self.steps[0]} to {self.steps[-1]}" if self.steps else "")
+        counts = {name: values[-1] for name, values in self.counts().items() if values and name != "inactive"}
+        heads = ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "no head active"
+        return f"HeadHistory({self.family or 'one family'} by the {self.rule} rule, {probes}; now {heads})"
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of one row per head and probe: step, head ("L17.H3"), layer, index, state, active, share.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        places = [
+            (step, int(at[0]), int(at[1])) for step in range(len(self.steps)) for at in np.argwhere(self.has_head)
+        ]
+        state, active, share = self.state, self.active, self.share
+        return data_frame(
+            {
+                "step": [self.steps[step] for step, *_ in places],
+                "head": [head_name(*head) for _, *head in places],
+                "layer": [layer for _, layer, _ in places],
+                "index": [index for *_, index in places],
+                "state": [HeadState(state[place]).label for place in places],
+                "active": [bool(active[place]) for place in places],
+                "share": [float(share[place]) for place in places],
+            }
+        )
 
     # --- heads that exist ---------------------------------------------------------------------------------------------
 

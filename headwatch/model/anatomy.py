@@ -13,7 +13,7 @@ from headwatch.model.parts import KINDS, Kind, Layer, Norm, Projection
 from headwatch.model.placement import check_placement
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Anatomy:
     """The sources and targets of a causal language model.
 
@@ -37,6 +37,10 @@ class Anatomy:
     n_kv_heads: int
     head_dim: int
     d_model: int
+
+    def __repr__(self) -> str:
+        heads = f"{self.n_layers} layers x {self.n_heads} heads, {self.n_kv_heads} key/value heads"
+        return f"Anatomy({type(self.model).__name__}: {heads}, head_dim {self.head_dim}, d_model {self.d_model})"
 
     @property
     def heads_per_kv(self) -> int:

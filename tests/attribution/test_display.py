@@ -28,6 +28,23 @@ def test_representations_are_short_and_name_the_strongest_heads(edges: Any) -> N
     assert f"{len(circuit.edges)} edges, {len(circuit.heads)} of {n_layers * n_heads} heads" in repr(circuit)
 
 
+def test_representations_of_patches_and_anatomy_are_short() -> None:
+    model = tiny_model("llama")
+    found = hw.patch_heads(model, random_pairs(8), ["L0.H1", "a1.h2", "1.0"])
+    effects = found.per_pair.mean(0)
+    place = int(effects.abs().argmax())
+    name = ("L0.H1", "L1.H2", "L1.H0")[place]
+    assert repr(found).startswith("HeadPatches(3 heads on 8 pairs of custom, logit_diff; strongest: ")
+    assert f"strongest: {name} {float(effects[place]):+.3g}" in repr(found)
+    shape = hw.Anatomy.of(model)
+    assert repr(shape).startswith(f"Anatomy(LlamaForCausalLM: {shape.n_layers} layers x {shape.n_heads} heads, ")
+    assert max(len(repr(each)) for each in (found, shape)) < 200
+    pytest.importorskip("pandas")
+    table = found.to_pandas().set_index("head")
+    assert table.loc["L1.H2", "noising"] == pytest.approx(float(found.noising[:, 1].mean()))
+    assert list(table.columns) == ["layer", "index", "noising", "denoising"]
+
+
 def test_data_frames(edges: Any) -> None:
     pytest.importorskip("pandas")
     table = edges.heads.to_pandas().set_index("head")

@@ -247,7 +247,7 @@ def test_the_demo_is_repeatable(tmp_path):
         for family in trained["families"]:
             # The gap of this untrained model is 3e-4, and its float32 logits of about 3 are rounded to 2e-7.
             assert family["curve"][-1]["faithfulness"] == pytest.approx(1.0, abs=4e-3)
-            start = f"{method.upper()}: circuit of {family['family']} after: {family['edges']} of"
+            start = f"{method.upper()}: circuit of {family['family']}: {family['edges']} of"
             assert any(line.startswith(start) for line in said["one"])
             summaries = [run.summary[f"headwatch/circuit/{family['family']}/cpr"] for run in logged_runs]
             assert family["cpr"] in summaries

@@ -343,3 +343,21 @@ def test_an_empty_history_has_empty_results() -> None:
     assert history.activation_frequency().shape == history.effect().shape == (L, H)
     assert np.isnan(history.median_spell())
     assert history.latest_scalars() == {}
+
+
+def test_in_a_notebook(tmp_path: Path) -> None:
+    history = HeadHistory.from_run(write_synthetic_run(tmp_path, n_pairs=16, steps=(0, 20, 40)), family="addition")
+    counts = history.counts()
+    shown = repr(history)
+    assert shown.startswith("HeadHistory(addition by the evidence rule, 3 probes, steps 0 to 40; now ")
+    assert f"{counts['emerged'][-1]} emerged" in shown
+    assert len(shown) < 200
+    pytest.importorskip("pandas")
+    table = history.to_pandas()
+    assert len(table) == 3 * history.total_heads
+    row = table[(table["step"] == 40) & (table["head"] == "L1.H2")].iloc[0]
+    assert (row["layer"], row["index"]) == (1, 2)
+    assert row["share"] == history.share[-1, 1, 2]
+    assert row["state"] == HeadState(history.state[-1, 1, 2]).label
+    assert [(table["step"] == step).sum() for step in history.steps] == [history.total_heads] * 3
+    assert (table[table["step"] == 40]["state"] == "emerged").sum() == counts["emerged"][-1]
