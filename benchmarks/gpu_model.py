@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("heads", "edges"), default="edges")
     parser.add_argument("--batch-size", type=int, help="pairs per batch; by default one batch of all pairs")
     parser.add_argument("--budget-gb", type=float, help="pairs per batch from this memory budget instead")
+    parser.add_argument("--kernels", choices=("torch", "triton"), default="torch")
     parser.add_argument("--where", action="store_true", help="list synchronisations, copies and kernels")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args()
@@ -140,6 +141,7 @@ def main() -> None:
         edges=options.kind == "edges",
         batch_size=options.batch_size or (None if options.budget_gb else options.pairs),
         memory_budget_gb=options.budget_gb,
+        kernels=options.kernels,
     )
     path = PathPoints.of(settings.alphas, settings.steps, *resolve_metric(settings.metric))
     size, _ = batch_sizes(Anatomy.of(model), probes, len(path.points), settings.batch_size, settings.memory_budget_gb)

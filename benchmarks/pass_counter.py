@@ -2,7 +2,8 @@
 
 The pass runs as it is, on a model on the meta device. A dispatch mode sees every operation that a GPU would run as a
 kernel; uploads of Python numbers are seen at `torch.tensor`. Attention by `scaled_dot_product_attention` counts as one
-kernel forward and one backward, as the fused kernels of CUDA do. The counts are deterministic.
+kernel forward and one backward, as the fused kernels of CUDA do; the kernels of headwatch/kernels report themselves.
+The counts are deterministic.
 """
 
 import traceback
@@ -20,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from headwatch.kernels import launch
 
 # Operations that launch no kernel: views, allocations and reading a number (counted as a synchronisation).
 FREE = {
@@ -211,8 +214,12 @@ def counting(model: torch.nn.Module) -> Iterator[Counts]:
             counts.synchronisations[f"upload of a list: {where()}"] += 1
         return out
 
-    with patch.object(torch, "tensor", upload), _Functions(counts), _Dispatch(counts, weights):
-        yield counts
+    launch.observers.append(counts.add)
+    try:
+        with patch.object(torch, "tensor", upload), _Functions(counts), _Dispatch(counts, weights):
+            yield counts
+    finally:
+        launch.observers.remove(counts.add)
 
 
 def counted(model: torch.nn.Module, run: Callable[[], object]) -> Counts:

@@ -13,6 +13,7 @@ from headwatch.attribution.edges import EdgeCollector
 from headwatch.attribution.endpoints import EndpointDifferences, EndpointRecorder, RunsOf, interpolated, rows_of
 from headwatch.attribution.metrics import Metric, Reads, logit_diff
 from headwatch.attribution.model_runs import Cache, prefix_cache, query_head_copies, run
+from headwatch.attribution.operations import PLAIN, Operations
 from headwatch.attribution.path import ENDPOINTS, Endpoint, Path
 from headwatch.attribution.run_layout import MaskRecorder, Masks, RunLayout, should_pack
 from headwatch.attribution.skipped_work import OutputMatrix
@@ -61,6 +62,7 @@ class BatchPass:
         first: whether this is a pass's first batch: also measure the stream's rounding (stream_check.py), and check for
             hooks that change values (user_hooks.py).
         at_peak: called between each forward and backward pass, where most memory is in use.
+        operations: the plain operations, or the fused ones.
     """
 
     def __init__(
@@ -74,20 +76,26 @@ class BatchPass:
         pool: TensorPool | None,
         first: bool = False,
         at_peak: Callable[[], None] | None = None,
+        operations: Operations = PLAIN,
     ) -> None:
         self.anatomy, self.call, self.batch = anatomy, call, batch
         self.metric, self.path, self.points_at_once = metric, path, points_at_once
         self.output = OutputMatrix(anatomy)
-        self.recorder = EndpointRecorder(anatomy)
+        self.operations = operations
+        self.recorder = EndpointRecorder(anatomy, operations)
         self.rounding = RoundingRecorder(anatomy) if first else None
         self.user_hooks = HookCheck(anatomy) if first else None
         self.at_peak = at_peak
         self.differences: EndpointDifferences | None = None
         self.masks: Masks | None = None
-        self.edges = None if pool is None else EdgeCollector(anatomy, batch.size, pool)
+        self.edges = None if pool is None else EdgeCollector(anatomy, batch.size, pool, operations)
 
     def run(self) -> BatchScores:
         """Run the prefix, the endpoints and the points, no run twice."""
+        with self.operations.model_parts(self.anatomy.model):
+            return self._run()
+
+    def _run(self) -> BatchScores:
         with self.output.nothing():
             cache = prefix_cache(self.call, self.anatomy, self.batch)
         self._run_endpoints(cache)
@@ -137,7 +145,7 @@ class BatchPass:
         masks = MaskRecorder(self.anatomy, self.batch.size)
         checks = [] if self.user_hooks is None else self.user_hooks.hooks()
         with hooked(*checks, *self._endpoint_hooks(layout, runs), *masks.hooks()), self.output.whole():
-            logits = run(self.call, self.anatomy, self.batch, ids, cache, layout)
+            logits = run(self.call, self.anatomy, self.batch, ids, cache, layout, self.operations)
         self.recorder.record_logits(runs, logits)
         self.masks = masks.masks()
         if not self.shared:
@@ -207,7 +215,7 @@ class BatchPass:
 
     def _forward(self, ids: Tensor, cache: Cache | None) -> Tensor:
         """Logits of every point at the read positions, with the hooks of all targets."""
-        inputs = self.call, self.anatomy, self.batch, ids, cache, self.layout
+        inputs = self.call, self.anatomy, self.batch, ids, cache, self.layout, self.operations
         if self.edges is None:
             return run(*inputs)
         with query_head_copies(self.anatomy), hooked(*self.edges.hooks(self.layout)):
@@ -231,9 +239,8 @@ class BatchPass:
         def on_gradient(grad: Tensor) -> None:
             assert self.differences is not None
             with torch.no_grad():
-                scores = self.heads[:, index]
-                summed = at_least_float32(self.layout.by_run(grad).sum(0, dtype=scores.dtype))
-                scores.add_((summed * self.differences.z[index]).unflatten(-1, (scores.shape[1], -1)).sum((1, 3)))
+                gradients, difference = self.layout.by_run(grad), self.differences.z[index]
+                self.operations.add_head_scores(gradients, difference, self.heads[:, index])
 
         def hook(module: Any, args: tuple[Tensor, ...]) -> None:
             args[0].register_hook(on_gradient)

@@ -6,8 +6,7 @@ targets' gradients, a few layers at a time, during the backward pass. Both are s
 Large tensors are divided into pieces of some tokens each (tensor_pool.py).
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -16,44 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from headwatch.attribution.attention_gradients import AttentionReads, RankOneTerms
 from headwatch.attribution.endpoints import EndpointDifferences, first_output
-from headwatch.attribution.head_space import head_gradients
+from headwatch.attribution.operations import PLAIN, Operations
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.attribution.tensor_pool import Piece, TensorPool, pieces
 from headwatch.attribution.transfers import on_device
 from headwatch.model.anatomy import Anatomy
-from headwatch.model.linear_map import linear_map
-from headwatch.model.parts import KINDS, Kind, Layer, Norm, Projection
+from headwatch.model.parts import KINDS, Norm, Projection
 from headwatch.model.precision import at_least_float32, without_tf32
 from headwatch.model.whole_weights import readable
-
-
-@dataclass
-class _AttentionReads:
-    """What one attention layer read in a forward pass, and its gradients. Shapes are those of stacked runs."""
-
-    x: Tensor | None = None  # the residual vector before the norm, [m B, T, M]
-    y: dict[Kind, Tensor] = field(default_factory=dict)  # projection outputs, [m B, T, (heads D)]
-    grads: dict[Kind, Tensor] = field(default_factory=dict)  # gradients at each query head's copy, [m B, T, (H D)]
-
-
-@dataclass(frozen=True)
-class RankOneTerms:
-    """Terms to subtract from the gradients of successive targets: a number per target times a vector per token.
-
-    Attributes:
-        numbers: [m B, T, R''].
-        vectors: [m B, T, M].
-        first: the first of these targets in its block.
-    """
-
-    numbers: Tensor
-    vectors: Tensor
-    first: int
-
-
-_Scales = dict[int, tuple[Tensor, Tensor]]
-"""id of a scale -> the scale [m B, T, 1], and the same by token, [B T, 1, m]."""
 
 # Number of targets multiplied with the sources in one product. With fewer, reading the sources dominates: on
 # SmolLM2-135M, with 28 targets per layer, one layer at a time ran at 40 GFLOP/s and four at 70 (dev/log.md).
@@ -71,12 +42,13 @@ class EdgeCollector:
         anatomy: the model.
         pairs: B.
         pool: allocates large tensors.
+        operations: the plain operations, or the fused ones.
     """
 
-    def __init__(self, anatomy: Anatomy, pairs: int, pool: TensorPool) -> None:
-        self.anatomy, self.pairs, self.pool = anatomy, pairs, pool
+    def __init__(self, anatomy: Anatomy, pairs: int, pool: TensorPool, operations: Operations = PLAIN) -> None:
+        self.anatomy, self.pairs, self.pool, self.operations = anatomy, pairs, pool, operations
         self._layout = RunLayout(pairs, 1)
-        self._reads: list[_AttentionReads] = []
+        self._reads: list[AttentionReads] = []
         self._residual: dict[int, Tensor] = {}  # inputs of norms that attention and MLP share, until the MLP runs
         n_layers = anatomy.n_layers
         waves: list[list[int]] = [[] for _ in range(n_layers + 1)]
@@ -98,7 +70,9 @@ class EdgeCollector:
         """Compute the sources from the batch's endpoints; required before the first backward pass."""
         like, n_sources = differences.input, len(self.anatomy.sources)
         self._pieces = pieces(self.pairs, like.shape[1], n_sources * like[0, 0].nbytes, like.device)
-        self.sources = source_differences(self.anatomy, differences, self.pool, self._pieces)  # pieces of [S, B T, M]
+        self.sources = source_differences(  # pieces of [S, B T, M]
+            self.anatomy, differences, self.pool, self._pieces, self.operations
+        )
         self._sums = [
             like.new_zeros(self.pairs, self._n_sources(block), len(targets))
             for block, targets in enumerate(self._blocks)
@@ -111,7 +85,7 @@ class EdgeCollector:
     def hooks(self, layout: RunLayout) -> list[RemovableHandle]:
         """Register hooks for one forward pass; call `finish` after its backward pass."""
         self._layout = layout
-        self._reads = [_AttentionReads() for _ in self.anatomy.layers]
+        self._reads = [AttentionReads() for _ in self.anatomy.layers]
         handles = [self.anatomy.final_norm.register_forward_pre_hook(self._own_copy(self._logits_gradient))]
         for index, layer in enumerate(self.anatomy.layers):
             if layer.whole:
@@ -239,9 +213,13 @@ class EdgeCollector:
 
     def _residual_gradient(self, grad: Tensor, target: int) -> None:
         with torch.no_grad():
-            summed = self._layout.by_run(grad).sum(0, dtype=self._sums[0].dtype).flatten(0, 1)
-            for piece, rows in zip(self._pieces, self._rows(target, 1), strict=True):
-                rows[0] = summed[piece.tokens]
+            by_run, rows = self._layout.by_run(grad), self._rows(target, 1)
+            if len(rows) == 1:
+                torch.sum(by_run, 0, dtype=rows[0].dtype, out=rows[0].view(by_run.shape[1:]))
+            else:
+                summed = by_run.sum(0, dtype=self._sums[0].dtype).flatten(0, 1)
+                for piece, own in zip(self._pieces, rows, strict=True):
+                    own[0] = summed[piece.tokens]
             self._multiply_when_complete(target)
 
     def _projection_gradient(self, index: int, projection: Projection) -> Callable[[Tensor], None]:
@@ -253,53 +231,19 @@ class EdgeCollector:
                 with torch.no_grad():
                     self._attention_gradients(index, reads)
                     self._multiply_when_complete(self.anatomy.attention_targets(index).start)
-                self._reads[index] = _AttentionReads()
+                self._reads[index] = AttentionReads()
 
         return hook
 
     @without_tf32()
-    def _attention_gradients(self, index: int, reads: _AttentionReads) -> None:
+    def _attention_gradients(self, index: int, reads: AttentionReads) -> None:
         """Write the gradients at the copies of one layer's q, k and v to their rows; keep their rank-one terms."""
-        layer, n_heads = self.anatomy.layers[index], self.anatomy.n_heads
-        target = self.anatomy.attention_targets(index).start
+        target, layout = self.anatomy.attention_targets(index).start, self._layout
         block, first = self._place[target]
-        norm, x, r = layer.attn_norm, None, None
-        if norm is not None:
-            assert reads.x is not None
-            x = norm.centre(at_least_float32(reads.x))
-            r = norm.inverse_scale(x)  # [m B, T, 1]
-        r_over_width = None if r is None else r / self.anatomy.d_model
-        scales: _Scales = {}
-        terms, sums, matrices, along_input = self._rank_one.setdefault(block, []), [], [], []
-        for place, (kind, width_norm, matrix, bias) in enumerate(_maps(layer, norm, self.anatomy.d_model)):
-            grads, y = at_least_float32(reads.grads[kind]), reads.y[kind]
-            found = head_gradients(grads, y, matrix, bias, n_heads, norm, r, r_over_width, width_norm)
-            sums.append(self._sum_over_points(grads, found.scale, scales).unflatten(-1, (n_heads, -1)))  # [B T, H, D]
-            matrices.append(found.matrices)
-            if found.along_width is not None and found.width_vector is not None:
-                terms.append(RankOneTerms(found.along_width, found.width_vector, first + place * n_heads))
-            if found.along_input is not None:
-                along_input.append(found.along_input)
-        width = max(own.shape[-1] for own in sums)  # a query may carry a gate
-        if any(own.shape[-1] != width for own in sums):
-            sums = [F.pad(own, (0, width - own.shape[-1])) for own in sums]
-            matrices = [F.pad(own, (0, 0, 0, width - own.shape[1])) for own in matrices]
-        rows = self._rows(target, 3 * n_heads)
-        _multiply_per_head(torch.cat(sums, 1), torch.cat(matrices), rows, self._pieces)
-        if x is not None and r is not None:
-            terms.append(RankOneTerms(torch.cat(along_input, -1), x * r, first))
-
-    def _sum_over_points(self, grads: Tensor, scale: Tensor | None, scales: _Scales) -> Tensor:
-        """Sum of the points' gradients, each times its scale: [m B, T, W], [m B, T, 1] -> [B T, W].
-
-        `scales` keeps a scale by token for further calls with the same one.
-        """
-        grads = self._layout.by_token(grads)
-        if scale is None:
-            return grads.sum(1)
-        if id(scale) not in scales:  # contiguous: one batched product; the scale is kept, so its id stays its own
-            scales[id(scale)] = scale, self._layout.by_token(scale).mT.contiguous()
-        return torch.bmm(scales[id(scale)][1], grads)[:, 0]
+        terms, rows = self._rank_one.setdefault(block, []), self._rows(target, 3 * self.anatomy.n_heads)
+        terms += self.operations.attention_gradients(
+            self.anatomy.layers[index], reads, layout, rows, self._pieces, first
+        )
 
     def _joined(self, terms: list[RankOneTerms], width: int) -> tuple[Tensor, Tensor] | None:
         """The terms of all points of a block as one product: numbers [B T, n, R'], vectors [B T, n, M].
@@ -319,25 +263,12 @@ def _by_pair(nodes: Tensor, piece: Piece) -> Tensor:
     return nodes.view(len(nodes), piece.n_pairs, -1).transpose(0, 1)
 
 
-def _maps(layer: Layer, norm: Norm | None, width: int) -> Iterator[tuple[Kind, Norm | None, Tensor, Tensor]]:
-    """For q, k and v: the norm after the projection, the matrix [out, M], and the output at xhat = 0, [out]."""
-    for projection in layer.projections:
-        matrix, bias = linear_map(projection.module, width)
-        if norm is not None and norm.bias is not None:
-            bias = bias + matrix @ norm.bias
-        for kind in projection.kinds:
-            rows = projection.rows(kind, device=matrix.device)
-            yield kind, projection.norm, matrix[rows], bias[rows]
-
-
-def _multiply_per_head(vectors: Tensor, matrices: Tensor, out: list[Tensor], where: list[Piece]) -> None:
-    """Write every head's vectors [B T, H, D] times its matrix [H, D, M] to pieces of [H, B T, M]."""
-    for piece, own in zip(where, out, strict=True):
-        torch.bmm(vectors[piece.tokens].transpose(0, 1), matrices, out=own)
-
-
 def source_differences(
-    anatomy: Anatomy, differences: EndpointDifferences, pool: TensorPool, where: list[Piece]
+    anatomy: Anatomy,
+    differences: EndpointDifferences,
+    pool: TensorPool,
+    where: list[Piece],
+    operations: Operations,
 ) -> list[Tensor]:
     """delta_s of every source: corrupted - clean of what it adds to the residual stream, pieces of [S, B T, M]."""
     like, n_sources = differences.input, len(anatomy.sources)
@@ -354,10 +285,8 @@ def source_differences(
             for own in out:
                 own[anatomy.head_source(index)] = 0.0
             continue
+        heads = anatomy.head_source(index)
+        z = differences.z[index].flatten(0, 1)
         with readable(layer.out):
-            matrix, _ = linear_map(layer.out, anatomy.n_heads * anatomy.head_dim)
-            per_head = layer.scaled(matrix.T).unflatten(0, (anatomy.n_heads, -1))  # [H, D, M]
-            z = differences.z[index].flatten(0, 1).unflatten(-1, (anatomy.n_heads, -1))  # [B T, H, D]
-            heads = anatomy.head_source(index)
-            _multiply_per_head(z, per_head, [own[heads] for own in out], where)
+            operations.outputs_of_heads(layer, z, [own[heads] for own in out], where)
     return out

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from headwatch.attribution.operations import PLAIN, Operations
 from headwatch.attribution.path import ENDPOINTS, Endpoint
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.model.anatomy import Anatomy
@@ -48,10 +49,11 @@ class EndpointRecorder:
 
     Args:
         anatomy: the model.
+        operations: the plain operations, or the fused ones.
     """
 
-    def __init__(self, anatomy: Anatomy) -> None:
-        self.anatomy = anatomy
+    def __init__(self, anatomy: Anatomy, operations: Operations = PLAIN) -> None:
+        self.anatomy, self.operations = anatomy, operations
         self.embeddings: dict[Endpoint, Tensor] = {}
         self._states: dict[tuple[Any, Endpoint], Tensor] = {}
         self._differences: dict[Any, Tensor] = {}
@@ -146,9 +148,8 @@ class EndpointRecorder:
         for endpoint, own in states.items():
             self._states[key, endpoint] = own
         if all((key, endpoint) in self._states for endpoint in ENDPOINTS):
-            # A float32 tensor minus one in 16 bits is computed in float32, without a second cast.
-            difference = at_least_float32(self._states.pop((key, "corrupted"))) - self._states.pop((key, "clean"))
-            self._differences[key] = difference if scale == 1.0 else difference * scale
+            both = self._states.pop((key, "corrupted")), self._states.pop((key, "clean"))
+            self._differences[key] = self.operations.difference(*both, scale)
 
 
 def rows_of(states: Tensor, layout: RunLayout, runs: RunsOf) -> dict[Endpoint, Tensor]:

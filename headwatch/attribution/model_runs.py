@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from headwatch.attribution.batching import Batch
+from headwatch.attribution.operations import PLAIN, Operations
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.attribution.skipped_work import last_mlp_where_read
 from headwatch.model.anatomy import Anatomy
@@ -31,7 +32,24 @@ def query_head_copies(anatomy: Anatomy) -> Iterator[None]:
         yield
 
 
-def run(call: Call, anatomy: Anatomy, batch: Batch, ids: Tensor, cache: Cache | None, layout: RunLayout) -> Tensor:
+@contextmanager
+def repeated_heads(anatomy: Anatomy, repeated: bool) -> Iterator[None]:
+    """Let attention take keys and values that the cache has repeated for all query heads, inside the block."""
+    with ExitStack() as stack:
+        for layer in anatomy.layers if repeated else ():
+            stack.enter_context(overridden(layer.attention, num_key_value_groups=1))
+        yield
+
+
+def run(
+    call: Call,
+    anatomy: Anatomy,
+    batch: Batch,
+    ids: Tensor,
+    cache: Cache | None,
+    layout: RunLayout,
+    operations: Operations = PLAIN,
+) -> Tensor:
     """Run the model on the columns after the cut, for one or several runs of the batch.
 
     Args:
@@ -41,19 +59,21 @@ def run(call: Call, anatomy: Anatomy, batch: Batch, ids: Tensor, cache: Cache | 
         ids: token ids of all n runs, in this layout: [n B, T - C] or [B, n (T - C)].
         cache: keys and values of the prefix, or None without a prefix (C = 0).
         layout: the layout of the runs.
+        operations: the plain operations, or the fused ones.
 
     Returns:
         Logits at the read positions, [n, B, P, V].
     """
     copies = len(ids) // batch.size  # of the prefix
     past = None
+    repeats = cache is not None and operations.repeats_heads(anatomy)
     if cache is not None:
-        past = DynamicCache()
-        past.layers = [PrefixLayer(keys, values, copies) for keys, values in cache]
+        past, heads = DynamicCache(), anatomy.n_heads if repeats else None
+        past.layers = [PrefixLayer(keys, values, copies, operations, heads) for keys, values in cache]
     # Without padding no mask is passed, so FlashAttention and the causal kernel of sdpa can be used.
     padded = batch.padded and not layout.packed
     columns = layout.last_columns(batch.keep, batch.clean.shape[1] - batch.cut, ids.device)
-    with last_mlp_where_read(anatomy, columns), layout.separated(anatomy):
+    with last_mlp_where_read(anatomy, columns), layout.separated(anatomy), repeated_heads(anatomy, repeats):
         out = call(
             input_ids=ids,
             attention_mask=batch.mask.repeat(copies, 1) if padded else None,
@@ -65,41 +85,45 @@ def run(call: Call, anatomy: Anatomy, batch: Batch, ids: Tensor, cache: Cache | 
     return batch.pick_reads(layout.by_run(out.logits[:, -len(columns) :]))
 
 
+class EmptyLayer(DynamicLayer):
+    """One layer's keys and values, kept as they are computed; transformers' own would copy them behind an empty one."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keep these columns, the only ones."""
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+
 class PrefixLayer(DynamicLayer):
     """One layer's keys and values of the prefix, put before those of the runs in one copy.
 
     Args:
         keys, values: [B, K, C, D].
         copies: runs of each pair, stacked along the batch.
+        operations: the plain operations, or the fused ones.
+        heads: H, where keys and values are to be repeated for all query heads.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, copies: int) -> None:
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        copies: int,
+        operations: Operations = PLAIN,
+        heads: int | None = None,
+    ) -> None:
         super().__init__()
         self.keys, self.values, self.copies = keys, values, copies
+        self.operations, self.heads = operations, heads
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keys and values of the prefix and of these columns; the prefix's own are kept for no later call."""
-        keys = _AfterPrefix.apply(self.keys, key_states, self.copies)
-        return keys, _AfterPrefix.apply(self.values, value_states, self.copies)
-
-
-class _AfterPrefix(torch.autograd.Function):
-    """[B, K, C, D] and [n B, K g, T, D] -> [n B, K g, C + T, D]: one write, where `cat` would need copies to read."""
-
-    @staticmethod
-    def forward(ctx: Any, prefix: Tensor, states: Tensor, copies: int) -> Tensor:
-        pairs, kv_heads, ctx.length, width = prefix.shape
-        rows, heads, length, _ = states.shape
-        out = states.new_empty(rows, heads, ctx.length + length, width)
-        out[:, :, ctx.length :] = states
-        before = out[:, :, : ctx.length].unflatten(1, (kv_heads, -1)).unflatten(0, (copies, pairs))
-        before.copy_(prefix[None, :, :, None])
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
-        return None, grads[0][:, :, ctx.length :], None
+        assert self.keys is not None
+        assert self.values is not None
+        both = self.keys, self.values
+        return self.operations.after_prefix(both, key_states, value_states, self.copies, self.heads)
 
 
 @torch.no_grad()
@@ -109,6 +133,7 @@ def prefix_cache(call: Call, anatomy: Anatomy, batch: Batch) -> Cache | None:
         return None
     cut = slice(0, batch.cut)
     past = DynamicCache()
+    past.layers = [EmptyLayer() for _ in anatomy.layers]
     with last_mlp_where_read(anatomy, torch.arange(batch.cut - 1, batch.cut, device=batch.clean.device)):
         call(
             input_ids=batch.clean[:, cut],

@@ -1,6 +1,7 @@
 """score_heads and score_edges: one EAP-IG pass over all pairs, on the unmodified model."""
 
 import time
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import cast
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from headwatch.attribution.batch_pass import BatchPass, BatchScores
 from headwatch.attribution.batch_size import batch_sizes, default_budget_gb, free_bytes
 from headwatch.attribution.batching import Batch, batches
+from headwatch.attribution.fused_operations import operations_of, required_parts
 from headwatch.attribution.metrics import Metric, logit_diff, resolve_metric
 from headwatch.attribution.observer import Observer
 from headwatch.attribution.path import Path
@@ -36,6 +38,7 @@ def score_heads(
     *,
     batch_size: int | None = None,
     memory_budget_gb: float | None = None,
+    kernels: str = "auto",
 ) -> HeadScores:
     """Score every attention head on every pair: sum over positions of delta_s . mean over alphas of dL/d(output of s).
 
@@ -49,6 +52,7 @@ def score_heads(
         batch_size: pairs per batch; None derives it from the memory budget.
         memory_budget_gb: estimated size of one batch's activations and differences, in GiB; None allows the size of the
             trainable parameters' gradients, and at least 2 GiB; on CUDA more, where memory is free (batch_size.py).
+        kernels: "auto", "torch" and "triton"; see `ScoringSettings`. A single call tries no kernels under "auto".
 
     Returns:
         Scores of N pairs, [N, L, H].
@@ -57,7 +61,7 @@ def score_heads(
         UserError: invalid input.
         UnsupportedModelError: the model is not a sum of heads and MLPs that headwatch can locate.
     """
-    settings = ScoringSettings(metric, steps, alphas, False, batch_size, memory_budget_gb)
+    settings = ScoringSettings(metric, steps, alphas, False, batch_size, memory_budget_gb, kernels)
     return cast(HeadScores, score_pairs(model, probes, settings))
 
 
@@ -70,6 +74,7 @@ def score_edges(
     *,
     batch_size: int | None = None,
     memory_budget_gb: float | None = None,
+    kernels: str = "auto",
 ) -> EdgeScores:
     """Score every edge on every pair (EAP-IG, paper section 2).
 
@@ -84,6 +89,7 @@ def score_edges(
         alphas: the rule of the points.
         batch_size: pairs per batch.
         memory_budget_gb: estimated size of one batch.
+        kernels: fused Triton kernels.
 
     Returns:
         Scores of N pairs, S sources and R targets, [N, S, R], with the head scores of the same pass.
@@ -92,7 +98,7 @@ def score_edges(
         UserError: invalid input.
         UnsupportedModelError: the model is not a sum of heads and MLPs that headwatch can locate.
     """
-    settings = ScoringSettings(metric, steps, alphas, True, batch_size, memory_budget_gb)
+    settings = ScoringSettings(metric, steps, alphas, True, batch_size, memory_budget_gb, kernels)
     return cast(EdgeScores, score_pairs(model, probes, settings))
 
 
@@ -104,6 +110,7 @@ def score_pairs(
     reuse_prefix: bool = True,
     optimizer: object | None = None,
     observe: Observer | None = None,
+    kernel_parts: Collection[str] = (),
 ) -> HeadScores | EdgeScores:
     """The pass behind `score_heads` and `score_edges`.
 
@@ -114,6 +121,7 @@ def score_pairs(
         reuse_prefix: run the tokens before a pair's first difference once, without gradients.
         optimizer: the trainer's optimizer; required only under ZeRO-3.
         observe: called with every batch's clean run.
+        kernel_parts: parts of the pass that run as kernels under kernels="auto" (`fused_operations.PARTS`).
     """
     require_answers(settings.metric_name, probes)
     device = next(model.parameters()).device
@@ -126,6 +134,8 @@ def score_pairs(
         stack.enter_context(read_only_pass(model, optimizer))
         like = next(model.parameters())  # sharded models are whole only now, in the dtype of the forward
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        required = required_parts(settings.kernels, like.device, like.dtype)
+        operations = operations_of(kernel_parts if settings.kernels == "auto" else required)
         scores = _Scores(anatomy, probes, settings, dtype)
         pool = TensorPool() if settings.edges else None
         size, points_at_once = batch_sizes(
@@ -144,7 +154,7 @@ def score_pairs(
             # The first batch suffices for the stream check, which costs as much as all o_proj.
             first = number == 0
             parts = anatomy, call, batch, scores.metric, scores.path, points_at_once, pool
-            found = BatchPass(*parts, first=first, at_peak=peak.sample).run()
+            found = BatchPass(*parts, first=first, at_peak=peak.sample, operations=operations).run()
             if found.rounding is not None:
                 scores.stream_error = check_stream(anatomy, found.differences, found.rounding)
             if first and found.edges is not None:

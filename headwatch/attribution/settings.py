@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from headwatch.attribution.metrics import Metric, resolve_metric
 from headwatch.attribution.path import path_points
 from headwatch.errors import UserError
+from headwatch.kernels.launch import check_kernels
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class ScoringSettings:
         batch_size: pairs per batch; None derives it from the memory budget.
         memory_budget_gb: estimated size of one batch's activations and differences, in GiB; None allows the size of the
             trainable parameters' gradients, and at least 2 GiB; on CUDA more, where memory is free (batch_size.py).
+        kernels: fused Triton kernels: "auto" (in a training on CUDA, those that agree with plain PyTorch and are faster
+            on the first batch; elsewhere none), "torch" (none) or "triton" (all; CUDA only).
 
     Raises:
         UserError: a value is out of range or unknown.
@@ -31,9 +34,11 @@ class ScoringSettings:
     edges: bool = True
     batch_size: int | None = None
     memory_budget_gb: float | None = None
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         path_points(self.alphas, self.steps, self.metric_name)
+        check_kernels(self.kernels)
         size, budget = self.batch_size, self.memory_budget_gb
         if not isinstance(self.edges, bool):
             raise UserError(f"edges={self.edges!r} must be True or False")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from headwatch.attribution.endpoints import EndpointDifferences, RunsOf, first_output, rows_of
+from headwatch.attribution.endpoints import EndpointDifferences, RunsOf, first_output
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.errors import NonFiniteError, UnsupportedModelError
 from headwatch.model.anatomy import Anatomy
@@ -45,17 +45,18 @@ class RoundingRecorder:
 
     def __init__(self, anatomy: Anatomy) -> None:
         self._anatomy = anatomy
-        self._variance: Tensor | None = None
+        self._variances: dict[int, Tensor] = {}  # by number of runs in a forward pass, each [runs, B, T - C, M]
 
     def hooks(self, layout: RunLayout, runs: RunsOf) -> list[RemovableHandle]:
         """Register hooks for one forward pass; `runs` maps each endpoint to the index of its run."""
 
         def add(states: Tensor, times: float) -> None:
             scale = (torch.finfo(states.dtype).eps / 2) ** 2 * times
-            for own in rows_of(states, layout, runs).values():
-                if self._variance is None:
-                    self._variance = torch.zeros_like(own, dtype=torch.promote_types(own.dtype, torch.float32))
-                self._variance.addcmul_(own, own, value=scale)
+            own = layout.by_run(states.detach())[: len(runs)]  # the endpoints' runs come first
+            if len(runs) not in self._variances:
+                dtype = torch.promote_types(own.dtype, torch.float32)
+                self._variances[len(runs)] = torch.zeros_like(own, dtype=dtype)
+            self._variances[len(runs)].addcmul_(own, own, value=scale)
 
         def of_stream(module: Any, args: tuple[Tensor, ...]) -> None:
             add(args[0], 2.0)
@@ -75,8 +76,7 @@ class RoundingRecorder:
 
     def deviation(self) -> Tensor:
         """Standard deviation of the rounding error of every entry of the stream's difference, [B, T - C, M]."""
-        assert self._variance is not None
-        return self._variance.sqrt()
+        return torch.stack([own.sum(0) for own in self._variances.values()]).sum(0).sqrt()
 
 
 @torch.no_grad()

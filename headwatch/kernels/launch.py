@@ -21,6 +21,9 @@ observers: list[Callable[[str, list[Tensor], int], None]] = []
 """Called for every launch on meta tensors with the kernel's name, its tensors, and its floating-point operations."""
 
 KERNELS = ("auto", "torch", "triton")
+BLOCK = 1024
+"""Entries that a program of an elementwise kernel computes."""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -65,6 +68,12 @@ def _code() -> Any:
 def power_of_two(n: int) -> int:
     """The smallest power of two of at least n."""
     return 1 << max(0, n - 1).bit_length()
+
+
+def blocks(rows: int, width: int) -> tuple[int, int]:
+    """Rows per program and the padded width of a row, about BLOCK entries; both are powers of two."""
+    block = power_of_two(width)
+    return min(power_of_two(rows), max(1, BLOCK // block)), block
 
 
 def check_kernels(choice: object) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwatch.kernels.launch import launch, power_of_two
-
-_BLOCK = 1024  # entries per program of an elementwise kernel
+from headwatch.kernels.launch import BLOCK as _BLOCK
+from headwatch.kernels.launch import blocks, launch
 
 
 def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -45,18 +44,25 @@ class RmsNorm(torch.autograd.Function):
         """[..., M], [M] -> [..., M]."""
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
-        ctx.eps, width, y = eps, x.shape[-1], torch.empty_like(x)
-        launch("rms_norm", (x.numel() // width,), [x, weight, y, width, eps], BLOCK=power_of_two(width))
+        ctx.eps, y = eps, torch.empty_like(x)
+        _rows("rms_norm", [x, weight, y], eps)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """The gradient of x."""
         x, weight = ctx.saved_tensors
-        width, dx = x.shape[-1], torch.empty_like(x)
-        arguments = [grads[0].contiguous(), x, weight, dx, width, ctx.eps]
-        launch("rms_norm_backward", (x.numel() // width,), arguments, BLOCK=power_of_two(width))
+        dx = torch.empty_like(x)
+        _rows("rms_norm_backward", [grads[0].contiguous(), x, weight, dx], ctx.eps)
         return dx, None, None
+
+
+def _rows(name: str, tensors: list[Tensor], eps: float) -> None:
+    """Launch a kernel over rows of M entries, as many per program as fit in one block."""
+    width = tensors[0].shape[-1]
+    rows = tensors[0].numel() // width
+    at_once, block = blocks(rows, width)
+    launch(name, (-(-rows // at_once),), [*tensors, rows, width, eps], ROWS=at_once, BLOCK=block)
 
 
 class SwiGlu(torch.autograd.Function):
@@ -105,33 +111,50 @@ def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> t
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)  # in the order of memory of q and k, if they are dense
     of_batch = 0 if len(cos) == 1 else cos.stride(0)
     strides = [*q.stride()[:3], *k.stride()[:3], of_batch, cos.stride(1), *q_out.stride()[:3], *k_out.stride()[:3]]
-    arguments = [q, k, cos, sin, q_out, k_out, length, heads, width // 2, *strides]
-    grid = (pairs * length, heads + k.shape[1])
-    launch("rotary", grid, arguments, BACKWARD=backward, BLOCK=power_of_two(width // 2))
+    kv_heads, tokens = k.shape[1], pairs * length
+    at_once, block = blocks(tokens * heads, width // 2)
+    arguments = [q, k, cos, sin, q_out, k_out, tokens, length, heads, kv_heads, width // 2, *strides]
+    grid = (-(-tokens * heads // at_once) + -(-tokens * kv_heads // at_once),)
+    launch("rotary", grid, arguments, BACKWARD=backward, ROWS=at_once, BLOCK=block)
     return q_out, k_out
 
 
 class AfterPrefix(torch.autograd.Function):
-    """Keys and values of the prefix, then those of the runs: two copies in one kernel."""
+    """Keys and values of the prefix, then those of the runs, repeated for all query heads: one kernel each way."""
 
     @staticmethod
-    def forward(ctx: Any, prefix_k: Tensor, prefix_v: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, K, C, D] twice, [n B, K g, T, D] twice -> [n B, K g, C + T, D] twice."""
-        pairs, kv_heads, ctx.prefix, width = prefix_k.shape
-        rows, heads, length, _ = k.shape
+    def forward(
+        ctx: Any, prefix_k: Tensor, prefix_v: Tensor, k: Tensor, v: Tensor, heads: int
+    ) -> tuple[Tensor, Tensor]:
+        """[B, K', C, D] twice, [n B, K, T, D] twice -> [n B, H, C + T, D] twice; K' and K divide H."""
+        pairs, prefix_heads, ctx.prefix, width = prefix_k.shape
+        runs, kv_heads, length, _ = k.shape
+        ctx.shape = k.shape
         if prefix_k.stride() != prefix_v.stride() or prefix_k.stride(-1) != 1:
             prefix_k, prefix_v = prefix_k.contiguous(), prefix_v.contiguous()
         k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (k, v))
-        total, block = ctx.prefix + length, 32
-        k_out, v_out = (k.new_empty(rows, heads, total, width) for _ in range(2))
-        sizes = [pairs, heads, heads // kv_heads, ctx.prefix, length, width]
+        total = ctx.prefix + length
+        k_out, v_out = (k.new_empty(runs, heads, total, width) for _ in range(2))
+        rows = runs * heads * total
+        at_once, block = blocks(rows, width)
+        sizes = [rows, pairs, heads, heads // prefix_heads, heads // kv_heads, ctx.prefix, length, width]
         strides = [*prefix_k.stride()[:3], *k.stride()[:3], *v.stride()[:3]]
         arguments = [prefix_k, prefix_v, k, v, k_out, v_out, *sizes, *strides]
-        grid = (rows, heads, -(-total // block))
-        launch("after_prefix", grid, arguments, BLOCK_T=block, BLOCK=power_of_two(width))
+        launch("after_prefix", (-(-rows // at_once),), arguments, ROWS=at_once, BLOCK=block)
         return k_out, v_out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor, Tensor]:
-        """The gradients of the runs' keys and values, as views."""
-        return None, None, grads[0][:, :, ctx.prefix :], grads[1][:, :, ctx.prefix :]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor, Tensor, None]:
+        """The gradients of the runs' keys and values; as views where no copies have to be summed."""
+        runs, kv_heads, length, width = ctx.shape
+        group = grads[0].shape[1] // kv_heads
+        if group == 1:
+            return None, None, grads[0][:, :, ctx.prefix :], grads[1][:, :, ctx.prefix :], None
+        gk, gv = (each if each.stride(-1) == 1 else each.contiguous() for each in grads)
+        dk, dv = (gk.new_empty(runs, length, kv_heads, width) for _ in range(2))
+        rows = runs * length * kv_heads
+        at_once, block = blocks(rows, width)
+        sizes = [rows, kv_heads, group, ctx.prefix, length, width]
+        arguments = [gk, gv, dk, dv, *sizes, *gk.stride()[:3], *gv.stride()[:3]]
+        launch("after_prefix_backward", (-(-rows // at_once),), arguments, ROWS=at_once, BLOCK=block)
+        return None, None, dk.transpose(1, 2), dv.transpose(1, 2), None

@@ -7,13 +7,13 @@ most model types), and no forward of its own on the instance. Everything else ru
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from inspect import unwrap
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.llama import modeling_llama as llama
 
 from headwatch.kernels.launch import DTYPES
 from headwatch.kernels.model_ops import RmsNorm, Rotary, SwiGlu
@@ -32,7 +32,7 @@ def fused_parts(model: nn.Module) -> Iterator[int]:
     Yields:
         Number of replaced parts.
     """
-    count = 0
+    count, llama = 0, _llama()
     with ExitStack() as stack:
         files = set()
         for module in model.modules():
@@ -61,8 +61,16 @@ def _content(code: Any) -> tuple[Any, ...]:
     return code.co_code, code.co_names, code.co_varnames[: code.co_argcount], constants
 
 
+@cache
+def _llama() -> Any:
+    """The reference, imported when kernels are first used."""
+    from transformers.models.llama import modeling_llama
+
+    return modeling_llama
+
+
 def _llama_rotation(file: Any) -> bool:
-    return same_code(vars(file).get("rotate_half"), llama.rotate_half)
+    return same_code(vars(file).get("rotate_half"), _llama().rotate_half)
 
 
 def _replacement(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
@@ -70,6 +78,7 @@ def _replacement(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if "forward" in vars(module):
         return None
     own: Any = module
+    llama = _llama()
     forward = type(module).forward
     if same_code(forward, llama.LlamaRMSNorm.forward):
         return lambda hidden_states: _rms_norm(own, hidden_states)

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headwatch.kernels.launch import launch, power_of_two
+from headwatch.kernels.launch import BLOCK as _BLOCK
+from headwatch.kernels.launch import blocks, launch, power_of_two
 
 PRECISION = "tf32x3"
 """Of float32 products in `expand`: three TF32 products, whose error is that of float32 (tests/kernels emulate it)."""
-
-_BLOCK = 1024
 
 
 def _rows(states: Tensor) -> Tensor:
@@ -66,14 +65,19 @@ class HeadSpace:
 
 
 def head_space(
-    gradients: Sequence[Tensor], outputs: Sequence[Tensor], biases: Sequence[Tensor], x: Tensor, eps: float, heads: int
+    gradients: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    x: Tensor,
+    eps: float,
+    heads: int,
 ) -> HeadSpace:
     """Sum the gradients at each query head's copies of q, k and v over runs, with the Jacobian of RMSNorm.
 
     Args:
         gradients: of q, k, v, each [n, B, T, H D].
         outputs: of the projections to q, k, v: [n, B, T, H D], and [n, B, T, K D] twice.
-        biases: their outputs at x = 0, float32: [H D], and [K D] twice.
+        biases: their outputs at x = 0, any dtype: [H D], and [K D] twice; None: 0.
         x: the residual vector, [n, B, T, M].
         eps: of the norm.
         heads: H.
@@ -82,14 +86,18 @@ def head_space(
     runs, pairs, length, d_model = x.shape
     tokens, width = pairs * length, gradients[0].shape[-1] // heads
     r = x.new_empty(runs, tokens, dtype=torch.float32)
-    arguments = [x, r, pairs, length, d_model, eps, *x.stride()[:3]]
-    launch("inverse_rms", (tokens, runs), arguments, BLOCK=power_of_two(d_model))
+    at_once, block = blocks(runs * tokens, d_model)
+    arguments = [x, r, runs * tokens, pairs, length, d_model, eps, *x.stride()[:3]]
+    launch("inverse_rms", (-(-runs * tokens // at_once),), arguments, ROWS=at_once, BLOCK=block)
     sums, along = r.new_empty(3, heads, tokens, width), r.new_empty(runs, tokens, 3 * heads)
     group = heads * width // outputs[1].shape[-1]
     strides = [stride for each in (*gradients, *outputs) for stride in each.stride()[:3]]
     sizes = [runs, pairs, length, heads, group, d_model, width]
-    arguments = [*gradients, *outputs, *(bias.contiguous() for bias in biases), r, sums, along, *sizes, *strides]
-    launch("head_space", (tokens, heads), arguments, BLOCK=power_of_two(width))
+    nothing = [r if bias is None else bias.contiguous() for bias in biases]  # a pointer that is not read
+    arguments = [*gradients, *outputs, *nothing, r, sums, along, *sizes, *strides]
+    at_once, block = blocks(tokens * heads, width)
+    given = {f"BIAS_{kind}": bias is not None for kind, bias in zip("QKV", biases, strict=True)}
+    launch("head_space", (-(-tokens * heads // at_once),), arguments, **given, ROWS=at_once, BLOCK=block)
     return HeadSpace(sums, along, x)
 
 
@@ -99,7 +107,7 @@ def expand_head_space(space: HeadSpace, matrices: Sequence[Tensor], weight: Tens
     Args:
         space: the sums in head space.
         matrices: of q, k, v: [H D, M], and [K D, M] twice, one dtype.
-        weight: of the norm, float32 [M].
+        weight: of the norm, any dtype, [M].
         first: the first of these tokens among all B T.
         rows: float32 [3 H, tokens, M], contiguous.
     """

@@ -9,38 +9,43 @@ import triton.language as tl
 
 
 @triton.jit
-def rms_norm(x, w, y, width, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """y = w * (x / rms(x)), one row per program: [N, M], [M] -> [N, M]."""
-    row, m = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    inside = m < width
+def rms_norm(x, w, y, rows, width, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """y = w * (x / rms(x)), ROWS rows per program: [N, M], [M] -> [N, M]."""
+    row, m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (m < width)
     value = tl.load(x + row * width + m, mask=inside, other=0.0).to(tl.float32)
-    r = 1.0 / tl.sqrt(tl.sum(value * value) / width + eps)
-    rounded = (value * r).to(y.dtype.element_ty).to(tl.float32)
-    weight = tl.load(w + m, mask=inside, other=0.0).to(tl.float32)
+    r = 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps)
+    rounded = (value * r[:, None]).to(y.dtype.element_ty).to(tl.float32)
+    weight = tl.load(w + m, mask=m < width, other=0.0).to(tl.float32)
     tl.store(y + row * width + m, (weight * rounded).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def rms_norm_backward(g, x, w, dx, width, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def rms_norm_backward(  # type: ignore[no-untyped-def]
+    g, x, w, dx, rows, width, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
     """dx = r (w g) - x r^3 mean(w g x), the gradient of the activations alone: [N, M] -> [N, M]."""
-    row, m = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    inside = m < width
+    row, m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (m < width)
     value = tl.load(x + row * width + m, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(g + row * width + m, mask=inside, other=0.0).to(tl.float32)
-    grad = grad * tl.load(w + m, mask=inside, other=0.0).to(tl.float32)
-    r = 1.0 / tl.sqrt(tl.sum(value * value) / width + eps)
-    along = tl.sum(grad * value) / width
-    out = r * grad - value * (r * r * r * along)
+    grad = grad * tl.load(w + m, mask=m < width, other=0.0).to(tl.float32)
+    r = 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps)
+    along = tl.sum(grad * value, 1) / width
+    out = r[:, None] * grad - value * (r * r * r * along)[:, None]
     tl.store(dx + row * width + m, out.to(dx.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def inverse_rms(x, r, batch, length, width, eps, sn, sb, st, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """r = 1 / rms(x) of every run and token: [n, B, T, M] with strides -> [n, B T]."""
-    token, run, m = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.arange(0, BLOCK)
-    start = x + run * sn + (token // length) * sb + (token % length) * st
-    value = tl.load(start + m, mask=m < width, other=0.0).to(tl.float32)
-    tl.store(r + run * batch * length + token, 1.0 / tl.sqrt(tl.sum(value * value) / width + eps))
+def inverse_rms(  # type: ignore[no-untyped-def]
+    x, r, rows, batch, length, width, eps, sn, sb, st, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """r = 1 / rms(x) of every run and token: [n, B, T, M] with strides -> [n, B T], ROWS of n B T rows per program."""
+    row, m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)[None, :]
+    start = row // length // batch * sn + row // length % batch * sb + row % length * st
+    inside = (row < rows)[:, None] & (m < width)
+    value = tl.load(x + start[:, None] + m, mask=inside, other=0.0).to(tl.float32)
+    tl.store(r + row, 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps), mask=row < rows)
 
 
 @triton.jit
@@ -68,17 +73,35 @@ def swiglu_backward(g, gate, up, d_gate, d_up, size, BLOCK: tl.constexpr):  # ty
 
 
 @triton.jit
-def _rotate(x, out, cos, sin, half, BACKWARD: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One head at one token: x cos + (x rotated by half its width) sin, or the transposed map."""
-    d = tl.arange(0, BLOCK)
-    inside = d < half
+def rotary(  # type: ignore[no-untyped-def]
+    q, k, cos, sin, q_out, k_out, tokens, length, heads, kv_heads, half,
+    qb, qh, qt, kb, kh, kt, cb, ct, qob, qoh, qot, kob, koh, kot,
+    BACKWARD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rotary embedding of queries [B, H, T, D] and keys [B, K, T, D]: x cos + (x rotated by half its width) sin.
+
+    BACKWARD: the transposed map. ROWS heads of tokens per program, first those of the queries.
+    """
+    blocks = (tokens * heads + ROWS - 1) // ROWS
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    token, h = row // heads, row % heads
+    x = q + token // length * qb + token % length * qt + h * qh
+    out = q_out + token // length * qob + token % length * qot + h * qoh
+    if tl.program_id(0) >= blocks:
+        row -= blocks * ROWS
+        token, h = row // kv_heads, row % kv_heads
+        x = k + token // length * kb + token % length * kt + h * kh
+        out = k_out + token // length * kob + token % length * kot + h * koh
+    d = tl.arange(0, BLOCK)[None, :]
+    inside = (token < tokens) & (d < half)
+    angle = token // length * cb + token % length * ct + d
     low = tl.load(x + d, mask=inside, other=0.0).to(tl.float32)
     high = tl.load(x + half + d, mask=inside, other=0.0).to(tl.float32)
-    cos_low = tl.load(cos + d, mask=inside, other=0.0).to(tl.float32)
-    cos_high = tl.load(cos + half + d, mask=inside, other=0.0).to(tl.float32)
-    sin_low = tl.load(sin + d, mask=inside, other=0.0).to(tl.float32)
-    sin_high = tl.load(sin + half + d, mask=inside, other=0.0).to(tl.float32)
-    kind = out.dtype.element_ty
+    cos_low = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
+    cos_high = tl.load(cos + angle + half, mask=inside, other=0.0).to(tl.float32)
+    sin_low = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
+    sin_high = tl.load(sin + angle + half, mask=inside, other=0.0).to(tl.float32)
+    kind = q_out.dtype.element_ty
     if BACKWARD:
         first = low * cos_low + high * sin_high
         second = high * cos_high - low * sin_low
@@ -90,44 +113,48 @@ def _rotate(x, out, cos, sin, half, BACKWARD: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def rotary(  # type: ignore[no-untyped-def]
-    q, k, cos, sin, q_out, k_out, length, heads, half,
-    qb, qh, qt, kb, kh, kt, cb, ct, qob, qoh, qot, kob, koh, kot,
-    BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
+def after_prefix(  # type: ignore[no-untyped-def]
+    pk, pv, k, v, k_out, v_out, rows, pairs, heads, group_prefix, group, prefix, length, width,
+    pb, ph, pt, kb, kh, kt, vb, vh, vt,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rotary embedding of queries [B, H, T, D] and keys [B, K, T, D], one head of one token per program."""
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    b, t = token // length, token % length
-    c, s = cos + b * cb + t * ct, sin + b * cb + t * ct
-    if head < heads:
-        _rotate(q + b * qb + head * qh + t * qt, q_out + b * qob + head * qoh + t * qot, c, s, half, BACKWARD, BLOCK)
-    else:
-        head -= heads
-        _rotate(k + b * kb + head * kh + t * kt, k_out + b * kob + head * koh + t * kot, c, s, half, BACKWARD, BLOCK)
+    """The prefix's keys and values, then those of the runs, repeated for all H heads; ROWS heads of tokens per program.
+
+    [B, H / group_prefix, C, D], [n B, H / group, T, D] -> [n B, H, C + T, D].
+    """
+    row, d = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
+    total = prefix + length
+    t, head, run = row % total, row // total % heads, row // total // heads
+    inside = (row < rows) & (d < width)
+    before, own = inside & (t < prefix), inside & (t >= prefix)
+    shared = (run % pairs) * pb + (head // group_prefix) * ph + t * pt + d
+    key = tl.load(pk + shared, mask=before, other=0.0) + tl.load(
+        k + run * kb + (head // group) * kh + (t - prefix) * kt + d, mask=own, other=0.0
+    )
+    value = tl.load(pv + shared, mask=before, other=0.0) + tl.load(
+        v + run * vb + (head // group) * vh + (t - prefix) * vt + d, mask=own, other=0.0
+    )
+    tl.store(k_out + row * width + d, key, mask=inside)
+    tl.store(v_out + row * width + d, value, mask=inside)
 
 
 @triton.jit
-def after_prefix(  # type: ignore[no-untyped-def]
-    pk, pv, k, v, k_out, v_out, pairs, heads, group, prefix, length, width,
-    pb, ph, pt, kb, kh, kt, vb, vh, vt,
-    BLOCK_T: tl.constexpr, BLOCK: tl.constexpr,
+def after_prefix_backward(  # type: ignore[no-untyped-def]
+    gk, gv, dk, dv, rows, kv_heads, group, prefix, length, width,
+    kb, kh, kt, vb, vh, vt,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values of the prefix, then those of the runs: [B, K, C, D], [n B, K g, T, D] -> [n B, K g, C + T, D]."""
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    t = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)[:, None]
-    d = tl.arange(0, BLOCK)[None, :]
-    total = prefix + length
-    before, own = (t < prefix) & (d < width), (t >= prefix) & (t < total) & (d < width)
-    shared = (row % pairs) * pb + (head // group) * ph + t * pt + d
-    key = tl.load(pk + shared, mask=before, other=0.0) + tl.load(
-        k + row * kb + head * kh + (t - prefix) * kt + d, mask=own, other=0.0
-    )
-    value = tl.load(pv + shared, mask=before, other=0.0) + tl.load(
-        v + row * vb + head * vh + (t - prefix) * vt + d, mask=own, other=0.0
-    )
-    out = ((row * heads + head) * total + t) * width + d
-    tl.store(k_out + out, key, mask=before | own)
-    tl.store(v_out + out, value, mask=before | own)
+    """Sum the gradients of a group's copies after the prefix: [n B, K g, C + T, D] -> [n B, T, K, D], contiguous."""
+    row, d = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
+    head, t, run = row % kv_heads, row // kv_heads % length + prefix, row // kv_heads // length
+    inside = (row < rows) & (d < width)
+    key, value = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
+    for copy in range(group):
+        h = head * group + copy
+        key += tl.load(gk + run * kb + h * kh + t * kt + d, mask=inside, other=0.0).to(tl.float32)
+        value += tl.load(gv + run * vb + h * vh + t * vt + d, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dk + row * width + d, key.to(dk.dtype.element_ty), mask=inside)
+    tl.store(dv + row * width + d, value.to(dv.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -165,38 +192,45 @@ def head_space(  # type: ignore[no-untyped-def]
     gq, gk, gv, yq, yk, yv, bq, bk, bv, r, sums, along,
     runs, batch, length, heads, group_k, d_model, width,
     gqn, gqb, gqt, gkn, gkb, gkt, gvn, gvb, gvt, yqn, yqb, yqt, ykn, ykb, ykt, yvn, yvb, yvt,
-    BLOCK: tl.constexpr,
+    BIAS_Q: tl.constexpr, BIAS_K: tl.constexpr, BIAS_V: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A_h = sum over runs of r g_h, and c_h = r g_h . (y_h - b_h) / M times r, of q, k and v: one head of one token.
+    """A_h = sum over runs of r g_h, and c_h = r g_h . (y_h - b_h) / M times r, of q, k and v.
 
-    sums: [3, H, B T, D]; along: [n, B T, 3 H].
+    ROWS heads of tokens per program. sums: [3, H, B T, D]; along: [n, B T, 3 H].
     """
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    row, d = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)[None, :]
     tokens = batch * length
-    b, t = token // length, token % length
-    d = tl.arange(0, BLOCK)
-    inside = d < width
-    shared = head // group_k
-    biases = tl.load(bq + head * width + d, mask=inside, other=0.0)
-    biases_k = tl.load(bk + shared * width + d, mask=inside, other=0.0)
-    biases_v = tl.load(bv + shared * width + d, mask=inside, other=0.0)
-    sum_q, sum_k, sum_v = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    token, h = row // heads, row % heads
+    b, t, real = (token // length)[:, None], (token % length)[:, None], row < tokens * heads
+    inside = real[:, None] & (d < width)
+    own, shared = h[:, None] * width + d, (h // group_k)[:, None] * width + d
+    biases, biases_k = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
+    biases_v = tl.zeros((ROWS, BLOCK), tl.float32)
+    if BIAS_Q:
+        biases = tl.load(bq + own, mask=inside, other=0.0).to(tl.float32)
+    if BIAS_K:
+        biases_k = tl.load(bk + shared, mask=inside, other=0.0).to(tl.float32)
+    if BIAS_V:
+        biases_v = tl.load(bv + shared, mask=inside, other=0.0).to(tl.float32)
+    sum_q = tl.zeros((ROWS, BLOCK), tl.float32)
+    sum_k, sum_v = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
     for n in range(runs):
-        scale = tl.load(r + n * tokens + token)
-        out = along + (n * tokens + token) * 3 * heads + head
-        g = tl.load(gq + n * gqn + b * gqb + t * gqt + head * width + d, mask=inside, other=0.0).to(tl.float32)
-        y = tl.load(yq + n * yqn + b * yqb + t * yqt + head * width + d, mask=inside, other=0.0).to(tl.float32)
-        sum_q += g * scale
-        tl.store(out, tl.sum(g * (y - biases)) * scale * scale / d_model)
-        g = tl.load(gk + n * gkn + b * gkb + t * gkt + head * width + d, mask=inside, other=0.0).to(tl.float32)
-        y = tl.load(yk + n * ykn + b * ykb + t * ykt + shared * width + d, mask=inside, other=0.0).to(tl.float32)
-        sum_k += g * scale
-        tl.store(out + heads, tl.sum(g * (y - biases_k)) * scale * scale / d_model)
-        g = tl.load(gv + n * gvn + b * gvb + t * gvt + head * width + d, mask=inside, other=0.0).to(tl.float32)
-        y = tl.load(yv + n * yvn + b * yvb + t * yvt + shared * width + d, mask=inside, other=0.0).to(tl.float32)
-        sum_v += g * scale
-        tl.store(out + 2 * heads, tl.sum(g * (y - biases_v)) * scale * scale / d_model)
-    place = (head * tokens + token) * width + d
+        scale = tl.load(r + n * tokens + token, mask=real, other=0.0)
+        part = scale * scale / d_model
+        out = along + (n * tokens + token) * 3 * heads + h
+        g = tl.load(gq + n * gqn + b * gqb + t * gqt + own, mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(yq + n * yqn + b * yqb + t * yqt + own, mask=inside, other=0.0).to(tl.float32)
+        sum_q += g * scale[:, None]
+        tl.store(out, tl.sum(g * (y - biases), 1) * part, mask=real)
+        g = tl.load(gk + n * gkn + b * gkb + t * gkt + own, mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(yk + n * ykn + b * ykb + t * ykt + shared, mask=inside, other=0.0).to(tl.float32)
+        sum_k += g * scale[:, None]
+        tl.store(out + heads, tl.sum(g * (y - biases_k), 1) * part, mask=real)
+        g = tl.load(gv + n * gvn + b * gvb + t * gvt + own, mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(yv + n * yvn + b * yvb + t * yvt + shared, mask=inside, other=0.0).to(tl.float32)
+        sum_v += g * scale[:, None]
+        tl.store(out + 2 * heads, tl.sum(g * (y - biases_v), 1) * part, mask=real)
+    place = (h * tokens + token)[:, None] * width + d
     tl.store(sums + place, sum_q, mask=inside)
     tl.store(sums + heads * tokens * width + place, sum_k, mask=inside)
     tl.store(sums + 2 * heads * tokens * width + place, sum_v, mask=inside)

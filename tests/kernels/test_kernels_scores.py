@@ -51,14 +51,20 @@ def test_difference(dtype: torch.dtype, device: torch.device) -> None:
     assert error(found, (corrupted.double() - clean.double()) * 0.5) < LIMIT
 
 
-@DTYPES
-@PACKED
-@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 2, 12), (3, 3, 16), (2, 1, 80)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "packed", "dtype"),
+    [
+        (4, 2, 12, False, torch.bfloat16),
+        (3, 3, 16, True, torch.float32),
+        (2, 1, 80, True, torch.bfloat16),
+        (18, 6, 64, False, torch.float32),  # two blocks of heads
+    ],
+)
 def test_head_space_and_its_expansion(
     heads: int, kv_heads: int, width: int, packed: bool, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Against head_gradients in float64, expanded for every point and then summed."""
-    runs, pairs, length, d_model, eps = 3, 2, 5, 70, 1e-3
+    runs, pairs, length, d_model, eps = 2, 2, 4, 70, 1e-3
     own = layout(packed, pairs, runs)
 
     def states(columns: int, seed: int) -> Tensor:
@@ -93,7 +99,7 @@ def test_head_space_and_its_expansion(
     weight = norm.weight.detach().float()
 
     space = ops.head_space(gradients, outputs, biases, x, eps, heads)
-    for first, tokens in ((0, pairs * length), (3, 4)):
+    for first, tokens in ((0, pairs * length), (3, 4))[:: 1 if heads < 18 else 2]:
         rows = torch.full((3 * heads, tokens, d_model), 7.0, device=device)
         ops.expand_head_space(space, matrices, weight, first, rows)
         assert error(rows, torch.cat(expected)[:, first : first + tokens]) < 5e-6
