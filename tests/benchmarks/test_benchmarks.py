@@ -73,15 +73,14 @@ def test_a_head_switched_on_in_a_real_run_is_found(tmp_path: Path) -> None:
     """A small base, a real trainer at a learning rate of 0, one head off at the base probe and on from step 5."""
     planted = bench("planted")
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, ModelSize(n_layers=2, n_heads=8, n_kv_heads=2, d_model=64, d_mlp=128))
+    # One layer: several of its heads do the work, whichever the processor's rounding makes them.
+    model = build_model(tokenizer, ModelSize(n_layers=1, n_heads=8, n_kv_heads=2, d_model=64, d_mlp=128))
     taught = BaseStage(steps=300, learning_rate=5e-3, warmup_steps=10, worked_every=0, careless_share=1.0)
     pretrain(model, tokenizer, taught)
     base = save(model, tokenizer, tmp_path / "base")
     truth = planted.Truth(base, 256)
     on = truth.shares({})[0]
-    heads = [
-        (1, int(h)) for h in np.argsort(-np.abs(on[1]))
-    ]  # of the last layer: only its MLP and the logits read them
+    heads = [(0, int(h)) for h in np.argsort(np.abs(on[0]))]  # without the strongest there would be no signal
 
     def lives(head: tuple[int, int]) -> dict:
         return planted.clear_lives(np.stack([truth.shares({head: 0.0})[0], on]), EvidenceSettings())
