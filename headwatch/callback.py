@@ -37,6 +37,7 @@ from headwatch.monitor.sharded_scoring import PairShard, with_agreed_budget
 from headwatch.monitor.worker import join_all
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
+from headwatch.record.layout import FORMAT
 from headwatch.record.owner import Claim, claim
 from headwatch.record.run_folder import RunFolder, describe_probes
 from headwatch.sinks import Sink, make_sinks
@@ -284,7 +285,7 @@ class HeadWatchCallback(TrainerCallback):
             self._probed = truncate_record(run, state.global_step, self.settings.every)
             recorder.restore()
             self._base = load_base_answers(run.path)
-            run.update_manifest(status="running")
+            run.update_manifest(format=FORMAT, status="running")
         self._recorder = recorder
         config = {"version": __version__, **self._recorded}
         config |= {key: run.manifest["probes"].get(key) for key in ("families", "n_pairs", "fingerprint")}

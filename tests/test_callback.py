@@ -22,6 +22,7 @@ from headwatch.attribution import EdgeScores
 from headwatch.circuits.circuit import Graph
 from headwatch.circuits.stability import CircuitHeads, circuit_heads
 from headwatch.lives.history_view import RULES
+from headwatch.record.packed_edges import ABSOLUTE, RELATIVE
 from headwatch.report.html import run_data
 from headwatch.sinks import Sink
 
@@ -69,7 +70,7 @@ def test_record_equals_the_scores(model: Path, tmp_path: Path) -> None:
     assert np.allclose(last.head_scores, edges.heads.per_pair.numpy())
     assert np.allclose(last.metric_clean, edges.heads.readings.metric_clean.numpy())
     recall = edges.select("recall").mean_abs().numpy()
-    assert np.allclose(last.edges_mean_abs[1], recall, rtol=2**-11, atol=2**-24 * recall.max())  # in half precision
+    assert np.allclose(last.edges_mean_abs[1], recall, rtol=RELATIVE, atol=2 * ABSOLUTE * recall.max())
     assert last.circuit_active.shape == (2, 2, 4)
     circuits = {family: found_circuit(edges.select(family), run) for family in probes.family_names}
     assert np.allclose(last.importance_draws, [found.importance_draws for found in circuits.values()])

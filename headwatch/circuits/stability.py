@@ -22,9 +22,9 @@ class CircuitHeads:
         stability: [L, H], share of bootstrap resamples of the pairs whose circuit keeps the head.
         importance: [L, H], the paper's I(l, h).
         n_edges: edges left after pruning.
-        importance_draws: float32 [resamples, L, H], I(l, h) of every resample. The same seed gives the same resamples
-            of N pairs at every probe, so draw i of two probes is paired: their difference or effect is a paired
-            bootstrap.
+        importance_draws: float32 [resamples, L, H], I(l, h) of every resample, rounded to half precision (by at most
+            2^-11 of it or 2^-25), as records keep it. The same seed gives the same resamples of N pairs at every
+            probe, so draw i of two probes is paired: their difference or effect is a paired bootstrap.
         half_changes: [splits], heads whose membership differs between two disjoint halves of the pairs: the null band
             of a count of membership changes.
         half_agreement: Jaccard similarity of the two halves' heads, mean over the splits; NaN without splits.
@@ -119,7 +119,7 @@ def circuits_of_pairs(
         stability=active[:resamples].sum(0) / max(resamples, 1),
         importance=head_importance(mean, kept, graph),
         n_edges=int(kept.sum()),
-        importance_draws=importance[:resamples],
+        importance_draws=importance[:resamples].astype(np.float16).astype(np.float32),
         half_changes=(one ^ other).sum((1, 2)).astype(np.int64),
         half_agreement=float(np.mean(overlaps)) if len(overlaps) else float("nan"),
     )

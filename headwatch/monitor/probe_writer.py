@@ -106,11 +106,11 @@ class ProbeWriter:
 
     def _add_circuits(self, result: ProbeResult) -> None:
         """Add each family's circuit heads to its history by the circuit rule."""
-        scores, result.edges = result.edges, None  # the per-pair edges are not needed any more after this
-        if scores is None:
+        if result.edges is None:
             return
-        graph = Graph(scores.sources, scores.targets, scores.is_real.numpy())
-        strength = real_edges(scores.per_pair, graph)
+        graph = Graph(result.edges.sources, result.edges.targets, result.edges.is_real.numpy())
+        strength = real_edges(result.edges.per_pair, graph)
+        result.edges = None  # the scores of all pairs take more memory than the rest of the job
         for family in self.circuits:
             rows = [row for row, name in enumerate(result.heads.families) if name == family]
             self._add_circuit(family, strength[consecutive(rows)], graph, result)

@@ -17,7 +17,8 @@ is moved to previous-<n>/ or resumed-<n>/.
 
 from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)  # 1: files of scores hold larger arrays (score_file.py)
 MANIFEST = "manifest.json"
 PROBES = "probes.safetensors"
 BASE_ANSWERS = "base_answers.safetensors"

@@ -1,16 +1,12 @@
-"""The arrays of one probe, and their file in a run folder."""
+"""The arrays of one probe; score_file.py is about their file."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
 
 from headwatch.errors import UserError
-from headwatch.io.atomic import write_atomic
-from headwatch.record.packed_edges import packed, unpacked
 
 DTYPES = {"correct": np.uint8, "circuit_active": np.bool_}  # the others are float32
 
@@ -29,7 +25,7 @@ class ProbeScores:
         circuit_stability: float32 [F, L, H], share of bootstrap resamples whose circuit keeps the head.
         importance: float32 [F, L, H], the paper's I(l, h).
         importance_draws: float32 [F, B, L, H], the importance in B resamples of the pairs, the same at every probe.
-        edges_mean_abs: float32 [F, S, R], mean |edge score|; the file keeps it in half precision, see packed_edges.py.
+        edges_mean_abs: float32 [F, S, R], mean |edge score|; the file keeps 12 bits of each, see packed_edges.py.
 
     Raises:
         UserError: an array has another shape.
@@ -72,27 +68,3 @@ class ProbeScores:
         """The arrays that are not None, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in named.items() if value is not None}
-
-
-def write_scores(path: Path, step: int, scores: ProbeScores) -> None:
-    """Write the arrays of the probe at `step`."""
-    arrays = scores.arrays()
-    if "edges_mean_abs" in arrays:
-        arrays |= packed(arrays.pop("edges_mean_abs"))
-    write_atomic(path, save(arrays, metadata={"step": str(int(step))}))
-
-
-def read_scores(path: Path) -> ProbeScores:
-    """Read the arrays of one probe; arrays of unknown names are ignored.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        arrays = unpacked(load_file(path))
-        known = {field.name for field in fields(ProbeScores)}
-        return ProbeScores(**{name: array for name, array in arrays.items() if name in known})
-    except UserError:
-        raise
-    except Exception as error:  # safetensors raises its own type, and a missing array is a TypeError
-        raise UserError(f"{path} cannot be read ({error}): move it away to read the rest of the run") from error

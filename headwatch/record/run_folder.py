@@ -16,10 +16,11 @@ from headwatch.io.atomic import write_atomic
 from headwatch.io.jsonl import Row, append_rows, latest_rows, merged_rows
 from headwatch.io.plain_json import is_number, plain, to_number
 from headwatch.lives.events import WITHDRAWN, Event
-from headwatch.record.layout import FORMAT, MANIFEST, PROBES, RECORD, SCORES, scored_steps, scores_path
+from headwatch.record.layout import FORMAT, MANIFEST, PROBES, READABLE, RECORD, SCORES, scored_steps, scores_path
 from headwatch.record.owner import is_claimed
-from headwatch.record.probe_scores import ProbeScores, read_scores, write_scores
+from headwatch.record.probe_scores import ProbeScores
 from headwatch.record.schema import manifest_problem, row_problem
+from headwatch.record.score_file import read_scores, write_scores
 from headwatch.record.set_aside import set_aside, set_aside_after
 
 
@@ -85,9 +86,10 @@ class RunFolder:
             if (folder / MANIFEST).is_file():
                 run = cls(folder)
                 version = run._read_manifest().get("format")
-                if version != FORMAT:
+                if version not in READABLE:
+                    known = " and ".join(map(str, READABLE))
                     raise UserError(
-                        f"{folder} has run-folder format {str(version)[:40]}; this headwatch reads {FORMAT}: update it"
+                        f"{folder} has run-folder format {str(version)[:40]}; this headwatch reads {known}: update it"
                     )
                 run.manifest  # noqa: B018 (refused here if it is damaged)
                 return run

@@ -36,13 +36,13 @@ def test_training_is_bit_identical_with_the_callback(
 ) -> None:
     kind, changes = VARIANTS[variant]
     weights, logs = run(kind, tiny_model, tmp_path / "without", **changes)
-    watched, watched_logs = run(
-        kind, tiny_model, tmp_path / "with", HeadWatchCallback(probes, every=2, strict=True), **changes
-    )
+    # Not strict: the worker's jobs run while the training goes on.
+    watched, watched_logs = run(kind, tiny_model, tmp_path / "with", HeadWatchCallback(probes, every=2), **changes)
     assert same_weights(weights, watched)
     assert logs == watched_logs
     probed = {"sft": [0, 2, 4, 5], "grpo": [0, 2, 4]}  # of 5 and 4 steps: the last one is always probed
-    assert RunFolder.open(tmp_path / "with" / "headwatch").steps == probed[kind]
+    record = RunFolder.open(tmp_path / "with" / "headwatch")
+    assert (record.steps, record.status) == (probed[kind], "finished")
 
 
 @pytest.mark.parametrize("kind", TRAINERS)

@@ -15,6 +15,7 @@ from helpers.tiny_trainers import load, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from headwatch import ProbeSet, RunFolder, score_edges
+from headwatch.record.packed_edges import RELATIVE
 
 HAS_BITSANDBYTES = find_spec("bitsandbytes") is not None
 SHARDINGS = ["FSDP2", pytest.param("ZeRO-3", marks=pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed absent"))]
@@ -91,8 +92,7 @@ def test_scores_are_those_of_one_process(out: tuple[str, Path, str]) -> None:
     assert np.allclose(base.head_scores, edges.heads.per_pair.numpy(), rtol=0, atol=1e-5 * largest)
     for family, found in zip(run.families, base.edges_mean_abs, strict=True):
         expected = edges.select(family).mean_abs().numpy()
-        # Edges are stored in half precision: 2^-11 of each.
-        assert np.allclose(found, expected, rtol=2**-11, atol=1e-5 * expected.max())
+        assert np.allclose(found, expected, rtol=RELATIVE, atol=1e-5 * expected.max())
 
 
 def test_layer_by_layer_where_whole_weights_do_not_fit(out: tuple[str, Path, str]) -> None:
