@@ -91,7 +91,7 @@ def main(order: dict[str, Any], out: Path) -> None:
                 options["scoring"] = {**options.get("scoring", {}), "metric": FailsOn(*fails)}
             if "dies" in run:
                 options["scoring"] = {**options.get("scoring", {}), "metric": dies}
-            callbacks.append(HeadWatchCallback(["addition", "recall"], n_pairs=8, **options))
+            callbacks.append(HeadWatchCallback(**{"probes": ["addition", "recall"], "n_pairs": 8, **options}))
         checkpoint = None
         if "resume" in run:
             source, step = run["resume"]
