@@ -26,6 +26,7 @@ from helpers.sharded_runs import ended, kill, same, same_bits, start  # noqa: E4
 from helpers.tiny_trainers import load, save_tiny_model  # noqa: E402
 from processes_cells import (  # noqa: E402
     CELL_LIMIT,
+    LOST,
     START_LIMIT,
     Cell,
     Sharding,
@@ -120,13 +121,13 @@ def score_error(folder: Path, name: str, quantised: bool) -> float:
     return float(np.abs(run.read_scores(0).head_scores - expected).max() / np.abs(expected).max())
 
 
-def measure_killed(sharding: Sharding, folder: Path, lines: Path) -> None:
-    """Seconds from the loss of a process until its job ends, and whether the others name the cause."""
+def measure_killed(sharding: Sharding, when: str | int, folder: Path, lines: Path) -> None:
+    """Seconds from the loss of a process until its job ends, and how many of the others name it."""
     folder.mkdir(parents=True)
     save_tiny_model(folder / "model")
     log = folder / "log.txt"
     with log.open("w") as output:
-        job = start(folder, {"killed": killed_run(sharding)}, sharding.environment, sharding.processes, output)
+        job = start(folder, {"killed": killed_run(sharding, when)}, sharding.environment, sharding.processes, output)
         began, dead = time.monotonic(), folder / "killed.dies"
         while job.poll() is None and time.monotonic() - began < START_LIMIT + CELL_LIMIT:
             time.sleep(0.25)
@@ -135,12 +136,8 @@ def measure_killed(sharding: Sharding, folder: Path, lines: Path) -> None:
         kill(job)
     elif job.returncode and dead.exists():
         found["killed"] = round(time.time() - dead.stat().st_mtime, 1)
-    text = log.read_text(errors="replace")
-    found["named"] = sum(
-        f"process {rank} of {sharding.processes} waited" in text or f"[rank{rank}]" in text
-        for rank in range(sharding.processes)
-    )
-    append(lines, sharding, {"row": "killed"} | found)
+    found["named"] = log.read_text(errors="replace").count("headwatch: rank 1 ")
+    append(lines, sharding, {"row": "killed", "when": when} | found)
 
 
 def append(lines: Path, sharding: Sharding, row: dict[str, Any]) -> None:
@@ -169,8 +166,9 @@ def main() -> None:
             rows = [row for row in done(arguments.lines) if row["sharding"] == sharding.name]
             todo = [cell for cell in cells(sharding) if not any(cell.key().items() <= row.items() for row in rows)]
             measure(sharding, todo, folder / str(number), arguments.lines)
-            if not any(row["row"] == "killed" for row in rows):
-                measure_killed(sharding, folder / f"{number}-killed", arguments.lines)
+            for when in LOST:
+                if not any(row.get("when") == when for row in rows):
+                    measure_killed(sharding, when, folder / f"{number}-{when}", arguments.lines)
             write_page(done(arguments.lines), arguments.out)
     write_page(done(arguments.lines), arguments.out)
 

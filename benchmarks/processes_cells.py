@@ -11,6 +11,8 @@ from helpers.cpu_accelerator import FSDP2, HYBRID, zero
 
 START_LIMIT = 240  # seconds until the first cell of a job has ended
 CELL_LIMIT = 180  # seconds per cell
+LOST: dict[str | int, str] = {"begin": "before the base probe", "probe": "in the base probe", 2: "between probes"}
+"""When rank 1 is killed: before its second step, if not in a probe."""
 QUANTISED = ("FSDP2", "DDP")  # the shardings with 4-bit weights
 
 
@@ -97,7 +99,7 @@ def cells(sharding: Sharding) -> list[Cell]:
     return found
 
 
-def killed_run(sharding: Sharding) -> dict[str, Any]:
-    """A training of which rank 1 is killed at the beginning of step 2."""
+def killed_run(sharding: Sharding, when: str | int) -> dict[str, Any]:
+    """A training of which rank 1 is killed."""
     changes = {**sharding.changes, "max_steps": 4}
-    return {"kind": "sft", "changes": changes, "watch": {"every": 1}, "dies": [1, 2]}
+    return {"kind": "sft", "changes": changes, "watch": {"every": 1}, "dies": [1, when]}

@@ -22,8 +22,9 @@ class LostProcessError(RuntimeError):
 
 
 class _Progress:
-    """Number of collectives that this process has begun, and the error that ended them."""
+    """Number of collectives that this process has begun in this process group, and the error that ended them."""
 
+    group = 0
     begun = 0
     limit = LIMIT
     lost: LostProcessError | None = None
@@ -70,6 +71,8 @@ def _wait_for(begin: Callable[[], Any]) -> None:
     """
     if world()[1] == 1:
         return
+    if _Progress.group != id(torch.distributed.group.WORLD):
+        _Progress.group, _Progress.begun, _Progress.lost = id(torch.distributed.group.WORLD), 0, None
     if _Progress.lost is not None:
         raise _Progress.lost
     _Progress.begun += 1

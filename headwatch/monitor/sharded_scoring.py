@@ -136,16 +136,12 @@ class PairShard:
 
 
 def with_agreed_budget(settings: ScoringSettings, model: nn.Module) -> ScoringSettings:
-    """The settings with the default memory budget that fits every rank, unless a budget is given.
-
-    Unchanged for one rank on a CPU, where the default does not depend on free memory.
+    """The settings with the default memory budget that fits every rank; unchanged where it is fixed anyway.
 
     Call it once per run: with one budget, batches have the same shapes at every probe.
     """
     free = free_bytes(next(model.parameters()).device)
-    if settings.batch_size is not None or settings.memory_budget_gb is not None:
-        return settings
-    if free is None and world()[1] == 1:
+    if (free is None and world()[1] == 1) or settings.batch_size is not None or settings.memory_budget_gb is not None:
         return settings
     budget = torch.tensor([default_budget_gb(model, free)], dtype=torch.float64)
     return replace(settings, memory_budget_gb=float(reduce_over_ranks(budget, "MIN")))

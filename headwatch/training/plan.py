@@ -29,7 +29,8 @@ LOOKED_AT = 64  # rows
 class Memory:
     """Estimated memory per device, in GiB, without logits: TRL computes them in chunks.
 
-    `gathered`: the whole weights of a sharded model, which each device holds during a probe.
+    `gathered`: the whole weights of a sharded model, which each device holds during a probe; `working`: the weights and
+    gradients that it holds whole at once in a step.
     """
 
     weights: float
@@ -39,6 +40,7 @@ class Memory:
     reference: float = 0.0
     gathered: float = 0.0
     optimizer: float = 0.0
+    working: float = 0.0
 
     @property
     def total(self) -> float:
@@ -46,7 +48,10 @@ class Memory:
         return (
             self.weights
             + self.reference
-            + max(self.gradients_and_optimizer + self.activations, self.optimizer + self.gathered + self.probe)
+            + max(
+                self.gradients_and_optimizer + self.activations + self.working,
+                self.optimizer + self.gathered + self.probe,
+            )
         )
 
 
@@ -103,7 +108,9 @@ class Plan:
                 "memory",
                 f"about {memory.total:.1f} GiB per device, estimated: weights {memory.weights:.1f}, reference "
                 f"{memory.reference:.1f}, gradients and Adam {memory.gradients_and_optimizer:.1f}, activations "
-                f"{memory.activations:.1f}; a probe, between steps, up to {memory.probe:.1f}"
+                f"{memory.activations:.1f}"
+                + (f", weights and gradients in use {memory.working:.1f}" if memory.working else "")
+                + f"; a probe, between steps, up to {memory.probe:.1f}"
                 + (f" and the whole weights, {memory.gathered:.1f}" if memory.gathered else "")
                 + (f"; vLLM {training.vllm_gpu_memory_utilization:.0%} of the device" if self._vllm else ""),
             ),
@@ -264,7 +271,10 @@ def _memory(recipe: Recipe, config: Any, parameters: int, trainable: int, length
     """Weights in their dtype; for each trained parameter a float32 gradient and two Adam moments.
 
     Activations, with checkpointing: each layer's float32 input, and about 16 M + 5 (width of the MLP) floats of the
-    one layer that is being recomputed.
+    one layer that is being recomputed; FSDP2 with mixed precision keeps most of them in 16 bits.
+
+    What FSDP2 holds whole in backward: the output matrix (with tied embeddings the embeddings), two layers, and the
+    gradient of the largest of these with its copy for the reduction; in the dtype of the forward pass.
     """
     training, model = recipe.training, recipe.model
     wide = 4 if model.dtype in (None, "float32") else 2
@@ -275,13 +285,17 @@ def _memory(recipe: Recipe, config: Any, parameters: int, trainable: int, length
     a_layer = 16 * hidden + 5 * getattr(text, "intermediate_size", 4 * hidden)
     floats = layers * hidden + a_layer if training.gradient_checkpointing else layers * a_layer
     processes = planned(recipe.launch.accelerate_config)
-    parts = processes.parts
+    parts, computed = processes.parts, 2 if training.bf16 or processes.half else wide
+    output = hidden * text.vocab_size
+    layer = (parameters - output * (1 if text.tie_word_embeddings else 2)) // layers
+    whole = output + 2 * layer + (0 if model.use_peft else 2 * max(output, layer))
     budget = recipe.watch.scoring.memory_budget_gb or budget_gb(trainable * 4 // parts)
     return Memory(
         weights=(parameters * wide + (trainable * 4 if model.use_peft else 0)) / parts / GIB,
         gradients_and_optimizer=trainable * 12 / parts / GIB,
         optimizer=trainable * 8 / parts / GIB,
-        gathered=parameters * (2 if training.bf16 or processes.half else wide) / GIB if parts > 1 else 0.0,
+        gathered=parameters * computed / GIB if parts > 1 else 0.0,
+        working=whole * computed / GIB if parts > 1 else 0.0,
         activations=training.per_device_train_batch_size * longest * floats * 4 / GIB,
         probe=budget,
         reference=parameters * wide / parts / GIB if grpo and training.beta and not model.use_peft else 0.0,

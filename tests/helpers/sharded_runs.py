@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,14 @@ def torchrun(
 
 
 def start(
-    folder: Path, runs: dict[str, Any], environment: dict[str, str], processes: int = 2, output: Any = subprocess.PIPE
+    folder: Path,
+    runs: dict[str, Any],
+    environment: dict[str, str],
+    processes: int = 2,
+    output: Any = subprocess.PIPE,
+    options: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
-    """Start the trainings; see `torchrun`. `output`: where the processes write."""
+    """Start the trainings; see `torchrun`. `output`: where the processes write; `options`: of torchrun."""
     order = folder / "order.json"
     order.write_text(json.dumps({"model": str(folder / "model"), "runs": runs}))
     extra = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -48,7 +54,7 @@ def start(
     paths = {"PYTHONPATH": os.pathsep.join([str(HERE.parent), *extra])}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     return subprocess.Popen(
-        [*command, str(HERE / "train_sharded.py"), str(order)],
+        [*command, *options, str(HERE / "train_sharded.py"), str(order)],
         stdout=output,
         stderr=output,
         text=True,

@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState, GradientState
 from transformers import TrainerCallback
 
 from headwatch import HeadWatchCallback
+from headwatch.attribution.metrics import Reads, logit_diff
 from headwatch.model import whole_weights as gathering
 from headwatch.model.hooks import overridden
 from headwatch.model.whole_weights import sharding, whole_weights
@@ -30,15 +31,26 @@ from helpers.train_on_ranks import FailsOn
 
 
 class Dies(TrainerCallback):
-    """Kills one process at the beginning of a step."""
+    """Kills or stops one process: when training begins, at the beginning of a step, or (as a metric) in a probe."""
 
-    def __init__(self, rank: int, step: int, note: Path) -> None:
-        self.rank, self.step, self.note = rank, step, note
+    def __init__(self, rank: int, when: str | int, note: Path, how: str = "SIGKILL") -> None:
+        self.rank, self.when, self.note, self.how, self.calls = rank, when, note, how, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._now("begin")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if int(os.environ["RANK"]) == self.rank and state.global_step == self.step:
+        self._now(state.global_step)
+
+    def __call__(self, logits: torch.Tensor, clean_logits: torch.Tensor, reads: Reads) -> torch.Tensor:
+        self.calls += 1
+        self._now("probe" if self.calls == 3 else "")
+        return logit_diff(logits, clean_logits, reads)
+
+    def _now(self, when: str | int) -> None:
+        if int(os.environ["RANK"]) == self.rank and when == self.when:
             self.note.touch()  # when it died
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, self.how))
 
 
 def start_over(environment: dict[str, str]) -> None:
@@ -60,7 +72,7 @@ def copy_run(source: Path, target: Path) -> None:
 def main(order: dict[str, Any], out: Path) -> None:
     """Run the trainings of an order in this process, one after the other.
 
-    A run: "kind", "changes" of the trainer's arguments, "watch" (options of the callback), "dies" (rank and step),
+    A run: "kind", "changes" of the trainer's arguments, "watch" (options of the callback), "dies" (rank, when, signal),
     "environment", "free" (bytes that each process takes to be free, for two layers at a time), and "resume": the name
     of an earlier run and the step of its checkpoint.
     """
@@ -70,13 +82,16 @@ def main(order: dict[str, Any], out: Path) -> None:
     for name, run in order["runs"].items():
         start_over(run.get("environment", {}))
         callbacks: list[TrainerCallback] = []
+        if "dies" in run:
+            dies = Dies(*run["dies"][:2], out / f"{name}.dies", *run["dies"][2:])
+            callbacks.append(dies)  # before the callback
         if run.get("watch") is not None:
             options = dict(run["watch"])
             if fails := options.pop("fails_on", None):
                 options["scoring"] = {**options.get("scoring", {}), "metric": FailsOn(*fails)}
-            callbacks.append(HeadWatchCallback(["addition", "recall"], n_pairs=8, **options))
-        if "dies" in run:
-            callbacks.append(Dies(*run["dies"], out / f"{name}.dies"))
+            if "dies" in run:
+                options["scoring"] = {**options.get("scoring", {}), "metric": dies}
+            callbacks.append(HeadWatchCallback(**{"probes": ["addition", "recall"], "n_pairs": 8, **options}))
         checkpoint = None
         if "resume" in run:
             source, step = run["resume"]

@@ -1,7 +1,11 @@
 """What processes agree on and how they share pairs, in two real gloo processes; trainings: test_several_processes."""
 
+import logging
+import os
+import signal
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule  # noqa: F401  (what is loaded her
 
 from headwatch.attribution import HeadScores
 from headwatch.attribution.scores import Checks, Readings
+from headwatch.model.collectives import LostProcessError, set_limit
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, world
 from headwatch.monitor.sharded_scoring import PairShard
 from headwatch.probes import ProbeSet
@@ -20,8 +25,11 @@ from headwatch.probes import ProbeSet
 N = 5
 
 
-def in_two_processes(what: Callable[[int], Any], folder: Path) -> list[Any]:
-    """What `what(rank)` returns in each of two processes. Forked: importing torch twice would take longer than all."""
+def in_two_processes(what: Callable[[int], Any], folder: Path, ends: Sequence[int] = (0, 1)) -> list[Any]:
+    """What `what(rank)` returns in each of two processes. Forked: importing torch twice would take longer than all.
+
+    ends: the ranks that return; the others are killed.
+    """
     context = torch.multiprocessing.get_context("fork")
     answers = context.Queue()
 
@@ -29,18 +37,19 @@ def in_two_processes(what: Callable[[int], Any], folder: Path) -> list[Any]:
         try:
             torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
             answers.put((rank, what(rank)))
-            torch.distributed.destroy_process_group()
+            if len(ends) == 2:
+                torch.distributed.destroy_process_group()
         except BaseException:
             answers.put((rank, traceback.format_exc()))
 
     workers = [context.Process(target=work, args=(rank,)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    found = dict(answers.get(timeout=120) for _ in workers)
+    found = dict(answers.get(timeout=120) for _ in ends)
     for worker in workers:
         worker.join(30)
     assert not [said for said in found.values() if isinstance(said, str)], found
-    return [found[0], found[1]]
+    return [found[rank] for rank in ends]
 
 
 def pairs(n: int) -> ProbeSet:
@@ -66,6 +75,54 @@ def test_the_worst_outcome_and_the_main_processs_word_hold_for_all(tmp_path: Pat
     assert (first[0], second[0]) == ((0, 2), (1, 2))
     assert first[1] == second[1] == [ERROR, USER_ERROR, OK]
     assert first[2] == second[2] == ("step", 0)
+
+
+def lost(rank: int) -> list[str]:
+    """Rank 1 has begun one collective when it is killed, or sleeps; what rank 0 then logs and raises."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("headwatch").addHandler(handler)
+    for _ in range(2):  # one line, however many collectives follow
+        with pytest.raises(LostProcessError) as caught:
+            agree(OK)
+    assert lines == [f"headwatch: {caught.value}"]
+    return lines
+
+
+def test_a_process_that_was_killed_is_named(tmp_path: Path) -> None:
+    """Without a launcher, which would end the others."""
+
+    def what(rank: int) -> list[str]:
+        agree(OK)
+        if rank == 1:
+            (tmp_path / "dead").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        while not (tmp_path / "dead").exists():
+            time.sleep(0.01)
+        return lost(rank)
+
+    began = time.monotonic()
+    ((line,),) = in_two_processes(what, tmp_path, ends=[0])
+    assert line.startswith("headwatch: rank 1 ended before the others were done; the job ends (seen by rank 0: ")
+    assert time.monotonic() - began < 60  # gloo reports it at once
+
+
+def test_a_process_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    def what(rank: int) -> list[str]:
+        agree(OK)
+        set_limit(2.0)
+        if rank == 1:
+            while not (tmp_path / "over").exists():
+                time.sleep(0.05)
+            return []
+        try:
+            return lost(rank)
+        finally:
+            (tmp_path / "over").touch()
+
+    said, _ = in_two_processes(what, tmp_path)
+    assert said == ["headwatch: rank 1 did not answer within 2 s; the job ends"]
 
 
 def test_every_pair_is_scored_once_and_told_by_its_number(tmp_path: Path) -> None:
