@@ -48,3 +48,20 @@ def test_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text("utf-8").splitlines()
     assert len(lines) <= MAX_LINES
     assert [line for line in lines if len(line) > MAX_WIDTH] == []
+
+
+def numbers_in(cell: str) -> list[str]:
+    """The numbers of a table cell, but those in names (`bf16`, Qwen2.5-7B), code, links and parentheses."""
+    text = re.sub(r"`[^`]*`|\[[^\]]*\]\([^)]*\)|\([^)]*\)", "", cell)
+    return re.findall(r"(?<![\w.-])\d[\d,.]*(?![\w-])", text)
+
+
+def test_numbers_in_a_cell() -> None:
+    assert numbers_in(" 100 s, 256 pairs ") == ["100", "256"]
+    assert numbers_in(" Qwen2.5-Math-1.5B, bf16 (5), one 80 GB GPU ") == ["80"]
+
+
+def test_no_cell_of_the_readme_has_two_numbers() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.startswith("|")]
+    assert rows
+    assert [cell for row in rows for cell in row.split("|") if len(numbers_in(cell)) > 1] == []

@@ -45,8 +45,19 @@ def say_opened(run: RunFolder, every: int, seconds: float | None) -> None:
     """One line: where, which families, how many pairs, and what a probe costs."""
     probes = run.manifest["probes"]
     families, n = probes["families"], probes["n_pairs"]
-    cost = "" if seconds is None else f"; the last one took {seconds:.2g} s"
+    cost = "" if seconds is None else f"; the last one took {duration(seconds)}"
     say(f"record in {run.path}; {n} pairs of {' and '.join(families)}; a probe every {every} steps{cost}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds with two digits, from two minutes on minutes.
+
+    >>> [duration(each) for each in (0.613, 7.81, 104.2, 970.0)]
+    ['0.61 s', '7.8 s', '104 s', '16 min']
+    """
+    if seconds >= 120.0:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.2g} s" if seconds < 10.0 else f"{seconds:.0f} s"
 
 
 def say_events(step: int, events: Iterable[Event]) -> None:

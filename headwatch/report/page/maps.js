@@ -60,7 +60,7 @@ const hasEffect = (view, [l, h]) => view.effect.effect.length > 0 && isNumber(vi
 /* E of a head with its interval, where the record has one. */
 function effectText(view, [l, h]) {
   const { effect, low, high } = view.effect;
-  return `effect ${signed(effect[l][h])}${low && effect[l][h] ? ` (95 %: ${signed(low[l][h])} to ${signed(high[l][h])})` : ""}`;
+  return `effect ${signed(effect[l][h])}${low && effect[l][h] ? ` (95\u00a0%: ${signed(low[l][h])} to ${signed(high[l][h])})` : ""}`;
 }
 
 const smaller = (p) => ({ x: p.x + p.width * 0.27, y: p.y + p.height * 0.27, width: p.width * 0.46, height: p.height * 0.46 });
