@@ -31,6 +31,7 @@ from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.monitor.recorder import ProbeResult, Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
+from headwatch.monitor.run_kernels import RunKernels
 from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import PairShard, with_agreed_budget
 from headwatch.probes import Openers, ProbeSet
@@ -67,7 +68,7 @@ class HeadWatchCallback(TrainerCallback):
         seed: seed of the generated pairs and of the bootstrap.
         tokenizer: tokenizer of the generated pairs; None is the trainer's.
         scoring: how heads and edges are scored (`ScoringSettings`): metric, steps, alphas, edges, batch_size,
-            memory_budget_gb.
+            memory_budget_gb, kernels.
         circuit: the paper's circuit rule (`CircuitSettings`): top_n, tau.
         evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
         openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...
@@ -132,6 +133,7 @@ class HeadWatchCallback(TrainerCallback):
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
         self._agreed: ScoringSettings | None = None
+        self._kernels = RunKernels()
         self._timer = ProbeTimer(self.settings.max_overhead)
         self._put_off = False  # since the last probe
         self._probed: int | None = None
@@ -273,6 +275,7 @@ class HeadWatchCallback(TrainerCallback):
             self._probed = truncate_record(run, state.global_step, self.settings.every)
             recorder.restore()
             self._base = load_base_answers(run.path)
+            self._kernels = RunKernels(run.manifest.get("kernels") or {"parts": []})
             run.update_manifest(status="running")
         self._recorder = recorder
         config = {"version": __version__, **self._recorded}
@@ -347,25 +350,17 @@ class HeadWatchCallback(TrainerCallback):
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
-        progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
-        error: Exception | None = None
-        try:
-            with whole_weights(model, optimizer):  # gathered once: ranks may run different numbers of passes inside
-                part = share.score(
-                    score_by_metric,
-                    model,
-                    probes,
-                    metrics=self._metrics,
-                    settings=self._scoring_settings(model),
-                    optimizer=optimizer,
-                    observe=progress,
-                )
-        except Exception as caught:
-            error = caught
-        finally:
-            progress.close()
+        own = probes.select(list(share.rows)) if share.split else probes
+        scoring = self.settings.scoring
+        self._kernels.decide(
+            model, own, self._metrics, scoring, optimizer, with_budget=lambda: self._scoring_settings(model)
+        )
+        part, error = self._score(share, model, optimizer, observer, step)
+        if self._kernels.falls_back(error):
+            part, error = self._score(share, model, optimizer, observer, step)
         if not self._all_fine(error, step, "the probe failed"):
             return
+        assert part is not None
         result: ProbeResult | None = None
         try:
             scores = share.gather(part, probes, self._metrics)
@@ -380,6 +375,7 @@ class HeadWatchCallback(TrainerCallback):
         try:
             self._patch(result, share, model, optimizer)
             if self._recorder is not None and result is not None:
+                self._record_kernels(self._recorder.run)
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
                 self._recorder.conclude(result, self._timer, self._sinks, final=step >= state.max_steps)
@@ -387,6 +383,30 @@ class HeadWatchCallback(TrainerCallback):
             error = caught
         self._has_probe = self._all_fine(error, step, "the probe failed") or self._has_probe
         self._timer.end_probe()
+
+    def _score(
+        self, share: PairShard, model: Any, optimizer: Any, observer: AnswerObserver | None, step: int
+    ) -> tuple[HeadScores | EdgeScores | None, Exception | None]:
+        """Score this process's pairs; every process must call this. Returns the scores or what was raised."""
+        assert self.probes is not None
+        progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
+        try:
+            with whole_weights(model, optimizer):  # gathered once: ranks may run different numbers of passes inside
+                scores = share.score(
+                    score_by_metric,
+                    model,
+                    self.probes,
+                    metrics=self._metrics,
+                    settings=self._scoring_settings(model),
+                    optimizer=optimizer,
+                    observe=progress,
+                    kernel_parts=self._kernels.parts,
+                )
+            return scores, None
+        except Exception as caught:
+            return None, caught
+        finally:
+            progress.close()
 
     def _is_due(self, step: int) -> bool:
         """Whether max_overhead allows a probe now, by the main process's clock."""
@@ -404,6 +424,11 @@ class HeadWatchCallback(TrainerCallback):
         if self._agreed is None:
             self._agreed = with_agreed_budget(self.settings.scoring, model)
         return self._agreed
+
+    def _record_kernels(self, run: RunFolder) -> None:
+        """Write the decision about kernels into the manifest, once it is made and when it changes."""
+        if (entry := self._kernels.to_record()) is not None:
+            run.update_manifest(kernels=entry)
 
     def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
         """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""
