@@ -32,6 +32,7 @@ from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.monitor.recorder import Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
+from headwatch.monitor.run_kernels import RunKernels
 from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import PairShard, with_agreed_budget
 from headwatch.monitor.worker import join_all
@@ -70,7 +71,7 @@ class HeadWatchCallback(TrainerCallback):
         seed: seed of the generated pairs and of the bootstrap.
         tokenizer: tokenizer of the generated pairs; None is the trainer's.
         scoring: how heads and edges are scored (`ScoringSettings`): metric, steps, alphas, edges, batch_size,
-            memory_budget_gb.
+            memory_budget_gb, kernels.
         circuit: the paper's circuit rule (`CircuitSettings`): top_n, tau.
         evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
         openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...
@@ -135,6 +136,7 @@ class HeadWatchCallback(TrainerCallback):
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
         self._agreed: ScoringSettings | None = None
+        self._kernels = RunKernels()
         self._timer = ProbeTimer(self.settings.max_overhead)
         self._put_off = False  # since the last probe
         self._probed: int | None = None
@@ -285,6 +287,7 @@ class HeadWatchCallback(TrainerCallback):
             self._probed = truncate_record(run, state.global_step, self.settings.every)
             recorder.restore()
             self._base = load_base_answers(run.path)
+            self._kernels = RunKernels(run.manifest.get("kernels") or {"parts": []})
             run.update_manifest(format=FORMAT, status="running")
         self._recorder = recorder
         config = {"version": __version__, **self._recorded}
@@ -327,33 +330,21 @@ class HeadWatchCallback(TrainerCallback):
         first = self._probed is None
         self._probed, self._put_off = step, False
         self._timer.start_probe()
-        share, progress = PairShard.of(len(probes)), None
+        share = PairShard.of(len(probes))
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
-        error: Exception | None = None
-        try:
-            # Gathered once: ranks may run different numbers of passes inside. Layer by layer: all run the same passes.
-            with whole_weights(model, optimizer, Anatomy.of(model).decoder_layers) as whole:
-                if not whole:
-                    share = self._unshared(len(probes))
-                progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
-                part = share.score(
-                    score_by_metric,
-                    model,
-                    probes,
-                    metrics=self._metrics,
-                    settings=self._scoring_settings(model),
-                    optimizer=optimizer,
-                    observe=progress,
-                )
-        except Exception as caught:
-            error = caught
-        finally:
-            if progress is not None:
-                progress.close()
+        own = probes.select(list(share.rows)) if share.split else probes
+        scoring = self.settings.scoring
+        self._kernels.decide(
+            model, own, self._metrics, scoring, optimizer, with_budget=lambda: self._scoring_settings(model)
+        )
+        share, part, error = self._score(share, model, optimizer, observer, step)
+        if self._kernels.falls_back(error):
+            share, part, error = self._score(share, model, optimizer, observer, step)
         if not self._all_fine(error, step, "the probe failed"):
             return
+        assert part is not None
         result: ProbeResult | None = None
         try:
             scores = share.gather(part, probes, self._metrics)
@@ -368,6 +359,7 @@ class HeadWatchCallback(TrainerCallback):
         try:
             self._patch(result, share, model, optimizer)
             if self._recorder is not None and result is not None:
+                self._record_kernels(self._recorder.run)
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
                 self._recorder.conclude(result, self._timer, self._sinks, final=step >= state.max_steps)
@@ -382,6 +374,39 @@ class HeadWatchCallback(TrainerCallback):
         """Wait until the last probe is in the record, which is written on the main process."""
         if self._recorder is not None:
             self._guarded(self._recorder.wait, state, "could not record the last probe")
+
+    def _score(
+        self, share: PairShard, model: Any, optimizer: Any, observer: AnswerObserver | None, step: int
+    ) -> tuple[PairShard, HeadScores | EdgeScores | None, Exception | None]:
+        """Score this process's pairs; every process must call this.
+
+        Returns:
+            The pairs, which are all where layers are gathered one at a time, and their scores, or what was raised.
+        """
+        assert self.probes is not None
+        progress = None
+        try:
+            # Gathered once: ranks may run different numbers of passes inside. Layer by layer: all run the same passes.
+            with whole_weights(model, optimizer, Anatomy.of(model).decoder_layers) as whole:
+                if not whole:
+                    share = self._unshared(len(self.probes))
+                progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
+                scores = share.score(
+                    score_by_metric,
+                    model,
+                    self.probes,
+                    metrics=self._metrics,
+                    settings=self._scoring_settings(model),
+                    optimizer=optimizer,
+                    observe=progress,
+                    kernel_parts=self._kernels.parts,
+                )
+            return share, scores, None
+        except Exception as caught:
+            return share, None, caught
+        finally:
+            if progress is not None:
+                progress.close()
 
     def _is_due(self, step: int) -> bool:
         """Whether max_overhead allows a probe now, by the main process's clock."""
@@ -406,6 +431,11 @@ class HeadWatchCallback(TrainerCallback):
             say("the whole weights do not fit: probes gather layer by layer, without exact patching of events")
         self._patching = False
         return PairShard.of(n_pairs, shared=False)
+
+    def _record_kernels(self, run: RunFolder) -> None:
+        """Write the decision about kernels into the manifest, once it is made and when it changes."""
+        if (entry := self._kernels.to_record()) is not None:
+            run.update_manifest(kernels=entry)
 
     def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
         """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""

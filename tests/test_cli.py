@@ -16,6 +16,7 @@ from headwatch.attribution import METRICS
 from headwatch.attribution.path import ALPHA_RULES
 from headwatch.cli import main
 from headwatch.commands import options, score
+from headwatch.kernels.launch import KERNELS
 from headwatch.probes import FAMILIES
 
 
@@ -76,6 +77,7 @@ def test_report_of_a_folder_of_runs(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_the_choices_are_those_of_the_package() -> None:
     assert tuple(METRICS) == options.METRICS
+    assert options.KERNELS == KERNELS
     assert ALPHA_RULES == options.ALPHAS
     assert tuple(FAMILIES) == options.FAMILIES
 

@@ -1,6 +1,6 @@
 """Families with different metrics: one pass per metric, and the scores merged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ def score_by_metric(
     *,
     optimizer: object | None = None,
     observe: Observer | None = None,
+    kernel_parts: Collection[str] = (),
 ) -> HeadScores | EdgeScores:
     """Score the pairs of each family by its own metric, in one pass per metric.
 
@@ -59,6 +60,7 @@ def score_by_metric(
         settings: everything else; its own metric is not used.
         optimizer: the trainer's optimizer.
         observe: receives pairs by their numbers in `probes`.
+        kernel_parts: see `score_pairs`.
     """
     groups = rows_by_metric(probes.families, metrics)
     parts = [
@@ -68,6 +70,7 @@ def score_by_metric(
             replace(settings, metric=metric),
             optimizer=optimizer,
             observe=observe if len(groups) == 1 else renumbered(observe, rows),
+            kernel_parts=kernel_parts,
         )
         for metric, rows in groups
     ]

@@ -71,7 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     run_folder = run_to_keep_in(arguments.run_folder)
     scoring = ScoringSettings(
-        arguments.metric, arguments.steps, arguments.alphas, edges=True, batch_size=arguments.batch_size
+        arguments.metric,
+        arguments.steps,
+        arguments.alphas,
+        edges=True,
+        batch_size=arguments.batch_size,
+        kernels=arguments.kernels,
     )
     options = CircuitOptions(
         by=arguments.rank,

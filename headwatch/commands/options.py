@@ -7,6 +7,7 @@ from typing import Any
 
 # Repeated from headwatch.attribution and headwatch.probes, which import torch; a test compares them.
 METRICS = ("logit_diff", "kl", "nll")
+KERNELS = ("auto", "torch", "triton")
 ALPHAS = ("midpoint", "right", "left", "clean", "ends")
 FAMILIES = ("addition", "carry", "sums", "word_problem", "linear_equation", "recall")
 

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     tokenizer = load_pretrained(AutoTokenizer, name, arguments.gguf_file)
     probes = ProbeSet.resolve(wanted, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
     model = move_to(load_pretrained(AutoModelForCausalLM, name, arguments.gguf_file, dtype=dtype), device)
-    scores = score_heads(model, probes, arguments.metric, arguments.steps, arguments.alphas)
+    scores = score_heads(model, probes, arguments.metric, arguments.steps, arguments.alphas, kernels=arguments.kernels)
     families = summary(scores, layers=Anatomy.of(model).layers_with_heads)
     if arguments.json:
         print(json.dumps({"model": arguments.model, "fingerprint": probes.fingerprint, "families": families}))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headwatch.commands.loading import probes_argument
-from headwatch.commands.options import ALPHAS, FAMILIES, METRICS, at_least_one, one_of, seed_number
+from headwatch.commands.options import ALPHAS, FAMILIES, KERNELS, METRICS, at_least_one, one_of, seed_number
 
 
 def add_pair_options(
@@ -40,6 +40,9 @@ def add_path_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--alphas", type=one_of(ALPHAS), default="midpoint", help=f"position of these points: {', '.join(ALPHAS)}"
+    )
+    parser.add_argument(
+        "--kernels", type=one_of(KERNELS), default="auto", help=f"fused Triton kernels: {', '.join(KERNELS)} (auto)"
     )
 
 
@@ -116,6 +119,7 @@ def watch_settings(arguments: argparse.Namespace, **changes: Any) -> Any:
         alphas=arguments.alphas,
         edges=not arguments.heads_only,
         batch_size=arguments.batch_size,
+        kernels=arguments.kernels,
     )
     openers = Openers(questions=tuple(arguments.questions)) if arguments.questions else Openers()
     return WatchSettings(

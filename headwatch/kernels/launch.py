@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,10 @@ BLOCK = 1024
 """Entries that a program of an elementwise kernel computes."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class KernelError(RuntimeError):
+    """A kernel could not be compiled or launched."""
 
 
 def installed() -> bool:
@@ -46,18 +51,24 @@ def launch(name: str, grid: tuple[int, ...], arguments: list[Any], operations: i
         arguments: its arguments, in order.
         operations: floating-point operations of its matrix products, for the cost model.
         constants: its compile-time constants.
+
+    Raises:
+        KernelError: it could not be compiled or launched.
     """
     tensors = list({id(each): each for each in arguments if isinstance(each, Tensor)}.values())
     if tensors[0].device.type == "meta":
         for observe in observers:
             observe(name, tensors, operations)
         return
-    kernel = getattr(_code(), name)
-    if tensors[0].device.type == "cuda":
-        with torch.cuda.device(tensors[0].device):
-            kernel[grid](*arguments, **constants)
-    else:
-        kernel[grid](*arguments, **constants)
+    device = tensors[0].device
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            getattr(_code(), name)[grid](*arguments, **constants)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        raise KernelError(f'the kernel {name} failed ({reason}); kernels="torch" runs without kernels') from error
 
 
 @cache

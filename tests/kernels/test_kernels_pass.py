@@ -5,6 +5,8 @@ import torch
 from helpers.tiny_models import largest_error, random_openers, random_pairs, tiny_model
 
 from headwatch import ProbeSet, score_edges, score_heads
+from headwatch.attribution.fused_operations import PARTS
+from headwatch.attribution.kernel_trial import FLOAT32_LIMIT, try_parts
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.errors import UserError
@@ -77,3 +79,18 @@ def test_float64_is_refused(device: torch.device) -> None:
         UserError, match=r'kernels="triton" computes in float32, but the model is float64; use kernels='
     ):
         score_heads(tiny_model("llama").to(device), PAIRS, kernels="triton")
+
+
+def test_a_trial_measures_each_part(device: torch.device) -> None:
+    model = tiny_model("llama", torch.float32).to(device)
+    settings = ScoringSettings(steps=1, edges=False, batch_size=1)
+    trials = try_parts(model, random_pairs(2, 4, side="none"), "logit_diff", settings)
+    assert [trial.part for trial in trials] == list(PARTS)
+    for trial in trials:
+        assert trial.failure is None
+        assert trial.error is not None
+        assert trial.error < 1e-5
+        assert trial.time_ratio is not None
+        if device.type == "cpu":  # the interpreter is slow
+            assert trial.time_ratio > 1
+            assert not trial.passes(FLOAT32_LIMIT)

@@ -16,9 +16,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule  # noqa: F401  (what is loaded here, the forked processes need not load)
 
 from headwatch.attribution import HeadScores
+from headwatch.attribution.kernel_trial import PartTrial
 from headwatch.attribution.scores import Checks, Readings
 from headwatch.model.collectives import LostProcessError, set_limit
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, world
+from headwatch.monitor.run_kernels import RunKernels, agreed
 from headwatch.monitor.sharded_scoring import PairShard
 from headwatch.probes import ProbeSet
 
@@ -153,6 +155,24 @@ def test_every_pair_is_scored_once_and_told_by_its_number(tmp_path: Path) -> Non
     # input is -1 - x / 2 where the metric changes by -1 - x / 4: off by x / 4 of 1 + x / 4, summed over all pairs
     assert first[4] == pytest.approx(sum(x / 4 for x in range(N)) / sum(1 + x / 4 for x in range(N)))
     assert first[5] == N
+
+
+def test_kernels_are_the_same_on_all_ranks(tmp_path: Path) -> None:
+    """The worse error and time decide; a kernel that fails on one rank is used on none."""
+
+    def what(rank: int) -> Any:
+        own = [PartTrial("model", (1e-6, 3e-6)[rank], (0.5, 1.5)[rank]), PartTrial("scores", 1e-6, 0.5)]
+        found = agreed([own[0], PartTrial("scores", failure="it broke") if rank else own[1]])
+        kernels = RunKernels()
+        kernels.parts = ("model",)
+        fine, broken = kernels.falls_back(None), kernels.falls_back(RuntimeError("here") if rank else None)
+        return found, fine, broken, kernels.parts, kernels.to_record()
+
+    first, second = in_two_processes(what, tmp_path)
+    assert first[0][0] == second[0][0] == PartTrial("model", 3e-6, 1.5)
+    assert [found[0][1].failure for found in (first, second)] == ["it failed, or NaN, on some process", "it broke"]
+    assert first[1:4] == second[1:4] == (False, True, ())
+    assert "another process" in first[4]["failure"]
 
 
 def test_too_few_pairs_to_share_are_scored_by_all(tmp_path: Path) -> None:

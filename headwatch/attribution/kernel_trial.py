@@ -1,0 +1,147 @@
+"""Trial of the kernels: the first batch of a run is scored both ways, and each part of the kernels is measured."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwatch.attribution.batch_size import batch_sizes
+from headwatch.attribution.batching import batches
+from headwatch.attribution.fused_operations import PARTS
+from headwatch.attribution.metrics import Metric, logit_diff, resolve_metric
+from headwatch.attribution.path import Path
+from headwatch.attribution.scores import EdgeScores, HeadScores, heads_of
+from headwatch.attribution.scoring import score_pairs
+from headwatch.attribution.settings import ScoringSettings
+from headwatch.model.anatomy import Anatomy
+from headwatch.model.forward import under_autocast
+from headwatch.model.read_only import left_trace
+from headwatch.probes import ProbeSet
+
+FLOAT32_LIMIT = 1e-4
+"""Largest accepted difference of the mean scores over the largest mean score, in float32. Kernels and plain operations
+differ there by the order of their sums alone: by up to 4e-6 in random models of three layers (tests/kernels), and more
+where scores cancel. A kernel that is wrong is off by a large part of the score."""
+
+HALF_LIMIT = 0.1
+"""The same in 16 bits, also under autocast, where the plain scores are themselves off by up to 0.12 of the largest from
+those in float32 (docs/evidence/reliability.md). Kernels round gradients at fewer places than the plain operations."""
+
+ROUNDS = 2  # timed passes, after one that compiles
+
+
+@dataclass(frozen=True)
+class PartTrial:
+    """One part of the kernels against the plain pass.
+
+    Attributes:
+        part: of `fused_operations.PARTS`.
+        error: largest difference of the mean scores over the largest mean score; None after a failure.
+        time_ratio: time with this part over the time without; None after a failure.
+        failure: the error that it raised, one line.
+    """
+
+    part: str
+    error: float | None = None
+    time_ratio: float | None = None
+    failure: str | None = None
+
+    def passes(self, limit: float) -> bool:
+        """Whether the part agrees within `limit` and is faster; not with NaN."""
+        return self.error is not None and self.time_ratio is not None and self.error <= limit and self.time_ratio < 1
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+
+def limit_of(model: nn.Module) -> float:
+    """The largest accepted error for this model."""
+    like = next(model.parameters())
+    return FLOAT32_LIMIT if like.dtype == torch.float32 and not under_autocast(like.device) else HALF_LIMIT
+
+
+def try_parts(
+    model: nn.Module,
+    probes: ProbeSet,
+    metric: str | Metric,
+    settings: ScoringSettings,
+    optimizer: object | None = None,
+) -> list[PartTrial]:
+    """Score the first batch without kernels and with each part; the first pass of each is not timed.
+
+    Args:
+        model: the model.
+        probes: the pairs that this process scores.
+        metric: of the first families.
+        settings: everything else.
+        optimizer: the trainer's; required only under ZeRO-3.
+
+    Raises:
+        Exception: the plain pass failed, or a pass left a trace in the model; what a kernel raises is in its trial.
+    """
+    settings = replace(settings, metric=metric, kernels="auto")
+    first = probes.select(_first_batch(model, probes, settings))
+
+    def passes(*parts: str) -> Callable[[], HeadScores | EdgeScores]:
+        return lambda: score_pairs(model, first, settings, optimizer=optimizer, kernel_parts=parts)
+
+    plain = passes()
+    expected = plain()
+    ways: dict[str, Callable[[], HeadScores | EdgeScores]] = {}
+    errors: dict[str, float] = {}
+    trials: dict[str, PartTrial] = {}
+    for part in PARTS:
+        try:
+            errors[part] = difference_of(passes(part)(), expected)
+            ways[part] = passes(part)
+        except Exception as error:
+            if left_trace(error):
+                raise
+            trials[part] = PartTrial(part, failure=one_line(error))
+    seconds = _timed({"": plain, **ways})
+    for part in ways:
+        trials[part] = PartTrial(part, errors[part], seconds[part] / seconds[""])
+    return [trials[part] for part in PARTS]
+
+
+def _timed(ways: Mapping[str, Callable[[], HeadScores | EdgeScores]]) -> dict[str, float]:
+    """Shortest seconds of each; a pass waits for the device before it reads the clock. Alternating, so that all see the
+    same load.
+    """
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(ROUNDS):
+        for name, run in ways.items():
+            best[name] = min(best[name], heads_of(run()).seconds)
+    return best
+
+
+def difference_of(found: HeadScores | EdgeScores, expected: HeadScores | EdgeScores) -> float:
+    """Largest difference of the mean scores over the largest mean score, of heads and of edges; NaN if any is NaN."""
+    pairs = [(heads_of(found).per_pair, heads_of(expected).per_pair)]
+    if isinstance(found, EdgeScores) and isinstance(expected, EdgeScores):
+        pairs.append((found.per_pair, expected.per_pair))
+
+    def error(own: Tensor, plain: Tensor) -> Tensor:
+        own, plain = own.mean(0), plain.mean(0)
+        largest = (own - plain).abs().max()
+        return largest / plain.abs().max() if bool(plain.any()) else largest
+
+    return float(torch.stack([error(*pair) for pair in pairs]).max())
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line of at most 300 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def _first_batch(model: nn.Module, probes: ProbeSet, settings: ScoringSettings) -> list[int]:
+    """The pairs of a pass's first batch."""
+    anatomy, (name, metric) = Anatomy.of(model), resolve_metric(settings.metric)
+    points = len(Path.of(settings.alphas, settings.steps, name, metric).points)
+    reuse = not anatomy.has_whole_layers
+    sizes = settings.batch_size, settings.memory_budget_gb
+    size, _ = batch_sizes(anatomy, probes, points, *sizes, reuse, metric is not logit_diff)
+    return next(batches(probes, size, next(model.parameters()).device, reuse)).pairs.tolist()
