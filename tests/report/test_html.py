@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -89,7 +90,14 @@ def test_marks_match_the_data(page: Path, grpo: RunFolder, browse: Browse, famil
     assert len(dom.find("effect")) == np.isfinite(history.effect()).sum()
     assert [int(n.attributes["data-step"]) for n in dom.find("cohort")] == sorted(history.cohorts())
     raster = figure_data.life_raster(history)
-    assert [n.attributes["data-head"] for n in dom.find("life")] == [f"{a}.{b}" for a, b in raster["heads"]]
+    rows = [n.attributes["data-head"] for n in dom.find("life")]
+    n_base = raster["group"].count("base") if rule == "evidence" else 0  # these are drawn by |share|
+    in_order = [f"{a}.{b}" for a, b in raster["heads"]]
+    assert rows[n_base:] == in_order[n_base:]
+    assert sorted(rows[:n_base]) == sorted(in_order[:n_base])
+    sizes = [abs(history.share[-1][tuple(map(int, row.split(".")))]) for row in rows[:n_base]]
+    assert all(one >= other - 1e-3 for one, other in itertools.pairwise(sizes))  # the page's shares are rounded
+    assert sizes == [] or sizes[0] > 2 * sizes[-1]
     assert len(dom.find("event")) == len(history.events) > 0
     assert {n.attributes["data-group"] for n in dom.find("survival")} == set(figure_data.survival(history))
     assert {n.attributes["data-series"] for n in dom.find("series")} == {"reward", "probe", "gap"}

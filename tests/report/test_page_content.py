@@ -228,7 +228,7 @@ def test_intervals_of_effect_and_importance(grpo: RunFolder, visit: Visit, tmp_p
     assert page.run("document.querySelectorAll('#head-body .head-importance path.interval').length") == 1
     about = page.run("document.querySelector('#head-body .facts').textContent")
     assert "effect " in about
-    assert "(95 %: " in about
+    assert "(95\u00a0%: " in about
     assert page.problems == []
 
 

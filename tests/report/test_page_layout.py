@@ -132,13 +132,13 @@ def test_each_run_has_its_own_step_axis_unless_one_is_chosen(pages: dict[str, Pa
 
 def test_probe_pair_is_shown_with_its_answers(grpo: RunFolder, visit: Visit, tmp_path: Path) -> None:
     run = grpo.copy_to(tmp_path / "headwatch")
-    example = {"clean": "2+3=", "corrupted": "2+4=", "clean_answer": "5", "corrupted_answer": "6"}
+    example = {"clean": "1+1=2\n2+3=", "corrupted": "1+1=2\n2+4=", "clean_answer": "5", "corrupted_answer": "6"}
     run.update_manifest(probes={**run.manifest["probes"], "examples": {"addition": example, "recall": None}})
     page = visit(write_report(run), "family=addition")
     lines = page.run("[...document.querySelectorAll('#pair p')].map((p) => p.innerText)")
     assert lines[0] == "One of 32 probe pairs of addition with the token that the metric reads"
-    assert lines[1].removeprefix("clean").strip().split(" → ") == ["2+3=", "5"]
-    assert lines[2].removeprefix("corrupted").strip().split(" → ") == ["2+4=", "6"]
+    assert lines[1].removeprefix("clean").strip().split(" → ") == ["1+1=2⏎2+3=", "5"]
+    assert lines[2].removeprefix("corrupted").strip().split(" → ") == ["1+1=2⏎2+4=", "6"]
     assert visit(write_report(run), "family=recall").run("document.getElementById('pair').hidden")
     assert page.problems == []
 

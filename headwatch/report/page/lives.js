@@ -34,7 +34,14 @@ function rowOf(table, head) {
   return table.rowOf.get(keyOf(head));
 }
 
-const groupRows = (view, group) => view.lives.heads.map((_, row) => row).filter((row) => view.lives.group[row] === group);
+/* Rows of a group in their order, by first activity; base heads, all active from the start, by |share| at the last probe. */
+function groupRows(view, group) {
+  const rows = view.lives.heads.map((_, row) => row).filter((row) => view.lives.group[row] === group);
+  if (group !== "base") return rows;
+  const sizes = new Map(rows.map((row) => { const path = sharePath(view, view.lives.heads[row]), last = path && path.values[path.values.length - 1]; return [row, isNumber(last) ? Math.abs(last) : -1]; }));
+  return rows.sort((a, b) => sizes.get(b) - sizes.get(a) || a - b);
+}
+
 const activeUpTo = (view, row, now) => [...view.lives.lives[row].slice(0, now + 1)].filter(isActive).length;
 
 /* Fraction of the probes up to `now` (an index) at which the head of a row is active. */
@@ -52,7 +59,7 @@ function headTexts(view, head, now) {
   const texts = [row === undefined ? "never active" : `${stateText(view.lives.lives[row][now])} · active at ${percent(frequency(view, row, now))} of the probes`];
   if (shares) {
     const at = lastAtMost(shares.probes, now);
-    texts.push(`share ${percent(shares.values[0])} → ${percent(shares.values[at])}${shares.low[at] === null ? "" : ` (${percent(shares.low[at])} to ${percent(shares.high[at])})`}`);
+    texts.push(`share ${at ? `${percent(shares.values[0])} → ` : ""}${percent(shares.values[at])}${shares.low[at] === null ? "" : ` (${percent(shares.low[at])} to ${percent(shares.high[at])})`}`);
   }
   if (hasEffect(view, head)) texts.push(effectText(view, head));
   if (isNumber(stable)) texts.push(`kept by ${percent(stable)} of the resamples at the last probe`);

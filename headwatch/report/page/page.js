@@ -104,7 +104,7 @@ function mostChanged() {
   rows.sort((a, b) => Math.abs(b.change) - Math.abs(a.change));
   if (rows.length) return rows[0].head;
   const view = runs.map(viewOf).find((v) => v && v.lives.heads.length);
-  return view ? view.lives.heads[0] : null;
+  return view ? view.lives.heads[groupRows(view, "base")[0] || 0] : null;
 }
 
 /* In such a chart the arrow keys choose a head, and Enter opens its page. */
@@ -256,7 +256,7 @@ function drawLives(lives, run, view, now, picked, scales) {
     panel.hidden = !n;
     if (!n) { svg.replaceChildren(); continue; }
     title.textContent = GROUPS[group] + " ";
-    element(title, "small", {}, whole(n));
+    element(title, "small", {}, whole(n) + (group === "base" && chosen.rule === "evidence" && n > 1 ? ", the largest share first" : ""));
     drawRaster(svg, run, view, group, scales, now, picked);
   }
 }

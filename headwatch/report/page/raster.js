@@ -2,7 +2,7 @@
 
 function drawRaster(svg, run, view, group, scales, now, picked) {
   const rows = groupRows(view, group), width = svg.width_(), left = 56, slot = 11; /* slot: where a spell that began at the last probe is drawn */
-  const height = rows.length <= 40 ? 13 : rows.length <= 90 ? 10 : rows.length <= 200 ? 6 : 3;
+  const height = rows.length <= 60 ? 13 : rows.length <= 90 ? 10 : rows.length <= 200 ? 6 : 3;
   const withShares = height >= 10 && rows.some((row) => sharePath(view, view.lives.heads[row])), right = width - 14 - slot - (withShares ? 40 : 0);
   const top = 4, bottom = top + rows.length * height, every = Math.ceil(11 / height);
   svg.begin(bottom + 20);
@@ -15,7 +15,7 @@ function drawRaster(svg, run, view, group, scales, now, picked) {
     const hit = mark(line, "rect", { class: "row-hit" + (same(picked, head) ? " picked" : ""), x: 0, y, width, height }, headTip(view, head, now));
     hit.head = head;
     if (k % every === 0) label(line, left - 8, y + height / 2 + 3.8, headName(head), { "text-anchor": "end", "pointer-events": "none" });
-    const shares = withShares && sharePath(view, head);
+    const shares = withShares && k % every === 0 && sharePath(view, head);
     if (shares) label(line, width, y + height / 2 + 3.8, percent(shares.values[lastAtMost(shares.probes, now)]), { "text-anchor": "end", "pointer-events": "none" });
     for (const bar of stretches(view.lives.lives[row])) drawStretch(line, bar, run.steps, x, y, height, slot);
   });

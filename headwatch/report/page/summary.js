@@ -74,7 +74,7 @@ function drawPair() {
   for (const side of ["clean", "corrupted"]) {
     const line = element(box, "p");
     element(line, "span", { class: "side" }, side);
-    element(line, "code", {}, example[side]);
+    element(line, "code", {}, example[side].replace(/\n/g, "⏎"));
     if (example[side + "_answer"]) { line.append(" → "); element(line, "code", { class: "answer" }, example[side + "_answer"]); }
   }
 }
