@@ -39,8 +39,9 @@ class Worker:
         """
         self.wait()
         context = copy_context()
-        self._thread = threading.Thread(target=lambda: self._run(lambda: context.run(job)), name=NAME, daemon=False)
-        self._thread.start()
+        thread = threading.Thread(target=lambda: self._run(lambda: context.run(job)), name=NAME, daemon=False)
+        thread.start()
+        self._thread = thread
 
     def wait(self) -> None:
         """Wait until the job has ended.
