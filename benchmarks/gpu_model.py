@@ -5,6 +5,8 @@
     python benchmarks/gpu_model.py --model FOLDER --pairs 128        # a model folder's config.json
     python benchmarks/gpu_model.py --where                           # the lines that wait for the device, and upload
 
+Two tables: plain PyTorch, and with the fused kernels of headwatch/kernels (`--kernels torch` or `triton`: one).
+
 The pass runs on meta tensors at the model's true shapes (pass_counter.py). Modelled time: for every kernel the largest
 of its bytes over the memory bandwidth, its operations over the arithmetic rate, and the cost of a launch; summed over
 the kernels of all batches. A batch is counted once per size and kind (the first batch also checks the model).
@@ -13,7 +15,7 @@ the kernels of all batches. A batch is counted once per size and kind (the first
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,17 @@ def launch_bound(counts: Counts, device: Device) -> int:
     )
 
 
+def print_where(counts: Counts) -> None:
+    """The lines that wait for the device and upload, and the operations."""
+    for title, found in (("synchronisations", counts.synchronisations), ("uploads", counts.uploads)):
+        print(f"\n{title}:")
+        for line, number in found.most_common():
+            print(f"  {number:4} {line}")
+    print("\noperations:", counts.by_name.most_common(30))
+    by_size = sorted(((n, round(b / 1e9, 2)) for n, b in counts.bytes_by_name.items()), key=lambda x: -x[1])
+    print("\nbytes (GB):", by_size[:20])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-math-1.5b")
@@ -125,7 +138,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("heads", "edges"), default="edges")
     parser.add_argument("--batch-size", type=int, help="pairs per batch; by default one batch of all pairs")
     parser.add_argument("--budget-gb", type=float, help="pairs per batch from this memory budget instead")
-    parser.add_argument("--kernels", choices=("torch", "triton"), default="torch")
+    parser.add_argument("--kernels", choices=("torch", "triton", "both"), default="both")
     parser.add_argument("--where", action="store_true", help="list synchronisations, copies and kernels")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args()
@@ -141,13 +154,13 @@ def main() -> None:
         edges=options.kind == "edges",
         batch_size=options.batch_size or (None if options.budget_gb else options.pairs),
         memory_budget_gb=options.budget_gb,
-        kernels=options.kernels,
     )
     path = PathPoints.of(settings.alphas, settings.steps, *resolve_metric(settings.metric))
     size, _ = batch_sizes(Anatomy.of(model), probes, len(path.points), settings.batch_size, settings.memory_budget_gb)
     n_batches = -(-options.pairs // size)
-    counts = count_pass(model, probes, settings)
-    report = {
+    reports = {}
+    weights = sum(p.nbytes for p in model.parameters())
+    shared = {
         "shape": options.model or options.shape,
         "kind": options.kind,
         "pairs": options.pairs,
@@ -156,35 +169,34 @@ def main() -> None:
         "points": len(path.points),
         "pairs_per_batch": size,
         "batches": n_batches,
-        "kernels_per_batch": len(counts.kernels) / n_batches,
-        "synchronisations": sum(counts.synchronisations.values()),
-        "asynchronous_copies": sum(counts.uploads.values()) + len(counts.downloads),
-        "gigabytes_moved": counts.bytes / 1e9,
-        "teraflop": counts.operations / 1e12,
-        "peak_gib": counts.peak_bytes / 2**30,
-        "modelled_seconds": {name: modelled_seconds(counts, device) for name, device in DEVICES.items()},
     }
-    for name, value in report.items():
-        if name != "modelled_seconds":
-            print(f"{name.replace('_', ' '):>22}: {value if isinstance(value, str | int) else round(value, 2)}")
-    print("\n| device | modelled time | kernels shorter than a launch | fits |\n| --- | --- | --- | --- |")
-    weights = sum(p.nbytes for p in model.parameters())
-    for name, device in DEVICES.items():
-        fits = "yes" if counts.peak_bytes + weights < device.memory else "no"
-        seconds = report["modelled_seconds"][name]
-        print(f"| {name} | {seconds:.3f} s | {launch_bound(counts, device)} of {len(counts.kernels)} | {fits} |")
-    if options.where:
-        for title, found in (("synchronisations", counts.synchronisations), ("uploads", counts.uploads)):
-            print(f"\n{title}:")
-            for line, number in found.most_common():
-                print(f"  {number:4} {line}")
-        print("\nkernels:", counts.by_name.most_common(30))
-        print(
-            "\nbytes (GB):",
-            sorted(((n, round(b / 1e9, 2)) for n, b in counts.bytes_by_name.items()), key=lambda x: -x[1])[:20],
-        )
+    for name, value in shared.items():
+        print(f"{name.replace('_', ' '):>22}: {value}")
+    for kernels in ("torch", "triton") if options.kernels == "both" else (options.kernels,):
+        counts = count_pass(model, probes, replace(settings, kernels=kernels))
+        report = {
+            "kernels_per_batch": len(counts.kernels) / n_batches,
+            "synchronisations": sum(counts.synchronisations.values()),
+            "asynchronous_copies": sum(counts.uploads.values()) + len(counts.downloads),
+            "gigabytes_moved": counts.bytes / 1e9,
+            "teraflop": counts.operations / 1e12,
+            "peak_gib": counts.peak_bytes / 2**30,
+            "modelled_seconds": {name: modelled_seconds(counts, device) for name, device in DEVICES.items()},
+        }
+        reports[kernels] = report
+        print(f"\nkernels={kernels!r}")
+        for name, value in report.items():
+            if name != "modelled_seconds":
+                print(f"{name.replace('_', ' '):>22}: {round(value, 2)}")
+        print("\n| device | modelled time | kernels shorter than a launch | fits |\n| --- | --- | --- | --- |")
+        for name, device in DEVICES.items():
+            fits = "yes" if counts.peak_bytes + weights < device.memory else "no"
+            seconds = report["modelled_seconds"][name]
+            print(f"| {name} | {seconds:.3f} s | {launch_bound(counts, device)} of {len(counts.kernels)} | {fits} |")
+        if options.where:
+            print_where(counts)
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(shared | {"kernels": reports}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

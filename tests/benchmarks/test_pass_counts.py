@@ -46,19 +46,41 @@ def test_the_counter_counts_what_runs(tool: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edges", "kernels", "gigabytes", "gib"),
-    [(True, 7_850, 437, 16.6), (False, 6_155, 332, 12.9)],
+    ("edges", "kernels", "most", "gigabytes", "gib"),
+    [
+        (True, "torch", 7_680, 436, 16.6),
+        (False, "torch", 6_015, 331, 12.9),
+        (True, "triton", 2_640, 221, 13.1),
+        (False, "triton", 2_285, 183, 9.7),
+    ],
 )
 def test_openers_stay_under_their_ceilings(
-    tool: ModuleType, model: nn.Module, edges: bool, kernels: int, gigabytes: float, gib: float
+    tool: ModuleType, model: nn.Module, edges: bool, kernels: str, most: int, gigabytes: float, gib: float
 ) -> None:
-    """The first batch, which also checks the model: one wait, for that check. The results are awaited once per pass."""
+    """The first batch, which also checks the model: one wait, for that check. The results are awaited once per pass.
+
+    "triton": the fused kernels as they report themselves.
+    """
     probes = tool.random_pairs(151936, 64, 200, 16, seed=0)
-    counts = tool.count_pass(model, probes, ScoringSettings(edges=edges, batch_size=64))
-    assert len(counts.kernels) <= kernels
+    counts = tool.count_pass(model, probes, ScoringSettings(edges=edges, batch_size=64, kernels=kernels))
+    assert len(counts.kernels) <= most
     assert sum(counts.synchronisations.values()) <= 1, counts.synchronisations
     assert counts.bytes <= gigabytes * 1e9
     assert counts.peak_bytes <= gib * 2**30
+    assert ("rms_norm" in counts.by_name) == (kernels == "triton")
+    if edges and kernels == "triton":
+        assert tool.modelled_seconds(counts, tool.DEVICES["H200 141 GB"]) <= 0.15
+
+
+@pytest.mark.parametrize(("edges", "most"), [(True, 2_335), (False, 1_980)])
+def test_later_batches_with_kernels(tool: ModuleType, model: nn.Module, edges: bool, most: int) -> None:
+    """Without the checks of the first batch."""
+    probes, settings = (
+        tool.random_pairs(151936, 16, 200, 16, seed=0),
+        ScoringSettings(edges=edges, batch_size=8, kernels="triton"),
+    )
+    both, first = (len(tool.count_pass(model, own, settings).kernels) for own in (probes, probes.select(range(8))))
+    assert both - first <= most
 
 
 def test_a_family_fits_in_two_batches_on_80_gb(tool: ModuleType, model: nn.Module) -> None:

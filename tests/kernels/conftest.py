@@ -13,7 +13,7 @@ import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if torch.cuda.is_available() or INTERPRETED:
-    collect_ignore = ["test_interpreter.py"]
+    collect_ignore = ["test_interpreter.py", *(["test_compiled.py"] if INTERPRETED else [])]
 else:
     collect_ignore_glob = ["test_kernels_*.py"]
 

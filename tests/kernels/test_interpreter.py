@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(900)  # less than 20 CPU seconds, but of a machine that may be busy
 def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     command = [
@@ -23,6 +23,6 @@ def test_kernels_in_the_interpreter() -> None:
         str(Path(__file__).parent),
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=800)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

@@ -48,17 +48,24 @@ def test_a_pass_with_kernels_is_the_plain_pass(
 ) -> None:
     model = tiny_model(architecture, dtype).to(device)
     plain = score_edges(model, probes, steps=2, kernels="torch")
-    heads = score_heads(model, probes, steps=2, kernels="torch")
     names = launched(monkeypatch)
     found = score_edges(model, probes, steps=2, kernels="triton")
     assert {"rms_norm", "rms_norm_backward", "swiglu", "rotary", "head_scores", "head_space", "expand"} <= names
     assert ("after_prefix" in names) == (probes is OPENERS)
     assert largest_error(found.per_pair, plain.per_pair) < limit
     assert largest_error(found.heads.per_pair, plain.heads.per_pair) < limit
-    assert largest_error(score_heads(model, probes, steps=2, kernels="triton").per_pair, heads.per_pair) < limit
     names.clear()
     assert torch.equal(score_edges(model, probes, steps=2).per_pair, plain.per_pair)  # "auto" tries none in one call
     assert not names
+
+
+def test_heads_alone(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values of a group of heads are repeated by the kernel that puts the prefix before them."""
+    model = tiny_model("qwen2", torch.float32).to(device)
+    plain = score_heads(model, OPENERS, steps=1, kernels="torch")
+    names = launched(monkeypatch)
+    assert largest_error(score_heads(model, OPENERS, steps=1, kernels="triton").per_pair, plain.per_pair) < 1e-5
+    assert "after_prefix_backward" in names
 
 
 @pytest.mark.parametrize("architecture", ["gemma3", "olmo2", "gpt2", "phi3"])
@@ -84,7 +91,7 @@ def test_float64_is_refused(device: torch.device) -> None:
 def test_a_trial_measures_each_part(device: torch.device) -> None:
     model = tiny_model("llama", torch.float32).to(device)
     settings = ScoringSettings(steps=1, edges=False, batch_size=1)
-    trials = try_parts(model, random_pairs(2, 4, side="none"), "logit_diff", settings)
+    trials = try_parts(model, random_pairs(2, 6, side="none"), "logit_diff", settings)
     assert [trial.part for trial in trials] == list(PARTS)
     for trial in trials:
         assert trial.failure is None
