@@ -68,15 +68,16 @@ def test_summary(history: HeadHistory, circuit: HeadHistory, limit: float):
     assert task.startswith("Probe accuracy 50 % → 75 %, metric gap ")
 
 
-def test_the_line_of_a_family_names_its_heads(history: HeadHistory):
-    """The largest |share| first, at most three, and how many more there are."""
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_the_line_of_a_family_names_its_heads(history: HeadHistory, most: int, monkeypatch: pytest.MonkeyPatch):
+    """The largest |share| first, and how many more there are."""
+    monkeypatch.setattr(sentences, "MAX_NAMES", most)
     line = sentences.summary(history)["line"]
-    for word, states in (("emerged", (4, 6)), ("dropped", (3,))):
+    for word, states in (("emerged", (4, 6)), ("pruned", (5,)), ("dropped", (3,))):
         heads = np.argwhere(np.isin(history.state[-1], states))
         names = [f"L{layer}.H{h}" for layer, h in sorted(heads, key=lambda at: -abs(history.share[-1][tuple(at)]))]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        assert f"{word} ({', '.join(names[:3])}{more})" in line
-    assert " more)" in line
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        assert f"{word} ({', '.join(names[:most])}{more})" in line
 
 
 @pytest.mark.parametrize(("below", "expected"), [(0, "within"), (1, "above")])
