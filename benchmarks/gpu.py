@@ -6,19 +6,28 @@
 Without a CUDA device it stops with one line. Its parts, each recorded with its error where it fails:
 
 - tests: the attribution tests that compare with the naive reference, and the trainings that must be bit-identical;
-- exactness: heads and edges in float32 on the device against the CPU in float64, and bf16 against float32;
-- passes: Qwen2.5-Math-1.5B's shape in bf16, 64 openers and 64 arithmetic pairs, heads and edges, next to the floor and
-  the modelled time (gpu_model.py), and whether repeated passes of equal weights are equal to the last bit.
+- exactness: heads and edges in float32 and bf16 on the device against the CPU in float64, with kernels and without;
+- flash: FlashAttention 2 against sdpa in bf16; one line where flash_attn is not installed;
+- passes: Qwen2.5-Math-1.5B's shape in bf16, 64 openers and 64 arithmetic pairs, heads and edges, with kernels and
+  without, next to the floor and the modelled time (gpu_model.py), and whether repeated passes of equal weights are
+  equal to the last bit;
+- trial: what kernels="auto" measures and decides on these probes (kernel_trial.py);
+- profile: torch.profiler's tables of one pass with edges, with kernels and without, in profile-*.txt;
+- recipe, with --recipe STEPS: the SmolLM2-135M recipe (SFT on GSM8K), a real training of so many steps with probes. It
+  downloads the model and the rows.
 
 This script has not been run on a GPU yet.
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +37,40 @@ from gpu_model import DEVICES, SHAPES, count_pass, meta_model, modelled_seconds
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from headwatch import ProbeSet, score_edges, score_heads
+from headwatch.attribution.kernel_trial import limit_of, try_parts
 from headwatch.attribution.settings import ScoringSettings
+from headwatch.kernels.launch import installed
+from headwatch.record.run_folder import RunFolder
 from headwatch.version import versions
 
 SCORES = {"heads": score_heads, "edges": score_edges}
 PROBES = {"openers (200 + 16)": (200, 16), "arithmetic (32)": (0, 32)}
-TESTS = ("tests/attribution", "tests/end_to_end/test_no_trace.py", "tests/end_to_end/test_quantised.py")
+RECIPE = Path(__file__).parents[1] / "recipes/smollm2-135m/sft_gsm8k.yaml"
+TESTS = (
+    "tests/kernels",
+    "tests/attribution",
+    "tests/end_to_end/test_no_trace.py",
+    "tests/end_to_end/test_quantised.py",
+)
+
+
+def kernel_choices() -> tuple[str, ...]:
+    """Without kernels, and with them where triton is installed."""
+    return ("torch", "triton") if installed() else ("torch",)
+
+
+def small_model(**options: Any) -> Any:
+    """A random Llama of four layers."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        vocab_size=512,
+    )
+    return AutoModelForCausalLM.from_config(config, **options).eval()
 
 
 def largest_error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -43,26 +80,70 @@ def largest_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def exactness(device: str) -> dict[str, float]:
     """Errors of a small model on the device, by kind of score and dtype."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        vocab_size=512,
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    probes = random_pairs(512, 8, 40, 12, seed=0)
+    model, probes = small_model(), random_pairs(512, 8, 40, 12, seed=0)
     expected = {kind: score(model.double(), probes).per_pair for kind, score in SCORES.items()}
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         moved = model.to(device, dtype)
         for kind, score in SCORES.items():
-            found[f"{kind}, {str(dtype).removeprefix('torch.')}"] = largest_error(
-                score(moved, probes).per_pair, expected[kind]
-            )
+            for kernels in kernel_choices():
+                own = score(moved, probes, kernels=kernels).per_pair
+                name = f"{kind}, {str(dtype).removeprefix('torch.')}, {kernels}"
+                found[name] = largest_error(own, expected[kind])
     return found
+
+
+def flash() -> dict[str, float] | str:
+    """Errors of bf16 scores with FlashAttention 2 and with sdpa, both against float32 with sdpa."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return "not checked: flash_attn is not installed"
+    probes, found = random_pairs(512, 8, 40, 12, seed=0), {}
+    expected = {kind: score(small_model().cuda(), probes).per_pair for kind, score in SCORES.items()}
+    for attention in ("sdpa", "flash_attention_2"):
+        model = small_model(attn_implementation=attention, dtype=torch.bfloat16).cuda()
+        for kind, score in SCORES.items():
+            found[f"{kind}, {attention}"] = largest_error(score(model, probes).per_pair, expected[kind])
+    return found
+
+
+def profiles(model: Any, pairs: int, folder: Path) -> list[str]:
+    """Write torch.profiler's table of one pass with edges, without kernels and with them; the files' names."""
+    probes, written = random_pairs(model.config.vocab_size, pairs, 200, 16, seed=0), []
+    for kernels in kernel_choices():
+        score_edges(model, probes, kernels=kernels)
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            score_edges(model, probes, kernels=kernels)
+            torch.cuda.synchronize()
+        name = f"profile-{kernels}.txt"
+        table = profile.key_averages().table(sort_by="cuda_time_total", row_limit=60)
+        (folder / name).write_text(table + "\n", encoding="utf-8")
+        written.append(name)
+    return written
+
+
+def trial(model: Any, pairs: int) -> dict[str, Any]:
+    """What kernels="auto" measures on openers with edges, and would decide."""
+    if not installed():
+        return {"parts": [], "failure": "triton is not installed"}
+    probes = random_pairs(model.config.vocab_size, pairs, 200, 16, seed=0)
+    found, limit = try_parts(model, probes, "logit_diff", ScoringSettings(batch_size=pairs)), limit_of(model)
+    parts = [each.part for each in found if each.passes(limit)]
+    return {"parts": parts, "limit": limit, "trials": [each.to_json() for each in found]}
+
+
+def recipe(steps: int, folder: Path) -> dict[str, Any]:
+    """A real training by the SmolLM2 recipe: its wall time, and what its record says of the probes."""
+    out = folder / "recipe"
+    command = [sys.executable, "-m", "headwatch.training", str(RECIPE), "--max_steps", str(steps)]
+    began = time.perf_counter()
+    done = subprocess.run([*command, "--output_dir", str(out)], capture_output=True, text=True, check=False)
+    found: dict[str, Any] = {"returncode": done.returncode, "seconds": time.perf_counter() - began}
+    if done.returncode:
+        return found | {"last_lines": done.stderr.strip().splitlines()[-5:]}
+    run = RunFolder.open(out)
+    found |= {"probes": len(run.steps), "kernels": run.manifest.get("kernels"), "status": run.manifest.get("status")}
+    return found | {"last_probe": run.scalars()[-1]}
 
 
 def timed(run: Callable[[], Any], rounds: int = 5) -> list[float]:
@@ -86,11 +167,12 @@ def passes(model: Any, pairs: int) -> dict[str, Any]:
     for label, (prefix, suffix) in PROBES.items():
         probes: ProbeSet = random_pairs(model.config.vocab_size, pairs, prefix, suffix, seed=0)
         found[f"{label}, floor"] = {"seconds": timed(lambda p=probes: floor(model, p, 5, 16), 3)}
-        for kind, score in SCORES.items():
+        for kind, kernels in product(SCORES, kernel_choices()):
             scores: list[Any] = []
-            seconds = timed(lambda s=score, p=probes, out=scores: out.append(s(model, p)))
-            counts = count_pass(shape, probes, ScoringSettings(edges=kind == "edges", batch_size=pairs))
-            found[f"{label}, {kind}"] = {
+            seconds = timed(lambda s=SCORES[kind], p=probes, out=scores, k=kernels: out.append(s(model, p, kernels=k)))
+            settings = ScoringSettings(edges=kind == "edges", batch_size=pairs, kernels=kernels)
+            counts = count_pass(shape, probes, settings)
+            found[f"{label}, {kind}, {kernels}"] = {
                 "seconds": seconds,
                 "peak_mib": scores[-1].peak_memory_mb if kind == "heads" else scores[-1].heads.peak_memory_mb,
                 "bit_identical": all(torch.equal(one.per_pair, scores[0].per_pair) for one in scores),
@@ -125,21 +207,31 @@ def main() -> None:
     parser.add_argument("--model", help="pretrained weights; by default random ones of Qwen2.5-Math-1.5B's shape")
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--skip-tests", action="store_true")
+    parser.add_argument("--recipe", type=int, metavar="STEPS", help="also train the SmolLM2 recipe for so many steps")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("make gpu needs a CUDA device, and torch finds none; modelled times: python benchmarks/gpu_model.py")
     results: dict[str, Any] = {"device": torch.cuda.get_device_name(), "versions": versions()}
 
-    def passes_of_model() -> dict[str, Any]:
+    @cache
+    def large() -> Any:
         loading = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
         with torch.device("cuda"):
             if options.model:
                 model = AutoModelForCausalLM.from_pretrained(options.model, **loading)
             else:
                 model = AutoModelForCausalLM.from_config(SHAPES["qwen2.5-math-1.5b"](), **loading)
-        return passes(model.eval().requires_grad_(False), options.pairs)
+        return model.eval().requires_grad_(False)
 
-    parts: dict[str, Callable[[], Any]] = {"exactness": lambda: exactness("cuda"), "passes": passes_of_model}
+    parts: dict[str, Callable[[], Any]] = {
+        "exactness": lambda: exactness("cuda"),
+        "flash": flash,
+        "passes": lambda: passes(large(), options.pairs),
+        "trial": lambda: trial(large(), options.pairs),
+        "profile": lambda: profiles(large(), options.pairs, options.out),
+    }
+    if options.recipe:
+        parts["recipe"] = lambda: recipe(options.recipe, options.out)
     if not options.skip_tests:
         parts["tests"] = tests
     options.out.mkdir(parents=True, exist_ok=True)
