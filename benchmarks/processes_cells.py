@@ -24,6 +24,7 @@ class Sharding:
     environment: dict[str, str] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
     processes: int = 2
+    free: int | None = None  # bytes that each process takes to be free for gathered weights
 
     @property
     def wraps(self) -> bool:
@@ -60,6 +61,8 @@ class Cell:
         if self.resumes:
             changes |= {"save_strategy": "steps", "save_steps": 2}
         run: dict[str, Any] = {"kind": self.kind, "changes": changes}
+        if self.sharding.free is not None:
+            run["free"] = self.sharding.free
         if self.sharding.wraps:
             wrapper = "true" if self.checkpointing == "checkpoint_wrapper" else "false"
             run["environment"] = {"FSDP_ACTIVATION_CHECKPOINTING": wrapper}
@@ -83,6 +86,7 @@ def shardings() -> list[Sharding]:
         Sharding("FSDP2, offload", FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}),
         Sharding("FSDP2, hybrid", FSDP2 | HYBRID, processes=4),
         Sharding("FSDP2, no reshard", FSDP2 | {"FSDP_RESHARD_AFTER_FORWARD": "false"}),
+        Sharding("FSDP2, layer by layer", FSDP2, free=106_495),  # the whole weights take 106,496
         Sharding("ZeRO-2", {}, {"deepspeed": zero(2)}),
         Sharding("DDP", {"SHARDING": "DDP"}),
     ]

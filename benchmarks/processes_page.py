@@ -16,6 +16,9 @@ the other in the same processes. Nothing here was measured on a GPU.
 QLoRA: NF4 weights by bitsandbytes, packed into float32, the compute dtype (`bnb_4bit_quant_storage`), so that FSDP2
 shards them; their scores are compared with those of the 4-bit model in one process.
 
+"FSDP2, layer by layer": the free memory is given as one byte less than the whole weights take, so that each decoder
+layer is gathered on its own ([live](../reference/live.md#several-processes)).
+
 - **same weights**: final weights and logged losses with and without the callback, bit for bit, on every rank.
 - **score error**: largest difference of the base probe's head scores from those of one process, over the largest one.
 - **resume**: saved at step 2 and resumed with the callback. "identical": final weights and every recorded head score
@@ -42,15 +45,6 @@ A process that stops answering without ending (SIGSTOP) is named as well: "rank 
 | sharding | killed | named by | job ends after |
 | --- | --- | --- | --- |
 """
-LAYERS = """
-## Layer by layer
-
-Where the whole weights do not fit on a device, FSDP2 models are scored with one decoder layer gathered at a time
-(`tests/end_to_end/test_sharded.py`, `tests/model/test_read_only_sharded.py`; two processes, the same model, the free
-memory given as one byte less than the whole weights): same weights and logs with and without the callback, bit for bit;
-head scores within 1e-5 of the largest of those with whole weights; a probe that fails on one rank ends probing on both;
-a killed rank ends the job. ZeRO-3 has no such mode: it is refused.
-"""
 
 
 def write_page(rows: list[dict[str, Any]], out: Path) -> None:
@@ -66,7 +60,7 @@ def write_page(rows: list[dict[str, Any]], out: Path) -> None:
             last = [row for row in own if row["row"] == "killed" and row["when"] == when]
             if last:
                 killed.append(f"| {sharding.name} | {words} | {_killed(last[-1], sharding.processes - 1)} |")
-    text = HEADER + "\n".join(lines) + "\n" + LAYERS + KILLED + "\n".join(killed) + "\n"
+    text = HEADER + "\n".join(lines) + "\n" + KILLED + "\n".join(killed) + "\n"
     out.write_text(text, encoding="utf-8")
 
 

@@ -38,6 +38,7 @@ def in_two_processes(what: Callable[[int], Any], folder: Path, ends: Sequence[in
     def work(rank: int) -> None:
         try:
             torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+            torch.distributed.barrier()  # no process ends while another still connects
             answers.put((rank, what(rank)))
             if len(ends) == 2:
                 torch.distributed.destroy_process_group()
