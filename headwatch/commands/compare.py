@@ -91,12 +91,14 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.checkpoints.compare import CompareOptions
     from headwatch.checkpoints.comparison import lines_of
     from headwatch.model.loading import Loader
+    from headwatch.monitor.console import no_lines
     from headwatch.record.after import keep_result
     from headwatch.report.html import write_report
 
     say = (lambda line: print(line, file=sys.stderr, flush=True)) if arguments.json else print
     comparer = Comparer(options, settings, Loader(dtype, device), say)
-    runs = comparer.run()
+    with no_lines():
+        runs = comparer.run()
     found = comparer.results(runs)
     for name, run_folder in runs.items():
         families = {family: one["components"] for family, one in found[name].items() if "components" in one}

@@ -6,7 +6,8 @@ it). Where logging is not set up, they are written to standard error, above the 
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -41,12 +42,23 @@ def say(line: str) -> None:
     logger.info("headwatch: %s", line)
 
 
+@contextmanager
+def no_lines() -> Iterator[None]:
+    """Print no line inside the block: for commands that use the callback's parts and print results of their own."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def say_opened(run: RunFolder, every: int, seconds: float | None) -> None:
     """One line: where, which families, how many pairs, and what a probe costs."""
     probes = run.manifest["probes"]
     families, n = probes["families"], probes["n_pairs"]
     cost = "" if seconds is None else f"; the last one took {duration(seconds)}"
-    say(f"record in {run.path}; {n} pairs of {' and '.join(families)}; a probe every {every} steps{cost}")
+    often = f"every {every} steps" if every > 1 else "every step"
+    say(f"record in {run.path}; {n} pairs of {' and '.join(families)}; a probe {often}{cost}")
 
 
 def duration(seconds: float) -> str:

@@ -44,6 +44,15 @@ def test_opening_and_closing_lines(caplog: pytest.LogCaptureFixture, tmp_path: P
     ]
 
 
+def test_a_probe_every_step_and_no_lines(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    run = write_synthetic_run(tmp_path / "headwatch", steps=(0, 1), n_pairs=8)
+    with console.no_lines():
+        console.say_opened(run, 1, 104.2)
+    console.say_opened(run, 1, 104.2)
+    (line,) = lines(caplog)
+    assert line.endswith("; a probe every step; the last one took 104 s")
+
+
 def test_lines_are_printed_without_logging_set_up_and_can_be_silenced() -> None:
     script = "import logging\nfrom headwatch.monitor.console import say\nsay('one')\n"
     script += "logging.getLogger('headwatch.console').disabled = True\nsay('two')\n"
