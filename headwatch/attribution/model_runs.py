@@ -91,8 +91,13 @@ class EmptyLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keep these columns, the only ones."""
         self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = key_states, value_states
+        self.keys, self.values = _compact(key_states), _compact(value_states)
         return key_states, value_states
+
+
+def _compact(states: Tensor) -> Tensor:
+    """The states; a copy where they are a part of a larger tensor, such as fused queries, keys and values."""
+    return states.clone() if states.untyped_storage().nbytes() > states.nbytes else states
 
 
 class PrefixLayer(DynamicLayer):

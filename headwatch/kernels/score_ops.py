@@ -14,7 +14,7 @@ from headwatch.kernels.launch import BLOCK as _BLOCK
 from headwatch.kernels.launch import blocks, launch, power_of_two
 
 PRECISION = "tf32x3"
-"""Of float32 products in `expand`: three TF32 products, whose error is that of float32 (tests/kernels emulate it)."""
+"""Of float32 products in `expand`: three TF32 products, whose error is that of float32 (test_product_precision.py)."""
 
 
 def _rows(states: Tensor) -> Tensor:
