@@ -8,15 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_models import has_sdpa, largest_error, random_openers, random_pairs, tiny_model
 from torch import Tensor, nn
 
+from headwatch import score_edges
+from headwatch.attribution.scoring import score_pairs
+from headwatch.attribution.settings import ScoringSettings
 from headwatch.errors import UnsupportedModelError
 from headwatch.model import whole_weights as gathering
+from headwatch.model.anatomy import Anatomy
 from headwatch.model.hooks import overridden
 from headwatch.model.layer_gathering import OtherProcessError
 from headwatch.model.read_only import PassScope, left_trace, read_only_pass
 from headwatch.model.whole_weights import gathered_bytes, readable, sharding, trainable_bytes, whole_weights
 
+# Biases; norms after o_proj; norms over the width of q and k; fused q, k, v, in parallel with the MLP; experts.
+ARCHITECTURES = ["qwen2", "gemma2-biases", "olmo2", "neox", "mixtral"]
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 
 Probe = Callable[[nn.Module, int], None]
@@ -99,7 +106,7 @@ def by_layer(model: nn.Module) -> Iterator[None]:
     """The whole weights do not fit on rank 1, but one layer at a time does."""
     needed = gathered_bytes(model)
     little = {"free_memory": lambda device: needed - rank(), "LAYERS_AT_ONCE": 1}
-    with overridden(gathering, **little), whole_weights(model, None, model.model.layers) as whole:
+    with overridden(gathering, **little), whole_weights(model, None, Anatomy.of(model).decoder_layers) as whole:
         assert not whole
         yield
 
@@ -199,6 +206,22 @@ def train(probe: Probe | None) -> list[Tensor]:
     return [p.full_tensor().detach() for p in model.parameters()]
 
 
+def error_by_layer(architecture: str) -> float:
+    """Largest difference of the edge scores of a sharded model, layer by layer, from those of the whole one."""
+    from torch.distributed.fsdp import fully_shard
+
+    attention = "sdpa" if has_sdpa(architecture) else "eager"
+    model, settings = tiny_model(architecture, attention=attention), ScoringSettings("kl", 2)
+    probes = [random_pairs(3), random_openers(3)]  # without and with a shared prefix
+    expected = [score_edges(model, own, metric="kl", steps=2).per_pair for own in probes]
+    for layer in Anatomy.of(model).decoder_layers:
+        fully_shard(layer)
+    fully_shard(model)
+    with by_layer(model):
+        found = [score_pairs(model, own, settings).per_pair for own in probes]
+    return max(largest_error(own, other) for own, other in zip(found, expected, strict=True))
+
+
 def is_restored(module: nn.Module) -> bool:
     """The private names of headwatch/model/whole_weights.py: this torch has them, with their values of before."""
     (group,) = module._get_fsdp_state()._fsdp_param_groups
@@ -212,19 +235,31 @@ def worker(rank: int, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     torch.distributed.init_process_group("gloo")
     results = {name: train(probe) for name, probe in PROBES.items()}
+    errors = {architecture: error_by_layer(architecture) for architecture in ARCHITECTURES}
     if rank == 0:
         torch.save(results, Path(folder) / "weights.pt")
+        torch.save(errors, Path(folder) / "errors.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Tensor]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fsdp2")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(worker, (port, str(folder)), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> dict[str, list[Tensor]]:
     return torch.load(folder / "weights.pt")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scores_layer_by_layer_are_those_of_the_whole_model(architecture: str, folder: Path) -> None:
+    assert torch.load(folder / "errors.pt")[architecture] < 1e-12  # in float64
 
 
 @pytest.mark.parametrize("probe", [name for name, probe in PROBES.items() if probe is not None])
