@@ -19,7 +19,7 @@ from headwatch import HeadWatchCallback, Openers, ProbeSet, RunFolder, UserError
 from headwatch.attribution.per_family import score_by_metric
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.probes.opener_sampling import sample_continuations
-from headwatch.record.packed_edges import RELATIVE
+from headwatch.record.packed_edges import ABSOLUTE, RELATIVE
 
 CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 0}
 
@@ -146,7 +146,9 @@ def test_a_run_with_openers(
         assert np.allclose(scored.head_scores[rows], edges.heads.per_pair.numpy(), atol=1e-5 * scale)
         assert np.allclose(scored.metric_corrupted[rows], edges.heads.readings.metric_corrupted.numpy(), rtol=1e-4)
         assert np.array_equal(scored.correct[rows], edges.heads.readings.correct.numpy())
-        assert np.allclose(scored.edges_mean_abs[index], edges.mean_abs().numpy(), RELATIVE, 1e-5 * scale)
+        mean_abs = edges.mean_abs().numpy()
+        packed = ABSOLUTE * float(mean_abs.max())  # smallest error of an entry on disk
+        assert np.allclose(scored.edges_mean_abs[index], mean_abs, RELATIVE, 1e-5 * scale + packed)
     row = run.scalars()[-1]
     assert row["openers/kl_from_base"] > 0
     assert row["row_sum_error"] < 1e-4
