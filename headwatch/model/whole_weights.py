@@ -267,10 +267,16 @@ def _whole_zero3(model: nn.Module, optimizer: object | None) -> Iterator[None]:
         "pre_sub_module_backward_function": _nothing,
         "post_sub_module_backward_function": _nothing,
     }
-    _require(offload, *replaced)
+    _require(offload, *replaced, "get_param_coordinator")
+    coordinator = offload.get_param_coordinator()
+    _require(coordinator, "reset_step")  # called before each forward; a collective until the first training step
     inner.empty_partition_cache()  # what the last evaluation left gathered
     try:
-        with deepspeed.zero.GatheredParameters(list(model.parameters())), overridden(offload, **replaced):
+        with (
+            deepspeed.zero.GatheredParameters(list(model.parameters())),
+            overridden(offload, **replaced),
+            overridden(coordinator, reset_step=_no_step),
+        ):
             yield
     finally:
         del running[depth:]
@@ -289,6 +295,10 @@ def _require(owner: object, *names: str) -> None:
 
 def _nothing(module: nn.Module) -> None:
     """Replace a hook of ZeRO-3."""
+
+
+def _no_step() -> None:
+    """Replace what ZeRO-3 does at the start of a training step."""
 
 
 def _fsdp2_modules(model: nn.Module) -> list[Any]:
