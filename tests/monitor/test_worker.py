@@ -74,7 +74,7 @@ def test_the_record_does_not_depend_on_when_the_jobs_run(
     late, others = train("late", strict=False)
     assert late == at_once
     assert same_weights(weights, others)
-    assert len(at_once["events.jsonl"]) > 10
+    assert len(at_once["events.jsonl"]) > 3
     assert any("coupling/reward/newly_active/rho" in name for name, _ in at_once["scalars.jsonl"][-1])
 
 
