@@ -110,7 +110,7 @@ class WandbSink(Sink):
         if self._own_run is not None:
             finish_run(self._own_run, timeout)
 
-    # --- in the training's thread
+    # --- in the caller's thread
 
     def _enqueue_pending(self) -> None:
         """Queue the pending rows once a run exists."""

@@ -160,7 +160,8 @@ def garbled(rng: random.Random) -> Callable[[Path], None]:
     """One file of the record gets other bytes."""
 
     def damage(folder: Path) -> None:
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        being_written = f".{os.getpid()}"
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != being_written)
         path = rng.choice(files)
         data = bytearray(path.read_bytes())
         for _ in range(1 + len(data) // 50 if data else 0):
@@ -176,7 +177,8 @@ def vanished(rng: random.Random) -> Callable[[Path], None]:
 
     def delete(folder: Path) -> None:
         path = folder / part
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        # A probe's files may be written at the same time, so a folder need not stay empty.
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     return delete
 
