@@ -21,10 +21,13 @@ from headwatch.commands import (
     train,
     workspace,
 )
+from headwatch.commands.loading import use_local_files_without_network
 from headwatch.errors import UserError
 from headwatch.version import __version__
 
 COMMANDS = (demo, train, score, circuit, roles, doctor, compare, follow, evaluate, ablate, report, workspace)
+
+WITHOUT_HUB = (demo.run, report.run, workspace.run)  # these read nothing from the Hub
 
 # Loggers of dependencies that warn on import about what is not used here (a faster 4-bit kernel for CPUs).
 NOISY = ("bitsandbytes.backends.cpu.ops",)
@@ -49,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and not hasattr(arguments, "options"):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.options = rest  # options of a recipe, parsed by the launcher
+        if arguments.run not in WITHOUT_HUB:
+            use_local_files_without_network()
         return arguments.run(arguments)
     except UserError as error:
         print(f"headwatch: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The commands: what they print, and one line with exit code 2 for a user's mistake."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from headwatch.attribution import METRICS
 from headwatch.attribution.path import ALPHA_RULES
 from headwatch.cli import main
 from headwatch.commands import options, score
+from headwatch.commands.loading import use_local_files_without_network
 from headwatch.kernels.launch import KERNELS
 from headwatch.probes import FAMILIES
 
@@ -209,3 +211,27 @@ def test_help_without_torch() -> None:
         assert f"example: headwatch {command}" in text
         if command == "score":
             assert ", ".join(FAMILIES) in text
+
+
+@pytest.mark.parametrize(
+    ("variables", "offline"),
+    [
+        ({"HF_ENDPOINT": "https://no-such-host.invalid"}, "1"),
+        ({"HF_ENDPOINT": "http://localhost:9"}, None),
+        ({"HF_ENDPOINT": "https://no-such-host.invalid", "https_proxy": "http://localhost:9"}, None),
+        ({"HF_ENDPOINT": "https://no-such-host.invalid", "HF_HUB_OFFLINE": "0"}, "0"),
+    ],
+)
+def test_without_network_local_files_are_used_at_once(
+    variables: dict[str, str], offline: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HUB_OFFLINE", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    before = os.environ.get("HF_HUB_OFFLINE")
+    use_local_files_without_network()
+    found = os.environ.get("HF_HUB_OFFLINE")
+    if before is None:
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert found == offline

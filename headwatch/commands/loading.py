@@ -1,10 +1,13 @@
 """Checks of a command's values, and loading of models; each mistake is one line."""
 
 import difflib
+import os
+import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from headwatch.commands.options import FAMILIES
 from headwatch.errors import UserError
@@ -100,6 +103,21 @@ def move_to(model: Any, device: str) -> Any:
         return model.to(device)
     except RuntimeError as error:
         raise UserError(f"--device {device} cannot be used: {first_line(error)}") from error
+
+
+def use_local_files_without_network() -> None:
+    """Where the Hub's name cannot be resolved, use local files at once: its client tries for minutes, with warnings.
+
+    To be called before huggingface_hub is imported. With a proxy or the variable HF_HUB_OFFLINE nothing is done.
+    """
+    proxies = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    if "HF_HUB_OFFLINE" in os.environ or any(os.environ.get(name) for name in proxies):
+        return
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def first_line(error: BaseException) -> str:

@@ -103,7 +103,7 @@ def alerts(run: RunFolder) -> list[dict[str, Any]]:
     """The run's alerts, the latest of each kind and family.
 
     Returns:
-        text, without the family's name; family ("" for all); level ("warning" or "status"); first, last: steps at
+        kind; text, without the family's name; family ("" for all); level ("warning" or "status"); first, last: steps at
         which it was raised; now: whether it was raised at the last probe.
     """
     last = run.steps[-1] if run.steps else None
@@ -111,7 +111,11 @@ def alerts(run: RunFolder) -> list[dict[str, Any]]:
     for row in run.alerts():
         text, step, family = str(row.get("text") or ""), row["step"], str(row.get("family") or "")
         alert = found.setdefault((str(row.get("kind") or text), family), {"family": family, "first": step})
-        alert |= {"text": text.removeprefix(f"{family}: "), "level": str(row.get("level") or "warning")}
+        alert |= {
+            "kind": str(row.get("kind") or ""),
+            "text": text.removeprefix(f"{family}: "),
+            "level": str(row.get("level") or "warning"),
+        }
         alert |= {"last": step, "now": step == last}
     return [alert for alert in found.values() if alert["text"]]
 
@@ -141,8 +145,9 @@ def _events_headline(history: HeadHistory) -> str:
         return f"{' and '.join(part for part in parts if part)}{until}.{tail}"
     if pruned:
         return f"{_count(pruned, 'head')} emerged and {_was(pruned)} pruned{until}."
-    moved = sum(values[-1] for values in changes(history).values())
-    shifted = f", though the share of {_count(moved, 'head')} changed significantly and materially" if moved else ""
+    changed = history.strengthened[-1] | history.weakened[-1]
+    heads = f"{_count(int(changed.sum()), 'head')}{_named(history, changed)}"
+    shifted = f", though the share of {heads} changed significantly and materially" if changed.any() else ""
     return f"No head has emerged and no base head was dropped{until}{shifted}."
 
 
@@ -193,8 +198,12 @@ def _strongest(history: HeadHistory) -> str:
 
 
 def _names(history: HeadHistory, states: tuple[HeadState, ...]) -> str:
-    """The heads in these states, the largest |share| first: " (L0.H4, L2.H1, L2.H6 and 2 more)"."""
-    heads = _by_share(history, is_in(history.state[-1], states))
+    return _named(history, is_in(history.state[-1], states))
+
+
+def _named(history: HeadHistory, chosen: NDArray[np.bool_]) -> str:
+    """The chosen heads, the largest |share| first: " (L0.H4, L2.H1, L2.H6 and 2 more)"."""
+    heads = _by_share(history, chosen)
     more = f" and {len(heads) - MAX_NAMES} more" if len(heads) > MAX_NAMES else ""
     return f" ({', '.join(head_name(*head) for head in heads[:MAX_NAMES])}{more})"
 

@@ -26,6 +26,7 @@ function drawTitles() {
   }
 }
 
+const ALERT_NAMES = { reward_up_probes_down: "reward up, probes down", base_dropped: "base heads dropped", inexact: "inexact scores", insufficient_data: "too few pairs", insufficient_signal: "insufficient signal", unstable: "unstable scores of single heads" };
 function drawAlerts(block, run) {
   if (!run.alerts.length) return;
   const list = element(block, "ul", { class: "alerts", "aria-label": "Alerts" });
@@ -33,7 +34,8 @@ function drawAlerts(block, run) {
   const others = run.alerts.filter(({ now, level }) => !now || level === "status");
   if (!others.length) return;
   const more = element(block, "details", { class: "more-text" }), folded = element(more, "ul", { class: "alerts" });
-  more.prepend(element(null, "summary", {}, `${count(others.length, "more message")}`));
+  const kinds = [...new Set(others.map(({ kind }) => ALERT_NAMES[kind]).filter(Boolean))];
+  more.prepend(element(null, "summary", {}, `${count(others.length, "more message")}${kinds.length ? `: ${kinds.join(", ")}` : ""}`));
   more.open = document.body.classList.contains("printing");
   for (const alert of others) drawAlert(folded, alert);
 }
