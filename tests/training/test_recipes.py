@@ -23,7 +23,6 @@ GSM8K = FOLDER.joinpath("../../shared/data/gsm8k_train.jsonl").resolve()
 QWEN = "qwen2.5-math-1.5b/"
 TWO = [name for name in RECIPES if "_2gpu" in name]
 VARIANTS = ("_lr2e-5", "_lora24gb", "_2gpu", "_8gpu")  # of recipes that the suite runs; `make smoke` runs all
-BOTH_KINDS = ("qwen2.5-math-7b/sft_openr1_2gpu.yaml", "qwen2.5-math-1.5b/grpo_gsm8k_2gpu.yaml")  # FSDP2 and DDP
 
 
 def is_variant(name):
@@ -129,9 +128,8 @@ def test_smoke(name, tmp_path, capsys, monkeypatch):
         assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in BOTH_KINDS else pytest.param(name, marks=pytest.mark.slow) for name in TWO]
-)
+@pytest.mark.slow  # FSDP2 and DDP; tests/training/test_processes.py has one in make test
+@pytest.mark.parametrize("name", TWO)
 def test_smoke_of_the_two_gpu_recipes_by_two_processes(name, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = ["--smoke", "--output_dir", str(tmp_path / "out"), "--report_to", "none", "--headwatch.strict", "true"]
