@@ -1,7 +1,6 @@
 """HeadWatchCallback: connects the probes, the record and the sinks to a trainer's events."""
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
@@ -12,7 +11,7 @@ from transformers import TrainerCallback
 
 from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.base_kl import AnswerObserver, BaseAnswers
-from headwatch.attribution.per_family import Metrics, described, score_by_metric
+from headwatch.attribution.per_family import described
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.circuits.circuit import CircuitSettings
 from headwatch.errors import StartError, UnsupportedModelError, UserError
@@ -21,12 +20,12 @@ from headwatch.model.anatomy import Anatomy
 from headwatch.model.collectives import LIMIT, LostProcessError, set_limit
 from headwatch.model.placement import check_parallelism, parallelism
 from headwatch.model.read_only import left_trace
-from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.alerts import AlertSettings
-from headwatch.monitor.console import ProbeProgress, patching_bar, say, say_closed, say_opened
+from headwatch.monitor.console import say, say_closed, say_opened
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
 from headwatch.monitor.family_choice import FamilyChoice
 from headwatch.monitor.manifest import manifest_of
+from headwatch.monitor.probe_pass import ProbePass
 from headwatch.monitor.probe_result import ProbeResult
 from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.probe_timer import ProbeTimer
@@ -34,7 +33,7 @@ from headwatch.monitor.recorder import Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
 from headwatch.monitor.run_kernels import RunKernels
 from headwatch.monitor.settings import WatchSettings, recorded
-from headwatch.monitor.sharded_scoring import PairShard, with_agreed_budget
+from headwatch.monitor.sharded_scoring import PairShard
 from headwatch.monitor.worker import join_all
 from headwatch.probes import Openers, ProbeSet
 from headwatch.record.base_answers import load_base_answers, save_base_answers
@@ -130,18 +129,14 @@ class HeadWatchCallback(TrainerCallback):
         self._recorded: dict[str, Any] = {}  # the settings as the manifest has them
         self.probes: ProbeSet | None = None
         self._choice: FamilyChoice | None = None  # where no probes were named
-        self._metrics: Metrics = {}
-        self._shows_bars = False
         self._recorder: Recorder | None = None  # on the main process
         self._sinks: list[Sink] = []
         self._base: BaseAnswers | None = None
-        self._agreed: ScoringSettings | None = None
-        self._kernels = RunKernels()
+        self._pass: ProbePass | None = None
         self._timer = ProbeTimer(self.settings.max_overhead)
         self._put_off = False  # since the last probe
         self._probed: int | None = None
         self._has_probe = False  # whether a probe is in the record
-        self._patching = self.settings.patching != "none"
         self._failed = False  # here
         self._off = False  # everywhere, by agreement
         self._sidecar_warned = False
@@ -241,7 +236,7 @@ class HeadWatchCallback(TrainerCallback):
 
     def _begin(self, args: Any, state: Any, model: Any, processing_class: Any = None, **kwargs: Any) -> None:
         set_limit(float(getattr(args, "ddp_timeout", None) or LIMIT))
-        self._shows_bars = state.is_world_process_zero and not getattr(args, "disable_tqdm", False)
+        shows_bars = state.is_world_process_zero and not getattr(args, "disable_tqdm", False)
         check_parallelism(parallelism())
         anatomy = Anatomy.of(model)
         shape = (anatomy.n_layers, anatomy.n_heads)
@@ -258,14 +253,14 @@ class HeadWatchCallback(TrainerCallback):
                 "probe pairs need a tokenizer, and the trainer has no processing_class: give "
                 "HeadWatchCallback(tokenizer=...) or a ProbeSet"
             )
-        spec, self._choice = spec.chosen(
-            self.settings, tokenizer, model, kwargs.get("optimizer"), resumed, self._shows_bars
-        )
+        spec, self._choice = spec.chosen(self.settings, tokenizer, model, kwargs.get("optimizer"), resumed, shows_bars)
         if self._choice is not None and self._choice.looks and state.is_world_process_zero:
             say(self._choice.line)
         self.probes = spec.freeze(tokenizer, model, kwargs.get("optimizer"), resumed)
-        self._metrics = metrics_of(self.probes, self.settings.scoring.metric, self.settings.openers)
-        self._recorded = recorded(self.settings, described(self._metrics), spec.has_openers)
+        metrics = metrics_of(self.probes, self.settings.scoring.metric, self.settings.openers)
+        self._recorded = recorded(self.settings, described(metrics), spec.has_openers)
+        patching, is_main = self.settings.patching != "none", state.is_world_process_zero
+        self._pass = ProbePass(self.settings.scoring, metrics, patching, shows_bars, is_main)
         if not state.is_world_process_zero:
             return
         if resumed is not None:
@@ -287,7 +282,7 @@ class HeadWatchCallback(TrainerCallback):
             self._probed = truncate_record(run, state.global_step, self.settings.every)
             recorder.restore()
             self._base = load_base_answers(run.path)
-            self._kernels = RunKernels(run.manifest.get("kernels") or {"parts": []})
+            self._pass.kernels = RunKernels(run.manifest.get("kernels") or {"parts": []})
             run.update_manifest(format=FORMAT, status="running")
         self._recorder = recorder
         config = {"version": __version__, **self._recorded}
@@ -319,7 +314,7 @@ class HeadWatchCallback(TrainerCallback):
 
     def _probe(self, state: Any, model: Any = None, optimizer: Any = None, **kwargs: Any) -> None:
         """One probe, on every process. All agree on whether one has failed before they exchange anything."""
-        if self._off or self.probes is None or model is None:
+        if self._off or self.probes is None or self._pass is None or model is None:
             return
         self._check_claim(state)
         self._wait(state)
@@ -330,24 +325,16 @@ class HeadWatchCallback(TrainerCallback):
         first = self._probed is None
         self._probed, self._put_off = step, False
         self._timer.start_probe()
-        share = PairShard.of(len(probes))
         observer = None
         if first or self._base is not None:
             observer = AnswerObserver(self._base, len(probes), probes.read_positions.shape[1])
-        own = probes.select(list(share.rows)) if share.split else probes
-        scoring = self.settings.scoring
-        self._kernels.decide(
-            model, own, self._metrics, scoring, optimizer, with_budget=lambda: self._scoring_settings(model)
-        )
-        share, part, error = self._score(share, model, optimizer, observer, step)
-        if self._kernels.falls_back(error):
-            share, part, error = self._score(share, model, optimizer, observer, step)
+        share, part, error = self._pass.score(probes, model, optimizer, observer, step)
         if not self._all_fine(error, step, "the probe failed"):
             return
         assert part is not None
         result: ProbeResult | None = None
         try:
-            scores = share.gather(part, probes, self._metrics)
+            scores = share.gather(part, probes, self._pass.metrics)
             kl = self._answers(share, observer)
             self.on_scores(step, scores)
             if self._recorder is not None:
@@ -357,9 +344,13 @@ class HeadWatchCallback(TrainerCallback):
         if not self._all_fine(error, step, "the probe failed"):
             return
         try:
-            self._patch(result, share, model, optimizer)
+            to_patch = None if result is None else result.to_patch
+            patched = self._pass.patch(probes, to_patch, share, model, optimizer, step)
             if self._recorder is not None and result is not None:
-                self._record_kernels(self._recorder.run)
+                if patched is not None:
+                    self._recorder.add_patched(result, *patched)
+                if (kernels := self._pass.kernels.to_record()) is not None:
+                    self._recorder.run.update_manifest(kernels=kernels)
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
                 self._recorder.conclude(result, self._timer, self._sinks, final=step >= state.max_steps)
@@ -375,39 +366,6 @@ class HeadWatchCallback(TrainerCallback):
         if self._recorder is not None:
             self._guarded(self._recorder.wait, state, "could not record the last probe")
 
-    def _score(
-        self, share: PairShard, model: Any, optimizer: Any, observer: AnswerObserver | None, step: int
-    ) -> tuple[PairShard, HeadScores | EdgeScores | None, Exception | None]:
-        """Score this process's pairs; every process must call this.
-
-        Returns:
-            The pairs, which are all where layers are gathered one at a time, and their scores, or what was raised.
-        """
-        assert self.probes is not None
-        progress = None
-        try:
-            # Gathered once: ranks may run different numbers of passes inside. Layer by layer: all run the same passes.
-            with whole_weights(model, optimizer, Anatomy.of(model).decoder_layers) as whole:
-                if not whole:
-                    share = self._unshared(len(self.probes))
-                progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
-                scores = share.score(
-                    score_by_metric,
-                    model,
-                    self.probes,
-                    metrics=self._metrics,
-                    settings=self._scoring_settings(model),
-                    optimizer=optimizer,
-                    observe=progress,
-                    kernel_parts=self._kernels.parts,
-                )
-            return share, scores, None
-        except Exception as caught:
-            return share, None, caught
-        finally:
-            if progress is not None:
-                progress.close()
-
     def _is_due(self, step: int) -> bool:
         """Whether max_overhead allows a probe now, by the main process's clock."""
         if self.settings.max_overhead is None or self._off:
@@ -418,41 +376,6 @@ class HeadWatchCallback(TrainerCallback):
             if self._recorder is not None:
                 logger.warning("headwatch, step %d: %s.", step, self._timer.describe(step - (self._probed or 0)))
         return due
-
-    def _scoring_settings(self, model: Any) -> ScoringSettings:
-        """The settings of the pass, with the memory budget that all ranks agreed on at the first probe."""
-        if self._agreed is None:
-            self._agreed = with_agreed_budget(self.settings.scoring, model)
-        return self._agreed
-
-    def _unshared(self, n_pairs: int) -> PairShard:
-        """The pairs where layers are gathered one at a time: all of them on every process, without exact patching."""
-        if self._patching and self._recorder is not None:
-            say("the whole weights do not fit: probes gather layer by layer, without exact patching of events")
-        self._patching = False
-        return PairShard.of(n_pairs, shared=False)
-
-    def _record_kernels(self, run: RunFolder) -> None:
-        """Write the decision about kernels into the manifest, once it is made and when it changes."""
-        if (entry := self._kernels.to_record()) is not None:
-            run.update_manifest(kernels=entry)
-
-    def _patch(self, result: ProbeResult | None, share: PairShard, model: Any, optimizer: Any) -> None:
-        """Patch the heads of new events exactly, on every process; a failure turns patching off, not probing."""
-        if not self._patching or self.probes is None:
-            return
-        heads = from_main(None if result is None else dict(result.to_patch))
-        if not heads:
-            return
-        began = time.perf_counter()
-        families = self.probes.families
-        n_effects = sum(len(heads.get(families[row], ())) for row in share.rows)
-        with whole_weights(model, optimizer), patching_bar(self._probed, n_effects, self._shows_bars) as bar:
-            budget = self.settings.scoring.memory_budget_gb
-            effects = share.patch(model, self.probes, self._metrics, heads, budget, optimizer, bar.update)
-        self._patching = effects is not None
-        if self._recorder is not None and result is not None and effects is not None:
-            self._recorder.add_patched(result, effects, time.perf_counter() - began)
 
     def _answers(self, share: PairShard, observer: AnswerObserver | None) -> Any:
         """KL from the base, [N]; the base probe itself stores its answers."""

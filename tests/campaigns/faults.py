@@ -47,6 +47,7 @@ from helpers.tiny_trainers import TRAINERS, save_tiny_model, trained_weights  # 
 from headwatch import HeadWatchCallback, RunFolder, callback  # noqa: E402
 from headwatch.errors import UserError  # noqa: E402
 from headwatch.io import atomic, jsonl  # noqa: E402
+from headwatch.monitor import probe_pass  # noqa: E402
 from headwatch.report.html import render, run_data  # noqa: E402
 from headwatch.sinks import Sink  # noqa: E402
 
@@ -130,14 +131,14 @@ class RaisesAt(torch.overrides.TorchFunctionMode):
 
 def in_the_pass(rng: random.Random, error: BaseException) -> None:
     """The n-th pass raises at one of its torch calls."""
-    passes, call, score = itertools.count(), int(10 ** rng.uniform(0, 3.3)), callback.score_by_metric
+    passes, call, score = itertools.count(), int(10 ** rng.uniform(0, 3.3)), probe_pass.score_by_metric
     nth = rng.randrange(3)
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         with RaisesAt(call, error) if next(passes) == nth else contextlib.nullcontext():
             return score(*args, **kwargs)
 
-    callback.score_by_metric = failing  # type: ignore[assignment]
+    probe_pass.score_by_metric = failing  # type: ignore[assignment]
 
 
 def full_disk(rng: random.Random) -> None:

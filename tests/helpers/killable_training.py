@@ -70,8 +70,8 @@ def trainings() -> Iterator[Trainings]:
 
 def _moments(kill_at: int | None, progress: int) -> None:
     """Count the dangerous moments, and die at one of them."""
-    from headwatch import callback
     from headwatch.io import atomic, jsonl
+    from headwatch.monitor import probe_pass
     from headwatch.record import set_aside
 
     passed = 0
@@ -123,7 +123,7 @@ def _moments(kill_at: int | None, progress: int) -> None:
 
     jsonl.open = opened  # type: ignore[attr-defined]
     set_aside.os = atomic.os = type("os", (), {**vars(os), "replace": around(os.replace), "fsync": around(os.fsync)})  # type: ignore[attr-defined]
-    callback.score_by_metric = around(callback.score_by_metric)  # type: ignore[assignment]
+    probe_pass.score_by_metric = around(probe_pass.score_by_metric)  # type: ignore[assignment]
 
 
 def train(

@@ -13,10 +13,10 @@ from helpers.tiny_trainers import save_tiny_model, sft_trainer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, UserError, callback
+from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, UserError
 from headwatch.analysis.event_patching import BASE_FACTOR, heads_to_patch
 from headwatch.analysis.naive_patching import naive_patch_heads
-from headwatch.monitor import console, sharded_scoring
+from headwatch.monitor import console, probe_pass, sharded_scoring
 from headwatch.monitor.recorder import Recorder
 
 # Nearly every change is an event: what is tested here is patching, not the evidence.
@@ -114,7 +114,7 @@ def test_a_bar_counts_the_effects(model: Path, tmp_path: Path, monkeypatch: pyte
         bars.append(console.patching_bar(step, n_effects, shown=True))
         return bars[-1]
 
-    monkeypatch.setattr(callback, "patching_bar", kept)
+    monkeypatch.setattr(probe_pass, "patching_bar", kept)
     watch = HeadWatchCallback(["addition", "recall"], patching="all", **QUICK)
     sft_trainer(model, tmp_path, [watch], learning_rate=0.05).train()
     assert bars[0].total == 2 * 8 * HEADS[0] * HEADS[1]
