@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -424,6 +425,7 @@ def main() -> int:
     import trl
 
     _ = trl.SFTTrainer, trl.GRPOTrainer, trl.SFTConfig, trl.GRPOConfig  # imported once, before the forks
+    tqdm.monitor_interval = 0  # no thread of tqdm's: in a child, the lock that it held at the fork stays locked
 
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     parts = list(_split(given.runs, given.seed, given.processes))
