@@ -2,6 +2,7 @@
 
     python benchmarks/after_the_pass.py                                  # 1,000 probes, heads only, then 12 with edges
     python benchmarks/after_the_pass.py --probes 300 --edge-probes 0
+    python benchmarks/after_the_pass.py --probes 0 --edge-probes 0       # only the parts of the circuits of one family
 
 Synthetic scores at Qwen2.5-Math-1.5B's shape (28 x 12 heads, 183,555 edges), two families of 64 pairs; at every tenth
 probe a head changes its share. The recorder runs as in a training, with a reward in the trainer's log (10 rows per
@@ -24,6 +25,8 @@ import torch
 from headwatch import ProbeSet
 from headwatch.attribution import Checks, EdgeScores, HeadScores
 from headwatch.attribution.scores import Readings
+from headwatch.circuits.selection import graph_of
+from headwatch.circuits.stability import circuits_of_statistics, edge_statistics, real_edges
 from headwatch.model.anatomy import Anatomy
 from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.monitor.recorder import Recorder
@@ -141,6 +144,26 @@ def measure(probes: int, edges: bool) -> dict[str, Any]:
         }
 
 
+def circuit_parts(rounds: int = 5) -> dict[str, float]:
+    """Least CPU seconds of the circuits of one family: its real edges, their statistics, and the pruning of these.
+
+    On CUDA the first two are computed on the device, before the training continues.
+    """
+    synthetic, found = Synthetic(), []
+    edges = synthetic.with_edges(synthetic.heads(1)).select(FAMILIES[0])
+    graph = graph_of(edges)
+    for _ in range(rounds):
+        times = [time.thread_time()]
+        strength = real_edges(edges.per_pair, graph)
+        times.append(time.thread_time())
+        statistics = edge_statistics(strength, 0.027)
+        times.append(time.thread_time())
+        circuits_of_statistics(statistics, graph, 0.027)
+        times.append(time.thread_time())
+        found.append(np.diff(times))
+    return dict(zip(("real edges", "statistics", "pruning"), np.min(found, axis=0).tolist(), strict=True))
+
+
 def windows(probes: int) -> list[tuple[int, int]]:
     """Ranges of probes whose mean is reported: the first ten after the first two, and ten at each of these."""
     ends = [n for n in (100, 300, 550, 1000) if n <= probes]
@@ -163,6 +186,8 @@ def main() -> None:
             print(f"  probes {window:>9}: {seconds:.4f} CPU s on the training's thread, {worker:.4f} in the worker")
         print(f"  on disk: {report['megabytes_per_probe']:.2f} MB per probe")
         print(f"  restored in {report['restore_seconds']:.2f} CPU s, {report['reads_per_probe']:.0f} reads per file")
+    parts = circuit_parts()
+    print("circuits of one family:", ", ".join(f"{name} {seconds:.3f} CPU s" for name, seconds in parts.items()))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -90,9 +90,9 @@ def meta_model(config: PretrainedConfig, dtype: torch.dtype = torch.bfloat16) ->
     return model.eval()
 
 
-def count_pass(model: Any, probes: ProbeSet, settings: ScoringSettings) -> Counts:
-    """The counts of one pass."""
-    return counted(model, lambda: score_pairs(model, probes, settings))
+def count_pass(model: Any, probes: ProbeSet, settings: ScoringSettings, **options: Any) -> Counts:
+    """The counts of one pass; `options` of `score_pairs`."""
+    return counted(model, lambda: score_pairs(model, probes, settings, **options))
 
 
 def modelled_seconds(counts: Counts, device: Device) -> float:

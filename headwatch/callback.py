@@ -31,7 +31,6 @@ from headwatch.monitor.probe_setup import ProbeSpec, metrics_of
 from headwatch.monitor.probe_timer import ProbeTimer
 from headwatch.monitor.recorder import Recorder
 from headwatch.monitor.resume import check_same_run, find_record, truncate_record, write_sidecar
-from headwatch.monitor.run_kernels import RunKernels
 from headwatch.monitor.settings import WatchSettings, recorded
 from headwatch.monitor.sharded_scoring import PairShard
 from headwatch.monitor.worker import join_all
@@ -229,7 +228,8 @@ class HeadWatchCallback(TrainerCallback):
     def on_scores(self, step: int, scores: HeadScores | EdgeScores) -> None:
         """For subclasses: called on every process with the scores of all pairs, before they are recorded.
 
-        If several processes share the pairs, only the main one has edge scores; the others get head scores.
+        If several processes share the pairs, only the main one has edge scores; the others get head scores. A subclass
+        with its own method gets the edges of every pair on the CPU; without one they stay on a CUDA device.
         """
 
     # --- beginning --------------------------------------------------------------------------------------------------
@@ -260,7 +260,8 @@ class HeadWatchCallback(TrainerCallback):
         metrics = metrics_of(self.probes, self.settings.scoring.metric, self.settings.openers)
         self._recorded = recorded(self.settings, described(metrics), spec.has_openers)
         patching, is_main = self.settings.patching != "none", state.is_world_process_zero
-        self._pass = ProbePass(self.settings.scoring, metrics, patching, shows_bars, is_main)
+        pairs_asked = type(self).on_scores is not HeadWatchCallback.on_scores
+        self._pass = ProbePass(self.settings.scoring, metrics, patching, shows_bars, is_main, not pairs_asked)
         if not state.is_world_process_zero:
             return
         if resumed is not None:
@@ -282,7 +283,7 @@ class HeadWatchCallback(TrainerCallback):
             self._probed = truncate_record(run, state.global_step, self.settings.every)
             recorder.restore()
             self._base = load_base_answers(run.path)
-            self._pass.kernels = RunKernels(run.manifest.get("kernels") or {"parts": []})
+            self._pass.resume(run.manifest)
             run.update_manifest(format=FORMAT, status="running")
         self._recorder = recorder
         config = {"version": __version__, **self._recorded}
@@ -349,8 +350,8 @@ class HeadWatchCallback(TrainerCallback):
             if self._recorder is not None and result is not None:
                 if patched is not None:
                     self._recorder.add_patched(result, *patched)
-                if (kernels := self._pass.kernels.to_record()) is not None:
-                    self._recorder.run.update_manifest(kernels=kernels)
+                if changed := self._pass.to_record():
+                    self._recorder.run.update_manifest(**changed)
                 if first and self._base is not None:  # before the scores, so that no probe is on disk without its base
                     save_base_answers(self._base, self._recorder.run.path)
                 self._recorder.conclude(result, self._timer, self._sinks, final=step >= state.max_steps)

@@ -1,5 +1,6 @@
 """Pairs per batch and points of the path per forward pass, within the memory budget."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -51,13 +52,7 @@ def batch_sizes(
     reuse_prefix: bool = True,
     whole_vocabulary: bool = False,
 ) -> tuple[int, int]:
-    """Choose batches that stay within the memory budget.
-
-    Estimate, in floats. Per token after the prefix: 12 M + 5 (width of the MLP) per layer and point, kept by autograd,
-    and S M per pair for the sources' differences. Per token of the prefix: keys and values of all query heads and of
-    the key/value heads, per layer, and per point if each has its own copy. Per column with logits and token of the
-    vocabulary: both endpoints, and, if the metric reads all logits, per point two copies in the model's dtype and three
-    in float32. docs/evidence/performance.md compares the estimate with measurements.
+    """Choose batches that stay within the memory budget, by the estimate of `pair_bytes`.
 
     Args:
         anatomy: the model.
@@ -75,6 +70,30 @@ def batch_sizes(
     if memory_budget_gb is None:
         device = next(anatomy.model.parameters()).device
         memory_budget_gb = default_budget_gb(anatomy.model, free_bytes(device))
+    need = pair_bytes(anatomy, probes, reuse_prefix, whole_vocabulary)
+    budget = memory_budget_gb * GIB
+    pairs = int(budget // need(points))
+    if pairs >= 1:
+        return min(pairs, len(probes)), points
+    return 1, next((n for n in range(points, 1, -1) if need(n) <= budget), 1)
+
+
+def pair_bytes(
+    anatomy: Anatomy, probes: ProbeSet, reuse_prefix: bool = True, whole_vocabulary: bool = False
+) -> Callable[[int], int]:
+    """An estimate of the memory that one pair takes in a batch, by the points of the path at once.
+
+    In floats. Per token after the prefix: 12 M + 5 (width of the MLP) per layer and point, kept by autograd, and S M
+    per pair for the sources' differences. Per token of the prefix: keys and values of all query heads and of the
+    key/value heads, per layer, and per point if each has its own copy. Per column with logits and token of the
+    vocabulary: both endpoints, and, if the metric reads all logits, per point two copies in the model's dtype and three
+    in float32. docs/evidence/performance.md compares the estimate with measurements.
+
+    Args:
+        anatomy: the model.
+        probes: all pairs.
+        reuse_prefix, whole_vocabulary: see `batch_sizes`.
+    """
     like = next(anatomy.model.parameters())
     config: Any = getattr(anatomy.model, "config", None)
     masked = getattr(config, "_attn_implementation", None) in (
@@ -98,9 +117,4 @@ def batch_sizes(
     shapes = {(s.length - s.suffix, s.suffix) if reuse_prefix else (0, s.length) for s in spans(probes)}
     tokens = max(tokens for _, tokens in shapes)
     shapes.add((max(map(sum, shapes)) - tokens, tokens))  # a batch of all shapes, padded
-    budget = memory_budget_gb * GIB
-    pairs = int(budget // max(need(*shape, points) for shape in shapes))
-    if pairs >= 1:
-        return min(pairs, len(probes)), points
-    fitting = (n for n in range(points, 1, -1) if max(need(*shape, n) for shape in shapes) <= budget)
-    return 1, next(fitting, 1)
+    return lambda points: max(need(*shape, points) for shape in shapes)

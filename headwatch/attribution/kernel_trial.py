@@ -7,15 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwatch.attribution.batch_size import batch_sizes
-from headwatch.attribution.batching import batches
+from headwatch.attribution.calibration import planned_batches
 from headwatch.attribution.fused_operations import PARTS
-from headwatch.attribution.metrics import Metric, logit_diff, resolve_metric
-from headwatch.attribution.path import Path
+from headwatch.attribution.metrics import Metric
 from headwatch.attribution.scores import EdgeScores, HeadScores, heads_of
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
-from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import under_autocast
 from headwatch.model.read_only import left_trace
 from headwatch.probes import ProbeSet
@@ -83,7 +80,7 @@ def try_parts(
         Exception: the plain pass failed, or a pass left a trace in the model; what a kernel raises is in its trial.
     """
     settings = replace(settings, metric=metric, kernels="auto")
-    first = probes.select(_first_batch(model, probes, settings))
+    first = probes.select(list(next(planned_batches(model, probes, settings)).pairs))
 
     def passes(*parts: str) -> Callable[[], HeadScores | EdgeScores]:
         return lambda: score_pairs(model, first, settings, optimizer=optimizer, kernel_parts=parts)
@@ -135,13 +132,3 @@ def difference_of(found: HeadScores | EdgeScores, expected: HeadScores | EdgeSco
 def one_line(error: BaseException) -> str:
     """An error as one line of at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-def _first_batch(model: nn.Module, probes: ProbeSet, settings: ScoringSettings) -> list[int]:
-    """The pairs of a pass's first batch."""
-    anatomy, (name, metric) = Anatomy.of(model), resolve_metric(settings.metric)
-    points = len(Path.of(settings.alphas, settings.steps, name, metric).points)
-    reuse = not anatomy.has_whole_layers
-    sizes = settings.batch_size, settings.memory_budget_gb
-    size, _ = batch_sizes(anatomy, probes, points, *sizes, reuse, metric is not logit_diff)
-    return next(batches(probes, size, next(model.parameters()).device, reuse)).pairs.tolist()

@@ -50,6 +50,7 @@ def score_by_metric(
     optimizer: object | None = None,
     observe: Observer | None = None,
     kernel_parts: Collection[str] = (),
+    edges_on_device: bool = False,
 ) -> HeadScores | EdgeScores:
     """Score the pairs of each family by its own metric, in one pass per metric.
 
@@ -60,7 +61,7 @@ def score_by_metric(
         settings: everything else; its own metric is not used.
         optimizer: the trainer's optimizer.
         observe: receives pairs by their numbers in `probes`.
-        kernel_parts: see `score_pairs`.
+        kernel_parts, edges_on_device: see `score_pairs`.
     """
     groups = rows_by_metric(probes.families, metrics)
     parts = [
@@ -71,6 +72,7 @@ def score_by_metric(
             optimizer=optimizer,
             observe=observe if len(groups) == 1 else renumbered(observe, rows),
             kernel_parts=kernel_parts,
+            edges_on_device=edges_on_device,
         )
         for metric, rows in groups
     ]

@@ -10,6 +10,7 @@ the scores of an untrained model are themselves mostly rounding, so there the er
 import torch
 from torch import Tensor
 
+from headwatch.attribution.transfers import on_device
 from headwatch.errors import UnsupportedModelError
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.whole_weights import readable
@@ -28,6 +29,7 @@ def row_sum_error(anatomy: Anatomy, heads: Tensor, edges: Tensor) -> float:
     """
     sources = [anatomy.head_source(layer) for layer in range(anatomy.n_layers)]
     rows = torch.cat([edges[:, source] for source in sources], 1).sum(-1)
+    heads = on_device(heads, edges.device)
     largest, error = torch.stack([heads.abs().max(), (rows - heads.flatten(1)).abs().max()]).tolist()
     return error / largest if largest else error
 

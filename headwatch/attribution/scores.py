@@ -119,7 +119,8 @@ class EdgeScores:
     """Signed scores of every edge from a source's output to a target's input (EAP-IG, paper section 2).
 
     Attributes:
-        per_pair: [N, S, R]; zero where no edge exists; float32, or float64 for a float64 model.
+        per_pair: [N, S, R]; zero where no edge exists; float32, or float64 for a float64 model; on the CPU (in a
+            training on CUDA on the device, unless the callback's subclass has its own `on_scores`).
         sources, targets: names of the rows and columns.
         is_real: which edges exist, bool [S, R].
         heads: the head scores of the same pass, computed without the edges.
@@ -255,7 +256,7 @@ def replace_heads(scores: Scores, **changes: Any) -> Scores:
 
 def place(values: Sequence[Tensor], rows: Sequence[Sequence[int]], n: int) -> Tensor:
     """Put the rows of several tensors [len(rows), ...] into one [n, ...], with zeros in rows of none."""
-    out = torch.zeros(n, *values[0].shape[1:], dtype=values[0].dtype)
+    out = values[0].new_zeros(n, *values[0].shape[1:])
     for own, at in zip(values, rows, strict=True):
         out[list(at)] = own
     return out

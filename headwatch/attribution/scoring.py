@@ -21,7 +21,7 @@ from headwatch.attribution.scores import Checks, EdgeScores, HeadScores, Reading
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.attribution.stream_check import check_stream
 from headwatch.attribution.tensor_pool import TensorPool
-from headwatch.attribution.transfers import Downloads, wait_for
+from headwatch.attribution.transfers import Downloads, on_device, wait_for
 from headwatch.errors import UserError
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import callers_autocast, under_autocast
@@ -111,6 +111,7 @@ def score_pairs(
     optimizer: object | None = None,
     observe: Observer | None = None,
     kernel_parts: Collection[str] = (),
+    edges_on_device: bool = False,
 ) -> HeadScores | EdgeScores:
     """The pass behind `score_heads` and `score_edges`.
 
@@ -122,6 +123,7 @@ def score_pairs(
         optimizer: the trainer's optimizer; required only under ZeRO-3.
         observe: called with every batch's clean run.
         kernel_parts: parts of the pass that run as kernels under kernels="auto" (`fused_operations.PARTS`).
+        edges_on_device: leave the edges of all pairs on the model's device instead of the CPU.
     """
     require_answers(settings.metric_name, probes)
     device = next(model.parameters()).device
@@ -136,7 +138,7 @@ def score_pairs(
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         required = required_parts(settings.kernels, like.device, like.dtype)
         operations = operations_of(kernel_parts if settings.kernels == "auto" else required)
-        scores = _Scores(anatomy, probes, settings, dtype)
+        scores = _Scores(anatomy, probes, settings, dtype, like.device if edges_on_device else torch.device("cpu"))
         pool = TensorPool() if settings.edges else None
         size, points_at_once = batch_sizes(
             anatomy,
@@ -177,9 +179,11 @@ def require_answers(metric: str, probes: ProbeSet) -> None:
 
 
 class _Scores:
-    """The scores of a pass on the CPU, stored batch by batch."""
+    """The scores of a pass on the CPU, edges on a device, stored batch by batch."""
 
-    def __init__(self, anatomy: Anatomy, probes: ProbeSet, settings: ScoringSettings, dtype: torch.dtype) -> None:
+    def __init__(
+        self, anatomy: Anatomy, probes: ProbeSet, settings: ScoringSettings, dtype: torch.dtype, edges_on: torch.device
+    ) -> None:
         self.anatomy, self.probes, self.settings = anatomy, probes, settings
         name, self.metric = resolve_metric(settings.metric)
         self.path = Path.of(settings.alphas, settings.steps, name, self.metric)
@@ -191,7 +195,8 @@ class _Scores:
 
         self.heads, self.input = zeros(anatomy.n_layers, anatomy.n_heads), zeros()
         self.readings = Readings(zeros(), zeros(), zeros(dtype=torch.bool))
-        self.edges = zeros(len(anatomy.sources), len(anatomy.targets)) if settings.edges else None
+        shape = len(probes), len(anatomy.sources), len(anatomy.targets)
+        self.edges = torch.zeros(shape, dtype=dtype, device=edges_on) if settings.edges else None
 
     @torch.no_grad()
     def store(self, batch: Batch, found: BatchScores, observe: Observer | None) -> None:
@@ -204,7 +209,11 @@ class _Scores:
         put(self.readings.correct, rows, batch.reads.correct(clean))
         if observe is not None:
             observe(rows, clean, batch.reads)
-        if self.edges is not None and found.edges is not None:
+        if self.edges is None or found.edges is None:
+            return
+        if self.edges.device == found.edges.device:
+            self.edges[on_device(rows, self.edges.device)] = found.edges.to(self.edges.dtype)
+        else:
             put(self.edges, rows, found.edges)
 
     def finish(self) -> None:

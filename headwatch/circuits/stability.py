@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from headwatch.circuits.circuit import TOP_N, Bools, Floats, Graph, head_importance, heads_with_edges, kept_edges
-from headwatch.circuits.resamples import resampled_circuits
+from headwatch.circuits.resamples import KeptEdges, circuits_of_kept, kept_of_means
 from headwatch.stats import NullBand, pair_weights
 from headwatch.stats.importance import quantile_of
 
@@ -79,7 +79,8 @@ def circuit_heads(
         seed: seed of the resamples and splits; the global random state is not used.
         splits: number of random splits of the pairs into two halves; none with fewer than 4 pairs.
     """
-    return circuits_of_pairs(real_edges(edges, graph), graph, top_n, tau, resamples, seed, splits)
+    statistics = edge_statistics(real_edges(edges, graph), top_n, tau, resamples, seed, splits)
+    return circuits_of_statistics(statistics, graph, top_n, tau)
 
 
 def real_edges(edges: ArrayLike | Tensor, graph: Graph) -> Tensor:
@@ -92,26 +93,52 @@ def real_edges(edges: ArrayLike | Tensor, graph: Graph) -> Tensor:
     return flat.index_select(1, torch.from_numpy(real).to(flat.device)).float().abs_()
 
 
-def circuits_of_pairs(
+@dataclass(frozen=True)
+class EdgeStatistics:
+    """What the circuit rule needs of the pairs' edges; a part of a hundredth of them, on the host.
+
+    Attributes:
+        mean: mean |edge score| over the pairs, float64 [E].
+        kept: the edges that the rule keeps of the resamples, then of the two halves of each split.
+        resamples: number of resamples.
+    """
+
+    mean: Floats
+    kept: tuple[KeptEdges, ...]
+    resamples: int
+
+
+def edge_statistics(
     strength: Tensor,
-    graph: Graph,
     top_n: float = TOP_N,
     tau: float | None = None,
     resamples: int = 50,
     seed: int = 0,
     splits: int = 10,
-) -> CircuitHeads:
-    """`circuit_heads` from the real edges alone: strength of every pair, [N, E] (`real_edges`)."""
-    n = len(strength)
-    mean = whole_matrix(mean_over_pairs(strength), graph)
-    kept = kept_edges(mean, graph, top_n, tau)
-    rng = np.random.default_rng(seed)
+) -> EdgeStatistics:
+    """The first part of `circuit_heads`, on the device of the edges.
+
+    Args:
+        strength: |edge score| of the real edges of every pair, float32 [N, E] (`real_edges`).
+        top_n, tau, resamples, seed, splits: see `circuit_heads`.
+    """
+    n, rng = len(strength), np.random.default_rng(seed)
     weights = [pair_weights(n, resamples, rng).astype(np.float32) / n]
     for _ in range(splits if n >= 4 else 0):
         half = np.zeros(n, np.float32)
         half[rng.permutation(n)[: n // 2]] = 1.0
         weights.append(np.stack([part / part.sum() for part in (half, 1.0 - half)]))
-    active, importance = resampled_circuits(strength, np.concatenate(weights), graph, top_n, tau)
+    kept = kept_of_means(strength, np.concatenate(weights), top_n, tau)
+    return EdgeStatistics(mean_over_pairs(strength), tuple(kept), resamples)
+
+
+def circuits_of_statistics(
+    statistics: EdgeStatistics, graph: Graph, top_n: float = TOP_N, tau: float | None = None
+) -> CircuitHeads:
+    """The second part of `circuit_heads`, on the host."""
+    mean, resamples = whole_matrix(statistics.mean, graph), statistics.resamples
+    kept = kept_edges(mean, graph, top_n, tau)
+    active, importance = circuits_of_kept(statistics.kept, graph)
     one, other = active[resamples::2], active[resamples + 1 :: 2]
     overlaps = (one & other).sum((1, 2)) / np.maximum((one | other).sum((1, 2)), 1)
     return CircuitHeads(
@@ -129,7 +156,7 @@ def mean_over_pairs(strength: Tensor) -> Floats:
     """Mean of [N, E] over the pairs, [E]."""
     if strength.device.type == "cpu":
         return strength.numpy().mean(0, dtype=np.float64)  # torch's takes several times as long
-    return strength.double().mean(0).cpu().numpy()
+    return strength.mean(0, dtype=torch.float64).cpu().numpy()
 
 
 def whole_matrix(values: NDArray[np.floating], graph: Graph) -> Floats:

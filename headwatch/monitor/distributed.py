@@ -72,11 +72,11 @@ def reduce_over_ranks(values: Tensor, how: str) -> Tensor:
 
 
 def gather_on_main(values: Tensor) -> list[Tensor] | None:
-    """The tensors of all processes, of one shape, on the CPU of the main process; None on the others."""
+    """The tensors of all processes, of one shape, on the device of `values` of the main process; None on the others."""
     rank, size = world()
     if size == 1:
         return [values]
     own = values.to(exchange_device())
     parts = [torch.empty_like(own) for _ in range(size)] if rank == 0 else None
     gather_into(own, parts)
-    return None if parts is None else [part.cpu() for part in parts]
+    return None if parts is None else [part.to(values.device) for part in parts]

@@ -1,6 +1,7 @@
 """The passes of a probe on this process's pairs: the scores, and exact patching of the heads of events."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,8 +15,9 @@ from headwatch.model.anatomy import Anatomy
 from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.console import ProbeProgress, patching_bar, say
 from headwatch.monitor.distributed import from_main
+from headwatch.monitor.run_budget import RunBudget
 from headwatch.monitor.run_kernels import RunKernels
-from headwatch.monitor.sharded_scoring import PairShard, with_agreed_budget
+from headwatch.monitor.sharded_scoring import PairShard
 from headwatch.probes import ProbeSet
 
 
@@ -28,17 +30,25 @@ class ProbePass:
         patching: whether heads of events are patched; a failure turns patching off, not probing.
         shows_bars: whether long passes have progress bars.
         is_main: whether this is the main process, which prints lines.
+        edges_on_device: whether edges of single pairs stay on the model's device.
 
     Attributes:
         kernels: which kernels the passes use.
+        budget: their memory budget.
     """
 
     def __init__(
-        self, settings: ScoringSettings, metrics: Metrics, patching: bool, shows_bars: bool, is_main: bool
+        self,
+        settings: ScoringSettings,
+        metrics: Metrics,
+        patching: bool,
+        shows_bars: bool,
+        is_main: bool,
+        edges_on_device: bool = False,
     ) -> None:
-        self.metrics, self.kernels = metrics, RunKernels()
+        self.metrics, self.kernels, self.budget = metrics, RunKernels(), RunBudget()
         self._settings, self._patching, self._shows_bars, self._is_main = settings, patching, shows_bars, is_main
-        self._agreed: ScoringSettings | None = None
+        self._edges_on_device = edges_on_device
 
     def score(
         self, probes: ProbeSet, model: Any, optimizer: Any, observer: AnswerObserver | None, step: int
@@ -51,7 +61,12 @@ class ProbePass:
         share = PairShard.of(len(probes))
         own = probes.select(list(share.rows)) if share.split else probes
         self.kernels.decide(
-            model, own, self.metrics, self._settings, optimizer, with_budget=lambda: self._with_budget(model)
+            model,
+            own,
+            self.metrics,
+            self._settings,
+            optimizer,
+            with_budget=lambda: self._with_budget(model, own, optimizer),
         )
         found = self._score(share, probes, model, optimizer, observer, step)
         if self.kernels.falls_back(found[2]):
@@ -99,16 +114,19 @@ class ProbePass:
             with whole_weights(model, optimizer, Anatomy.of(model).decoder_layers) as whole:
                 if not whole:
                     share = self._unshared(len(probes))
+                own = probes.select(list(share.rows)) if share.split else probes
+                settings = self._with_budget(model, own, optimizer, whole)
                 progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
                 scores = share.score(
                     score_by_metric,
                     model,
                     probes,
                     metrics=self.metrics,
-                    settings=self._with_budget(model),
+                    settings=settings,
                     optimizer=optimizer,
                     observe=progress,
                     kernel_parts=self.kernels.parts,
+                    edges_on_device=self._edges_on_device,
                 )
             return share, scores, None
         except Exception as caught:
@@ -117,11 +135,19 @@ class ProbePass:
             if progress is not None:
                 progress.close()
 
-    def _with_budget(self, model: Any) -> ScoringSettings:
-        """The settings with the memory budget that all ranks agreed on at the first probe."""
-        if self._agreed is None:
-            self._agreed = with_agreed_budget(self._settings, model)
-        return self._agreed
+    def _with_budget(self, model: Any, own: ProbeSet, optimizer: Any, whole: bool = True) -> ScoringSettings:
+        """The settings with the memory budget that all ranks agreed on at the first probe; own: this rank's pairs."""
+        return self.budget.settings(self._settings, model, own, self.metrics, optimizer, whole)
+
+    def to_record(self) -> dict[str, Any]:
+        """What the manifest says of the passes, where it has changed."""
+        found = {"kernels": self.kernels.to_record(), "memory_budget": self.budget.to_record()}
+        return {key: entry for key, entry in found.items() if entry is not None}
+
+    def resume(self, manifest: Mapping[str, Any]) -> None:
+        """Go on as the run began, on the main process."""
+        self.kernels = RunKernels(manifest.get("kernels") or {"parts": []})
+        self.budget = RunBudget(manifest.get("memory_budget"))
 
     def _unshared(self, n_pairs: int) -> PairShard:
         """The pairs where layers are gathered one at a time: all of them on every process, without exact patching."""

@@ -1,5 +1,6 @@
 """One probe, from the histories to the record and the sinks."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from headwatch.analysis.event_patching import HeadsByFamily
 from headwatch.attribution import EdgeScores, HeadScores
-from headwatch.circuits.stability import CircuitHeads
+from headwatch.circuits.circuit import Graph
+from headwatch.circuits.selection import graph_of
+from headwatch.circuits.stability import CircuitHeads, EdgeStatistics, edge_statistics, real_edges
 from headwatch.lives.events import Event
 from headwatch.monitor.alerts import Alert
 from headwatch.monitor.probe_timer import ProbeTimer
@@ -23,7 +26,9 @@ class ProbeResult:
     Attributes:
         step: the trainer's global step.
         heads: head scores of all pairs.
-        edges: edge scores of all pairs, until the circuits are found; None if edges are not scored.
+        edges: edge scores of all pairs, until they are reduced; None if edges are not scored.
+        edge_statistics: what the circuit rule needs of each family's edges, once they are reduced.
+        graph: rows and columns of the edges, once they are reduced.
         kl: KL from the base model, [N]; None without a base.
         scalars: logged numbers, by name.
         events: new events and earlier ones that this probe settles.
@@ -38,6 +43,8 @@ class ProbeResult:
     heads: HeadScores
     edges: EdgeScores | None
     kl: Tensor | None
+    edge_statistics: dict[str, EdgeStatistics] = field(default_factory=dict)
+    graph: Graph | None = None
     scalars: dict[str, Any] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
@@ -71,6 +78,21 @@ class ProbeResult:
         }
         return {name: value for name, value in cost.items() if value is not None}
 
+    def reduce_edges(self, families: Iterable[str], top_n: float, tau: float | None, seed: int) -> None:
+        """Reduce the edges of all pairs to statistics, where they are, and drop them: they are larger than all else.
+
+        Args:
+            families: the families with a circuit.
+            top_n, tau, seed: the paper's circuit rule.
+        """
+        if self.edges is None:
+            return
+        self.graph = graph_of(self.edges)
+        strength, self.edges = real_edges(self.edges.per_pair, self.graph), None
+        for family in families:
+            rows = [row for row, name in enumerate(self.heads.families) if name == family]
+            self.edge_statistics[family] = edge_statistics(strength[consecutive(rows)], top_n, tau, seed=seed)
+
     def arrays(self) -> ProbeScores:
         """The arrays that the run folder keeps."""
         readings, circuits = self.heads.readings, self.circuits
@@ -87,3 +109,10 @@ class ProbeResult:
             importance_draws=np.stack([c.importance_draws for c in circuits]) if circuits else None,
             edges_mean_abs=np.stack(self.edges_mean_abs).astype(np.float32) if self.edges_mean_abs else None,
         )
+
+
+def consecutive(rows: list[int]) -> slice | list[int]:
+    """The rows as a slice if they are consecutive, which copies nothing."""
+    if rows and rows == list(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[0] + len(rows))
+    return rows

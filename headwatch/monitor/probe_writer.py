@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from headwatch.attribution.base_kl import mean_by_family
 from headwatch.circuits.circuit import Graph
-from headwatch.circuits.stability import circuits_of_pairs, mean_over_pairs, real_edges, whole_matrix
+from headwatch.circuits.stability import EdgeStatistics, circuits_of_statistics, whole_matrix
 from headwatch.lives.exact_patching import CONTRADICTS
 from headwatch.lives.history import HeadHistory
 from headwatch.lives.reward_coupling import logged_means, means_coupling_scalars
@@ -106,27 +105,25 @@ class ProbeWriter:
 
     def _add_circuits(self, result: ProbeResult) -> None:
         """Add each family's circuit heads to its history by the circuit rule."""
-        if result.edges is None:
+        if self.rules.circuit is None:
             return
-        graph = Graph(result.edges.sources, result.edges.targets, result.edges.is_real.numpy())
-        strength = real_edges(result.edges.per_pair, graph)
-        result.edges = None  # the scores of all pairs take more memory than the rest of the job
+        result.reduce_edges(self.circuits, *self.rules.circuit)
         for family in self.circuits:
-            rows = [row for row, name in enumerate(result.heads.families) if name == family]
-            self._add_circuit(family, strength[consecutive(rows)], graph, result)
+            if family in result.edge_statistics and result.graph is not None:
+                self._add_circuit(family, result.edge_statistics.pop(family), result.graph, result)
 
-    def _add_circuit(self, family: str, strength: Tensor, graph: Graph, result: ProbeResult) -> None:
-        """Add one family's circuit heads; strength: its |edge scores|, [N, E]."""
+    def _add_circuit(self, family: str, statistics: EdgeStatistics, graph: Graph, result: ProbeResult) -> None:
+        """Add one family's circuit heads."""
         assert self.rules.circuit is not None
-        top_n, tau, seed = self.rules.circuit
-        history, found = self.circuits[family], circuits_of_pairs(strength, graph, top_n, tau, seed=seed)
+        top_n, tau, _ = self.rules.circuit
+        history, found = self.circuits[family], circuits_of_statistics(statistics, graph, top_n, tau)
         result.events += history.add_membership(
             result.step, found.active, found.importance, found.stability, found.importance_draws
         )
         latest = history.latest_scalars() | found.scalars()
         result.scalars |= {f"{family}/circuit/{key}": value for key, value in latest.items()}
         result.circuits.append(found)
-        result.edges_mean_abs.append(whole_matrix(mean_over_pairs(strength), graph))
+        result.edges_mean_abs.append(whole_matrix(statistics.mean, graph))
 
     def _add_scalars(self, result: ProbeResult) -> None:
         """Add the headline numbers of the evidence histories."""
@@ -191,10 +188,3 @@ class ProbeWriter:
                     "headwatch: %s failed (%s: %s); the probes are recorded without.", what, type(error).__name__, error
                 )
             return None
-
-
-def consecutive(rows: list[int]) -> slice | list[int]:
-    """The rows as a slice if they are consecutive, which copies nothing."""
-    if rows and rows == list(range(rows[0], rows[0] + len(rows))):
-        return slice(rows[0], rows[0] + len(rows))
-    return rows

@@ -57,7 +57,7 @@ class Recorder:
         thresholds: AlertSettings = DEFAULTS,
         patching: str = "none",
     ) -> None:
-        self.run, self._patching = run, patching
+        self.run, self._patching, self._circuit_rule = run, patching, circuit_rule
         names = probes.family_names
         layers = run.manifest["model"].get("layers_with_heads")
 
@@ -144,6 +144,8 @@ class Recorder:
             sinks: where the probe is shown.
             final: whether it is the last probe of the run, whose figures wait for the trainer's last row.
         """
+        if self._circuit_rule is not None and result.edges is not None and result.edges.per_pair.is_cuda:
+            result.reduce_edges(self.circuits, *self._circuit_rule)  # now: the training needs the memory
         result.scalars |= result.cost(timer)
         self.seconds = result.scalars["seconds"]
         rows, shown = list(self.training), () if final else tuple(sinks)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from headwatch.analysis.event_patching import HeadsByFamily, patch_families
-from headwatch.attribution import Checks, EdgeScores, HeadScores, ScoringSettings
-from headwatch.attribution.batch_size import default_budget_gb, free_bytes
+from headwatch.attribution import Checks, EdgeScores, HeadScores
 from headwatch.attribution.observer import renumbered
 from headwatch.attribution.per_family import Metrics, completeness
 from headwatch.attribution.scores import combine_pairs, heads_of, merge, place, replace_heads
@@ -133,18 +132,6 @@ class PairShard:
             return None
         # Rank r has the pairs r, r + W, ...: stacked along a second axis they are in order.
         return torch.stack(parts, 1).flatten(0, 1)[: self.n]
-
-
-def with_agreed_budget(settings: ScoringSettings, model: nn.Module) -> ScoringSettings:
-    """The settings with the default memory budget that fits every rank; unchanged where it is fixed anyway.
-
-    Call it once per run: with one budget, batches have the same shapes at every probe.
-    """
-    free = free_bytes(next(model.parameters()).device)
-    if (free is None and world()[1] == 1) or settings.batch_size is not None or settings.memory_budget_gb is not None:
-        return settings
-    budget = torch.tensor([default_budget_gb(model, free)], dtype=torch.float64)
-    return replace(settings, memory_budget_gb=float(reduce_over_ranks(budget, "MIN")))
 
 
 def _summed(values: Tensor) -> Tensor:

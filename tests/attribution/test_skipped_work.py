@@ -18,8 +18,6 @@ from headwatch.attribution.naive import naive_edges
 from headwatch.attribution.run_layout import should_pack
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.tensor_pool import TensorPool, pieces
-from headwatch.monitor import sharded_scoring
-from headwatch.monitor.sharded_scoring import with_agreed_budget
 
 M = 3
 CPU = torch.device("cpu")
@@ -126,19 +124,13 @@ def test_the_default_budget_is_the_size_of_the_gradients() -> None:
     assert default_budget_gb(model) == pytest.approx(3.0 + rest / 2**30, rel=1e-12)
 
 
-def test_on_cuda_the_budget_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_the_budget_follows_free_memory() -> None:
     """Half of what is free beyond the gradients and moments that a training will allocate; never below the default."""
     model = tiny_model("llama")
     trainable = sum(p.nbytes for p in model.parameters())
     assert default_budget_gb(model, 40 * 2**30) == pytest.approx(0.5 * (40 - 3 * trainable / 2**30), rel=1e-12)
     assert default_budget_gb(model, 2**30) == 2.0
     assert free_bytes(CPU) is None
-    assert with_agreed_budget(ScoringSettings(), model) == ScoringSettings()
-    monkeypatch.setattr(sharded_scoring, "free_bytes", lambda device: 40 * 2**30)
-    agreed = with_agreed_budget(ScoringSettings(), model)
-    assert agreed == ScoringSettings(memory_budget_gb=default_budget_gb(model, 40 * 2**30))
-    for own in (ScoringSettings(batch_size=3), ScoringSettings(memory_budget_gb=1.0)):
-        assert with_agreed_budget(own, model) == own
 
 
 def test_the_vocabulary_counts_in_the_budget() -> None:

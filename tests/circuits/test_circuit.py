@@ -17,8 +17,9 @@ from headwatch.circuits.circuit import (
     head_importance,
     heads_with_edges,
     kept_edges,
+    n_kept,
 )
-from headwatch.circuits.resamples import resampled_circuits
+from headwatch.circuits.resamples import circuits_of_kept, kept_of_means, strongest_of_each, strongest_on_device
 from headwatch.circuits.stability import circuit_heads, real_edges, whole_matrix
 
 
@@ -185,10 +186,17 @@ def test_resamples_follow_the_rule_one_by_one() -> None:
     cases = [smooth, np.round(3 * smooth), np.zeros_like(smooth)]
     for strength, (top_n, tau) in itertools.product(cases, [(0.2, None), (12, 0.4), (0.5, -0.05), (1, None)]):
         edges = real_edges(strength, graph)
-        active, importance = resampled_circuits(edges, weights, graph, top_n, tau)
+        active, importance = circuits_of_kept(kept_of_means(edges, weights, top_n, tau), graph)
         means = (torch.from_numpy(weights) @ edges).numpy()
         for row, heads, sizes in zip(means, active, importance, strict=True):
             mean = whole_matrix(row, graph)
             kept = kept_edges(mean, graph, top_n, tau)
             assert (heads == heads_with_edges(kept, graph)).all()
             np.testing.assert_allclose(sizes, head_importance(mean, kept, graph), atol=1e-6)
+        n = n_kept(top_n, edges.shape[1])  # the selection of a GPU is the one of a CPU
+        for own, other in zip(
+            strongest_on_device(torch.from_numpy(means), n, tau),
+            strongest_of_each(torch.from_numpy(means), n, tau),
+            strict=True,
+        ):
+            assert (own == other).all()
