@@ -11,6 +11,9 @@ Without a CUDA device it stops with one line. Its parts, each recorded with its 
 - passes: Qwen2.5-Math-1.5B's shape in bf16, 64 openers and 64 arithmetic pairs, heads and edges, with kernels and
   without, next to the floor and the modelled time (gpu_model.py), and whether repeated passes of equal weights are
   equal to the last bit;
+- circuits: the circuits of one family from edges that stayed on the device against those on the CPU, and the time of
+  what the device computes for them;
+- budget: the default memory budget, and what the measured memory of the largest batch makes of it;
 - trial: what kernels="auto" measures and decides on these probes (kernel_trial.py);
 - profile: torch.profiler's tables of one pass with edges, with kernels and without, in profile-*.txt;
 - recipe, with --recipe STEPS: the SmolLM2-135M recipe (SFT on GSM8K), a real training of so many steps with probes. It
@@ -37,8 +40,14 @@ from gpu_model import DEVICES, SHAPES, count_pass, meta_model, modelled_seconds
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from headwatch import ProbeSet, score_edges, score_heads
+from headwatch.attribution import EdgeScores
+from headwatch.attribution.batch_size import default_budget_gb, free_bytes
+from headwatch.attribution.calibration import measured_budget
 from headwatch.attribution.kernel_trial import limit_of, try_parts
+from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
+from headwatch.circuits.selection import graph_of
+from headwatch.circuits.stability import EdgeStatistics, circuits_of_statistics, edge_statistics, real_edges
 from headwatch.kernels.launch import installed
 from headwatch.record.run_folder import RunFolder
 from headwatch.version import versions
@@ -132,6 +141,34 @@ def trial(model: Any, pairs: int) -> dict[str, Any]:
     return {"parts": parts, "limit": limit, "trials": [each.to_json() for each in found]}
 
 
+def circuits(model: Any, pairs: int) -> dict[str, Any]:
+    """Circuits from edges on the device and on the CPU: whether they agree, and the seconds before training goes on."""
+    probes = random_pairs(model.config.vocab_size, pairs, 200, 16, seed=0)
+    edges = score_pairs(model, probes, ScoringSettings(batch_size=pairs), edges_on_device=True)
+    assert isinstance(edges, EdgeScores)
+    graph = graph_of(edges)
+
+    def statistics() -> EdgeStatistics:
+        return edge_statistics(real_edges(edges.per_pair, graph))
+
+    own = circuits_of_statistics(statistics(), graph)
+    other = circuits_of_statistics(edge_statistics(real_edges(edges.per_pair.cpu(), graph)), graph)
+    return {
+        "same_heads": bool((own.active == other.active).all()),
+        "stability": float(abs(own.stability - other.stability).max()),
+        "importance": float(abs(own.importance_draws - other.importance_draws).max()),
+        "seconds": timed(statistics),
+    }
+
+
+def budget(model: Any, pairs: int) -> dict[str, Any]:
+    """The default budget of this device, corrected by the memory of the largest batch of openers."""
+    probes = random_pairs(model.config.vocab_size, pairs, 200, 16, seed=0)
+    before = default_budget_gb(model, free_bytes(next(model.parameters()).device))
+    metrics = dict.fromkeys(probes.family_names, "logit_diff")
+    return measured_budget(model, probes, metrics, ScoringSettings(memory_budget_gb=before)).to_json()
+
+
 def recipe(steps: int, folder: Path) -> dict[str, Any]:
     """A real training by the SmolLM2 recipe: its wall time, and what its record says of the probes."""
     out = folder / "recipe"
@@ -142,7 +179,8 @@ def recipe(steps: int, folder: Path) -> dict[str, Any]:
     if done.returncode:
         return found | {"last_lines": done.stderr.strip().splitlines()[-5:]}
     run = RunFolder.open(out)
-    found |= {"probes": len(run.steps), "kernels": run.manifest.get("kernels"), "status": run.manifest.get("status")}
+    found |= {"probes": len(run.steps), "status": run.manifest.get("status")}
+    found |= {key: run.manifest.get(key) for key in ("kernels", "memory_budget")}
     return found | {"last_probe": run.scalars()[-1]}
 
 
@@ -227,6 +265,8 @@ def main() -> None:
         "exactness": lambda: exactness("cuda"),
         "flash": flash,
         "passes": lambda: passes(large(), options.pairs),
+        "circuits": lambda: circuits(large(), options.pairs),
+        "budget": lambda: budget(large(), options.pairs),
         "trial": lambda: trial(large(), options.pairs),
         "profile": lambda: profiles(large(), options.pairs, options.out),
     }

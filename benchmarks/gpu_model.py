@@ -95,20 +95,20 @@ def count_pass(model: Any, probes: ProbeSet, settings: ScoringSettings, **option
     return counted(model, lambda: score_pairs(model, probes, settings, **options))
 
 
-def modelled_seconds(counts: Counts, device: Device) -> float:
+def modelled_seconds(counts: Counts, device: Device, launch: float = LAUNCH) -> float:
     """Sum over the kernels of the longest of memory traffic, arithmetic and launch."""
     rates = {torch.bfloat16: device.bf16, torch.float16: device.bf16}
     return sum(
-        max(size / device.bandwidth, operations / rates.get(dtype, device.fp32), LAUNCH)
+        max(size / device.bandwidth, operations / rates.get(dtype, device.fp32), launch)
         for size, operations, dtype in counts.kernels
     )
 
 
-def launch_bound(counts: Counts, device: Device) -> int:
+def launch_bound(counts: Counts, device: Device, launch: float = LAUNCH) -> int:
     """Number of kernels that a launch takes longer than."""
     rates = {torch.bfloat16: device.bf16, torch.float16: device.bf16}
     return sum(
-        max(size / device.bandwidth, operations / rates.get(dtype, device.fp32)) < LAUNCH
+        max(size / device.bandwidth, operations / rates.get(dtype, device.fp32)) < launch
         for size, operations, dtype in counts.kernels
     )
 
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="pairs per batch; by default one batch of all pairs")
     parser.add_argument("--budget-gb", type=float, help="pairs per batch from this memory budget instead")
     parser.add_argument("--kernels", choices=("torch", "triton", "both"), default="both")
+    parser.add_argument("--launch", type=float, default=1e6 * LAUNCH, help="microseconds from one kernel to the next")
     parser.add_argument("--where", action="store_true", help="list synchronisations, copies and kernels")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args()
@@ -181,7 +182,9 @@ def main() -> None:
             "gigabytes_moved": counts.bytes / 1e9,
             "teraflop": counts.operations / 1e12,
             "peak_gib": counts.peak_bytes / 2**30,
-            "modelled_seconds": {name: modelled_seconds(counts, device) for name, device in DEVICES.items()},
+            "modelled_seconds": {
+                name: modelled_seconds(counts, device, options.launch / 1e6) for name, device in DEVICES.items()
+            },
         }
         reports[kernels] = report
         print(f"\nkernels={kernels!r}")
@@ -192,7 +195,9 @@ def main() -> None:
         for name, device in DEVICES.items():
             fits = "yes" if counts.peak_bytes + weights < device.memory else "no"
             seconds = report["modelled_seconds"][name]
-            print(f"| {name} | {seconds:.3f} s | {launch_bound(counts, device)} of {len(counts.kernels)} | {fits} |")
+            print(
+                f"| {name} | {seconds:.3f} s | {launch_bound(counts, device, options.launch / 1e6)} of {len(counts.kernels)} | {fits} |"
+            )
         if options.where:
             print_where(counts)
     if options.json:
