@@ -195,9 +195,8 @@ def main() -> None:
         for name, device in DEVICES.items():
             fits = "yes" if counts.peak_bytes + weights < device.memory else "no"
             seconds = report["modelled_seconds"][name]
-            print(
-                f"| {name} | {seconds:.3f} s | {launch_bound(counts, device, options.launch / 1e6)} of {len(counts.kernels)} | {fits} |"
-            )
+            short = launch_bound(counts, device, options.launch / 1e6)
+            print(f"| {name} | {seconds:.3f} s | {short} of {len(counts.kernels)} | {fits} |")
         if options.where:
             print_where(counts)
     if options.json:

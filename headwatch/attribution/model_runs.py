@@ -72,6 +72,10 @@ def run(
         past.layers = [PrefixLayer(keys, values, copies, operations, heads) for keys, values in cache]
     # Without padding no mask is passed, so FlashAttention and the causal kernel of sdpa can be used.
     padded = batch.padded and not layout.packed
+    if cache is None and not padded and not anatomy.has_whole_layers:
+        # Without a mask and a cache transformers looks for several sequences in a row, which waits for the device.
+        past = DynamicCache()
+        past.layers = [UnkeptLayer() for _ in anatomy.layers]
     columns = layout.last_columns(batch.keep, batch.clean.shape[1] - batch.cut, ids.device)
     with last_mlp_where_read(anatomy, columns), layout.separated(anatomy), repeated_heads(anatomy, repeats):
         out = call(
@@ -92,6 +96,14 @@ class EmptyLayer(DynamicLayer):
         """Keep these columns, the only ones."""
         self.lazy_initialization(key_states, value_states)
         self.keys, self.values = _compact(key_states), _compact(value_states)
+        return key_states, value_states
+
+
+class UnkeptLayer(DynamicLayer):
+    """One layer's keys and values without a prefix, kept for no later call."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """These columns alone."""
         return key_states, value_states
 
 

@@ -72,6 +72,15 @@ def test_openers_stay_under_their_ceilings(
         assert tool.modelled_seconds(counts, tool.DEVICES["H200 141 GB"]) <= 0.15
 
 
+def test_arithmetic_without_a_shared_prefix(tool: ModuleType, model: nn.Module) -> None:
+    """The first batch with kernels, all tokens of every pair: one wait as well."""
+    probes = tool.random_pairs(151936, 64, 0, 32, seed=0)
+    counts = tool.count_pass(model, probes, ScoringSettings(batch_size=64, kernels="triton"))
+    assert len(counts.kernels) <= 2_100
+    assert sum(counts.synchronisations.values()) <= 1, counts.synchronisations
+    assert counts.bytes <= 249e9
+
+
 @pytest.mark.parametrize(("edges", "most"), [(True, 2_335), (False, 1_980)])
 def test_later_batches_with_kernels(tool: ModuleType, model: nn.Module, edges: bool, most: int) -> None:
     """Without the checks of the first batch."""
