@@ -1,12 +1,9 @@
-"""The circuits of a model: one per family, with its faithfulness curve, as files and as rows."""
+"""The circuits of a model: one per family, with its faithfulness curve, as rows."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from torch import nn
 
 from headwatch.analysis.faithfulness import SIZES, FaithfulnessCurve, faithfulness_curve
@@ -14,12 +11,9 @@ from headwatch.attribution.scores import EdgeScores
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.circuits.circuit import TOP_N, Circuit
-from headwatch.circuits.curve_drawing import curve_svg
-from headwatch.circuits.drawing import MAX_EDGES, circuit_svg
-from headwatch.circuits.graph_json import write_graph
-from headwatch.circuits.selection import graph_of, select_circuit, sign_stability
+from headwatch.circuits.drawing import MAX_EDGES
+from headwatch.circuits.selection import select_circuit, sign_stability
 from headwatch.errors import UserError
-from headwatch.model.anatomy import Anatomy
 from headwatch.model.head_names import head_name
 from headwatch.probes import ProbeSet
 
@@ -126,34 +120,6 @@ def family_circuits(
         )
         found.append(FamilyCircuit(family, _circuit(edges, curve, options), curve, edges, len(held_out)))
     return found
-
-
-def write_circuits(found: list[FamilyCircuit], model: nn.Module, out: Path, name: str) -> list[Path]:
-    """Write each family's circuit.json, graph.json (EAP-IG's format), curve.json and drawings to `out`/family.
-
-    Args:
-        found: the circuits.
-        model: the model.
-        out: the folder.
-        name: the model's name, for the headings.
-    """
-    anatomy, written = Anatomy.of(model), []
-    for each in found:
-        folder = out / each.family
-        folder.mkdir(parents=True, exist_ok=True)
-        graph = graph_of(each.edges)
-        kept = each.circuit.kept(graph.sources, graph.targets)
-        mean = each.edges.mean().numpy().astype(np.float64)
-        each.circuit.to_json(folder / "circuit.json")
-        write_graph(folder / "graph.json", mean, kept, graph, anatomy.d_model, anatomy.layers[0].parallel)
-        (folder / "curve.json").write_text(json.dumps(each.to_json(), indent=1) + "\n", encoding="utf-8")
-        for file, svg in (
-            ("circuit.svg", circuit_svg(each.circuit, f"{name}, {each.family}")),
-            ("curve.svg", curve_svg(each.curve.to_json(), f"{name}, {each.family}: faithfulness")),
-        ):
-            (folder / file).write_text(svg, encoding="utf-8")
-        written += sorted(folder.iterdir())
-    return written
 
 
 def stability_of(each: FamilyCircuit) -> float:

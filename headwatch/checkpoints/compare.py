@@ -11,7 +11,9 @@ from headwatch.checkpoints.comparison import comparison_of
 from headwatch.checkpoints.saved_models import SavedModels, last_complete_step
 from headwatch.errors import UserError
 from headwatch.io.atomic import write_atomic
+from headwatch.io.plain_json import plain
 from headwatch.model.loading import Loader, adapter_base, load_tokenizer, read_shape, release_memory
+from headwatch.model.weights_stamp import weights_stamp
 from headwatch.monitor.family_choice import choose_families
 from headwatch.monitor.settings import WatchSettings
 from headwatch.probes import ProbeSet
@@ -20,12 +22,20 @@ from headwatch.probes.opener_sampling import sample_continuations
 from headwatch.probes.openers import LONGEST_PAIR
 from headwatch.probes.resolve import names_openers, resolve
 from headwatch.probes.thinking import in_chat, require_switch, with_thinking
+from headwatch.record.recorded_settings import recorded_settings
 from headwatch.record.run_folder import RunFolder
 
 SOURCE = "headwatch compare"
 SHARED = Path("shared") / "base"  # below OUT: the base model's probe, copied into the record of each POST
 PROBES = "probes"
 OPENERS_FROM = ("both", "base")
+COMPARED: dict[str, tuple[str, ...]] = {
+    "": ("n_pairs", "seed"),
+    "scoring": ("metric", "steps", "alphas", "edges"),
+    "circuit": ("top_n",),
+    "evidence": ("q",),
+}
+"""Settings that a complete record must share with the command, by group."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +100,37 @@ class Comparer:
         tokenizer = load_tokenizer(*_tokenizer_names(self.options.base, self.options.tokenizer))
         return tokenizer if self.options.think is None else with_thinking(tokenizer, self.options.think == "on")
 
+    def _checked(self, run: RunFolder, base: str, post: str) -> RunFolder:
+        """A complete record, if it is of these models, with these weights, pairs and settings."""
+        compared, wanted = run.manifest.get("compared") or {}, _compared(base, post)
+        if (compared.get("base"), compared.get("post")) != (base, post):
+            raise UserError(
+                f"{run.path} holds the comparison of {compared.get('base')} with {compared.get('post')}: give another "
+                "--out"
+            )
+        if compared.get("weights", wanted["weights"]) != wanted["weights"]:
+            raise UserError(
+                f"{run.path} holds the comparison of these models with the weights that they had then: give another "
+                "--out"
+            )
+        recorded, now = recorded_settings(run.manifest), self.settings.to_options()
+        for group, names in COMPARED.items():
+            then, own = (recorded.get(group) or {}, now[group]) if group else (recorded, now)
+            for name in names:
+                if name in then and not isinstance(then[name], dict) and then[name] != own[name]:
+                    raise UserError(
+                        f"{run.path} holds a comparison with {name}={then[name]}, and now it is {own[name]}: give "
+                        "another --out"
+                    )
+        return run
+
     # --- base against POST ------------------------------------------------------------------------------------------
 
     def _one(self, name: str, post: str) -> RunFolder:
         folder = self.options.out / name
         if last_complete_step(folder) == 1:
             self.say(f"{name}: its record in {folder} is complete")
-            return _checked(RunFolder.open(folder), self.options.base, post)
+            return self._checked(RunFolder.open(folder), self.options.base, post)
         own_openers = self.has_openers and self.options.openers_from == "both"
         probes = self._probes(name if own_openers else "all", post if own_openers else None)
         check_tokenizer(probes, load_tokenizer(*_tokenizer_names(post, None), self.options.base), where=f"{post}: ")
@@ -105,7 +139,7 @@ class Comparer:
             self._base_into(folder, probes, shared=not own_openers)
         model = self.loader.model(post)
         models.begin(model)
-        models.run.update_manifest(name=name, compared={"base": self.options.base, "post": post})
+        models.run.update_manifest(name=name, compared=_compared(self.options.base, post))
         self.say(f"{name}: scoring {post}")
         models.probe(1, model, final=True)
         models.end(finished=True)
@@ -116,9 +150,8 @@ class Comparer:
     def _base_into(self, folder: Path, probes: ProbeSet, shared: bool) -> None:
         """Score the base as probe 0 of a record, or copy it from the one that the comparisons share."""
         target = self.options.out / SHARED if shared else folder
-        if last_complete_step(target) is None or RunFolder.open(target).manifest["probes"]["fingerprint"] != (
-            probes.fingerprint
-        ):
+        stamp = weights_stamp(self.options.base)
+        if not _is_probe_of(target, probes, stamp):
             self.say(f"scoring the base, {self.options.base}")
             model = self.loader.model(self.options.base)
             settings = replace(self.settings, probes=probes)
@@ -126,6 +159,7 @@ class Comparer:
                 settings = replace(settings, report_to="none", wandb="off")
             models = SavedModels(target, settings, self.tokenizer, target.name, SOURCE)
             models.begin(model)
+            models.run.update_manifest(weights=stamp)
             models.end(finished=True)
             del model
             release_memory()
@@ -135,7 +169,15 @@ class Comparer:
     def _probes(self, name: str, post: str | None) -> ProbeSet:
         """The frozen set: read back if it was made before, else made and saved."""
         path = self.options.out / PROBES / f"{name}.safetensors"
+        request = path.with_suffix(".request.json")
+        wanted = plain(self._request())
         if path.is_file():
+            made = json.loads(request.read_text(encoding="utf-8")) if request.is_file() else wanted
+            for key, value in wanted.items():
+                if made.get(key) != value:
+                    raise UserError(
+                        f"{path} was made with {key}={made.get(key)!r}, and now it is {value!r}: give another --out"
+                    )
             return ProbeSet.load(path, self.tokenizer)
         settings = self.settings
         openers = self._openers(post) if self.has_openers else None
@@ -147,8 +189,19 @@ class Comparer:
         probes = resolve(settings.probes, self.tokenizer, settings.n_pairs, settings.seed, openers)
         if self.options.think is not None and not self.has_openers:
             probes = in_chat(probes, self.tokenizer)[self.options.think == "on"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(request, f"{json.dumps(wanted, indent=1)}\n".encode())
         probes.save(path)
         return probes
+
+    def _request(self) -> dict[str, Any]:
+        """What the pairs are made from."""
+        settings = self.settings
+        names = settings.probes if isinstance(settings.probes, list | None) else str(settings.probes)
+        found = {"probes": names, "pairs": settings.n_pairs, "seed": settings.seed, "think": self.options.think}
+        if self.has_openers:
+            found |= {"openers_from": self.options.openers_from, "questions": list(settings.openers.sources)}
+        return found
 
     def _with_families(self, tokenizer: Any, model: Any, path: Path) -> WatchSettings:
         """The settings with named families: those with signal on the model, where the user named none.
@@ -191,7 +244,7 @@ class Comparer:
         folder = self.options.out / f"{name}-think"
         if last_complete_step(folder) == 1:
             self.say(f"{name}: its record in {folder} is complete")
-            return _checked(RunFolder.open(folder), model_name, model_name)
+            return self._checked(RunFolder.open(folder), model_name, model_name)
         tokenizer = load_tokenizer(*_tokenizer_names(model_name, self.options.tokenizer))
         require_switch(tokenizer)
         model = self.loader.model(model_name)
@@ -204,7 +257,7 @@ class Comparer:
         on.save(folder / "probes-think-on.safetensors")
         models.run.update_manifest(
             name=f"{name}-think",
-            compared={"base": model_name, "post": model_name, "think": ["off", "on"], "fingerprint_on": on.fingerprint},
+            compared=_compared(model_name, model_name) | {"think": ["off", "on"], "fingerprint_on": on.fingerprint},
         )
         models.set_probes(on)
         models.probe(1, model, final=True)
@@ -242,14 +295,17 @@ def refuse_other_shapes(options: CompareOptions, download: bool = True) -> None:
             )
 
 
-def _checked(run: RunFolder, base: str, post: str) -> RunFolder:
-    """A complete record, if it is of these models."""
-    compared = run.manifest.get("compared") or {}
-    if (compared.get("base"), compared.get("post")) != (base, post):
-        raise UserError(
-            f"{run.path} holds the comparison of {compared.get('base')} with {compared.get('post')}: give another --out"
-        )
-    return run
+def _compared(base: str, post: str) -> dict[str, Any]:
+    """The manifest's "compared": the names, and the fingerprints of the weights in folders."""
+    return {"base": base, "post": post, "weights": [weights_stamp(base), weights_stamp(post)]}
+
+
+def _is_probe_of(folder: Path, probes: ProbeSet, stamp: str | None) -> bool:
+    """Whether a record is complete, and is of these pairs and of weights with this stamp."""
+    if last_complete_step(folder) is None:
+        return False
+    manifest = RunFolder.open(folder).manifest
+    return manifest["probes"]["fingerprint"] == probes.fingerprint and manifest.get("weights", stamp) == stamp
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:

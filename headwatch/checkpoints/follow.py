@@ -121,6 +121,27 @@ class Follower:
             RunFolder.open(self.result.run).update_manifest(status="finished")
         return self.result
 
+    def plan(self) -> dict[str, Any]:
+        """What `run` would do now: the base, the layout, and for each checkpoint what becomes of it."""
+        found, recorded = self._find(), self._recorded()
+        rows = []
+        for checkpoint in found:
+            if checkpoint.step <= (-1 if recorded is None else recorded):
+                state = "in the record"
+            elif checkpoint.step == 0 or not self._is_due(checkpoint):
+                state = "the base" if checkpoint.step == 0 else "off the schedule"
+            else:
+                lacks = missing(checkpoint, self.options.settled)
+                state = f"not complete yet ({lacks})" if lacks else "to score"
+            path = str(checkpoint.root.relative_to(self.options.folder))
+            rows.append({"step": checkpoint.step, "checkpoint": path, "state": state})
+        return {
+            "run": str(self.result.run),
+            "base": self._base(found),
+            "layout": found[0].layout.name if found else None,
+            "checkpoints": rows,
+        }
+
     # --- which checkpoints ------------------------------------------------------------------------------------------
 
     def _find(self) -> list[Checkpoint]:
@@ -201,9 +222,7 @@ class Follower:
 
     def _begin_with_base(self, found: list[Checkpoint]) -> None:
         """Begin the record: step 0 is the model before training."""
-        zero = next((c for c in found if c.step == 0 and not missing(c, self.options.settled)), None)
-        base = self.options.base or next((str(c.path) for c in [zero] if c), None)
-        base = base or next(filter(None, (adapter_base(c.path) for c in found)), None)
+        base = self._base(found)
         if base is None:
             raise UserError(
                 f"--base is missing: give the model that the training in {self.options.folder} began with; its scores "
@@ -215,6 +234,11 @@ class Follower:
         del model
         release_memory()
         self._after_probe(0, None)
+
+    def _base(self, found: list[Checkpoint]) -> str | None:
+        """The model before training: as named, else the checkpoint of step 0, else the adapters' own base."""
+        zero = next((str(c.path) for c in found if c.step == 0 and not missing(c, self.options.settled)), None)
+        return self.options.base or zero or next(filter(None, (adapter_base(c.path) for c in found)), None)
 
     def _open(self, base: str | None, found: list[Checkpoint]) -> SavedModels:
         if self._models is None:

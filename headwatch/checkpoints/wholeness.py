@@ -6,18 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.checkpoints.layouts import Checkpoint
+from headwatch.model.weight_files import INDEX, shards_of
 
 SETTLED_SECONDS = 30.0  # without a marker, a checkpoint counts as written when no file changed for this long
 STALE_SECONDS = 600.0  # an incomplete checkpoint that did not change for this long is not waited for
 LATEST = "latest_checkpointed_iteration.txt"
+CONVERTER = "the trainer's own tool"
+CONVERTERS = {
+    "torchtitan": "torchtitan's scripts/checkpoint_conversion/convert_to_hf.py",
+    "prime-rl": f"{CONVERTER} (NeMo-RL: examples/converters/convert_dcp_to_hf.py)",  # both name their folders step_N
+}
 
 
 def missing(checkpoint: Checkpoint, settled: float = SETTLED_SECONDS) -> str:
     """What a checkpoint still lacks, in a few words; "" for one that is whole.
 
     A marker of the trainer decides where its layout has one. Otherwise, no file may have changed for `settled` seconds.
-    In both cases the configuration and all weights are there, and each .safetensors file is as long as its header
-    states.
+    In both cases the configuration (`--base` has that of a folder with weights alone) and all weights are there, and
+    each .safetensors file is as long as its header states.
     """
     if not checkpoint.path.is_dir():
         return _sharded(checkpoint) or f"{checkpoint.path.relative_to(checkpoint.root.parent)} is missing"
@@ -66,14 +72,16 @@ def _weights(folder: Path) -> str:
         return _files(folder, ["adapter_model.safetensors"], "adapter_model.bin")
     if (folder / "config.json").is_file() and _read_json(folder / "config.json") is None:
         return "config.json is incomplete"
-    if not (folder / "config.json").is_file() and not (folder / "model.safetensors").is_file():
-        return "config.json is missing"
-    names = ["model.safetensors"]
-    if (folder / "model.safetensors.index.json").is_file():
-        index = _read_json(folder / "model.safetensors.index.json")
+    names, shards = ["model.safetensors"], shards_of(folder)
+    if (folder / INDEX).is_file():
+        index = _read_json(folder / INDEX)
         if index is None or not isinstance(index.get("weight_map"), dict):
-            return "model.safetensors.index.json is incomplete"
+            return f"{INDEX} is incomplete"
         names = sorted(set(index["weight_map"].values()))
+    elif shards:  # torchtitan writes no index where its model has one
+        names = shards
+    elif not (folder / "config.json").is_file() and not (folder / "model.safetensors").is_file():
+        return "config.json is missing"
     return _files(folder, names, "pytorch_model.bin")
 
 
@@ -111,8 +119,16 @@ def _sharded(checkpoint: Checkpoint) -> str:
             f"the weights in {actor.relative_to(checkpoint.root.parent)} are sharded: add hf_model to verl's "
             "checkpoint.save_contents, or merge them into huggingface/ with verl's model_merger"
         )
-    if any(checkpoint.root.glob("pytorch_model_fsdp_*")) or any(checkpoint.root.glob("*.distcp")):
+    if any(checkpoint.root.glob("pytorch_model_fsdp_*")):
         return "the weights are sharded: merge them into its folder, for FSDP with `accelerate merge-weights`"
+    for below in ("", "*/", "*/*/"):
+        shard = next(checkpoint.root.glob(f"{below}*.distcp"), None)
+        if shard is not None:
+            return (
+                f"the weights in {shard.parent.relative_to(checkpoint.root.parent)} are sharded (DCP): convert them to "
+                f"the Hugging Face format with {CONVERTERS.get(checkpoint.layout.name, CONVERTER)}, and follow the "
+                "folder of the results"
+            )
     return ""
 
 

@@ -59,12 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     name = model_name(arguments.model)
     own, tasks = split_suites(arguments.suite)
+    from headwatch.commands.run_defaults import refuse_other_shape
     from headwatch.evaluation.ablation import Arm, compare_tasks, make_arms, run_arms, table
     from headwatch.evaluation.head_groups import names_of
     from headwatch.record.after import keep_result, run_to_keep_in
 
     run_folder = run_to_keep_in(arguments.run_folder)
     shape = _shape(name, arguments.base, needed=not arguments.dry_run)
+    if shape is not None:
+        refuse_other_shape(run_folder, arguments.model, shape)
     groups = _groups(arguments, shape)
     if arguments.dry_run:
         arms_of_plan = 1 + len(groups) * len(set(arguments.factor)) * (1 + max(0, arguments.random))
@@ -105,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         key = suite_name(suite)
 
         def evaluated(arm: Arm, suite: str = suite, key: str = key) -> Result:
-            return evaluator.evaluate(problems[suite], out / key / arm.name, arm.heads, f"{key} {arm.name}")
+            return evaluator.evaluate(problems[suite], out / key / arm.name, arm.heads, f"{key}, {arm.label}")
 
         found[key] = run_arms(arms, evaluated)
         if not arguments.json:
@@ -119,7 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
         found |= compared
         if not arguments.json:
             print(f"{HARNESS}{task}, numbers of each arm:")
-            print("\n".join(f"  {arm}: {json.dumps(row)}" for arm, row in numbers[f"{HARNESS}{task}"].items()))
+            for arm in arms:
+                print(f"  {arm.label}: {json.dumps(numbers[f'{HARNESS}{task}'][arm.name])}")
             for key, of_metric in compared.items():
                 print("\n".join([f"{key}: {of_metric['arms'][0]['problems']} documents", *table(of_metric)]))
     result = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from headwatch.commands.loading import dtype_and_device, load_pretrained, model_name, move_to, probes_argument
+from headwatch.commands.loading import dtype_and_device, model_name, probes_argument
 from headwatch.commands.options import add_command, at_least_one, one_of
 from headwatch.commands.watch_options import (
     add_batch_option,
@@ -23,6 +23,9 @@ from headwatch.errors import UserError
 RANKINGS = ("mean_abs", "abs_mean", "mean", "stable")
 METHODS = ("top", "greedy", "ratio")
 
+FAMILIES = ("addition", "recall")  # without --probes and --run
+PAIRS = 64
+
 
 def add(commands: Any) -> None:
     """Declare the command."""
@@ -30,7 +33,8 @@ def add(commands: Any) -> None:
         commands,
         "circuit",
         run,
-        "select the circuit of each probe family, measure its faithfulness against random circuits, and draw it",
+        "select the circuit of each probe family, measure its faithfulness against random circuits, and draw it; with "
+        "--out, families that are complete are not computed again",
         "headwatch circuit Qwen/Qwen2.5-Math-1.5B --probes addition --out circuits",
     )
     circuit.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face Hub")
@@ -47,11 +51,12 @@ def add(commands: Any) -> None:
     circuit.add_argument(
         "--same-pairs", action="store_true", help="evaluate on the pairs that select, instead of every second pair"
     )
-    add_pair_options(circuit, ("addition", "recall"))
-    add_path_options(circuit)
+    add_pair_options(circuit, FAMILIES, of_run=True)
+    add_path_options(circuit, of_run=True)
     add_batch_option(circuit)
     add_model_options(circuit)
     add_run_options(circuit)
+    circuit.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and exit")
     circuit.add_argument("--json", action="store_true", help="print the curves as JSON")
 
 
@@ -59,25 +64,30 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     if arguments.random < 0:
         raise UserError(f"--random {arguments.random} must be 0 or more")
-    wanted, name = probes_argument(arguments.probes), model_name(arguments.model)
+    name = model_name(arguments.model)
+    if arguments.run_folder is None:
+        probes_argument(arguments.probes or FAMILIES)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from headwatch.analysis.circuit_report import CircuitOptions, family_circuits, write_circuits
+    from headwatch.analysis.circuit_files import described, kept_circuit, write_circuit
+    from headwatch.analysis.circuit_report import CircuitOptions, family_circuits
+    from headwatch.analysis.faithfulness import SIZES
     from headwatch.attribution.settings import ScoringSettings
-    from headwatch.probes import ProbeSet
+    from headwatch.commands.run_defaults import RunDefaults, refuse_other_shape
+    from headwatch.model.loading import Loader, adapter_base, load_tokenizer, read_shape
     from headwatch.record.after import keep_result, run_to_keep_in
     from headwatch.sinks.wandb_after import log_circuits
 
     run_folder = run_to_keep_in(arguments.run_folder)
-    scoring = ScoringSettings(
-        arguments.metric,
-        arguments.steps,
-        arguments.alphas,
-        edges=True,
-        batch_size=arguments.batch_size,
-        kernels=arguments.kernels,
-    )
+    defaults = RunDefaults.of(run_folder, arguments)
+    if arguments.dry_run:
+        return _print_plan(arguments, defaults.planned(FAMILIES, PAIRS), len(SIZES))
+    refuse_other_shape(run_folder, arguments.model, read_shape(name))
+    tokenizer = load_tokenizer(*filter(None, (name, adapter_base(name))))
+    probes = defaults.probes(tokenizer, FAMILIES, PAIRS)
+    scoring = {
+        family: ScoringSettings(**path, edges=True, batch_size=arguments.batch_size, kernels=arguments.kernels)
+        for family, path in defaults.path(probes.family_names).items()
+    }
     options = CircuitOptions(
         by=arguments.rank,
         method=arguments.method,
@@ -85,21 +95,30 @@ def run(arguments: argparse.Namespace) -> int:
         enough=arguments.faithful,
         controls=arguments.random,
         same_pairs=arguments.same_pairs,
-        seed=arguments.seed,
+        seed=defaults.seed,
     )
-    tokenizer = load_pretrained(AutoTokenizer, name, None)
-    probes = ProbeSet.resolve(wanted, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
-    model = move_to(load_pretrained(AutoModelForCausalLM, name, None, dtype=dtype), device)
+    defaults.say()
+    title, loaded = Path(name).name, None
+    rows, written = [], []
     with tqdm(total=len(probes.family_names), unit="family", file=sys.stderr, disable=None) as bar:
 
         def progress(family: str, done: int, total: int) -> None:
             bar.n = probes.family_names.index(family) + done / total
             bar.set_postfix_str(f"{family}: {done} of {total} circuits")
 
-        found = family_circuits(model, probes, scoring, options, progress)
-    title = Path(name).name
-    written = [] if arguments.out is None else write_circuits(found, model, Path(arguments.out), title)
-    rows = [each.to_json() for each in found]
+        for family in probes.family_names:
+            pairs, folder = probes.select(family), None if arguments.out is None else Path(arguments.out) / family
+            about = described(name, dtype, pairs, scoring[family], options)
+            row = None if folder is None else kept_circuit(folder, about)
+            if row is None:
+                bar.set_postfix_str(f"{family}: scoring {len(pairs)} pairs")
+                loaded = Loader(dtype, device).model(name) if loaded is None else loaded
+                (found,) = family_circuits(loaded, pairs, scoring[family], options, progress)
+                row = found.to_json()
+                if folder is not None:
+                    write_circuit(found, loaded, folder, title, about)
+            rows.append(row)
+            written += sorted(folder.iterdir()) if folder is not None else []
     if run_folder is not None:
         written.append(keep_result(run_folder, "circuits", {"model": arguments.model, "families": rows}))
     if arguments.report_to == "wandb":
@@ -111,6 +130,25 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(_lines(row)))
     for path in written:
         print(path)
+    return 0
+
+
+def _print_plan(arguments: argparse.Namespace, pairs: dict[str, int | None], sizes: int) -> int:
+    """Print what would be scored and evaluated, without loading anything; returns the exit status."""
+    circuits = sizes * (1 + arguments.random)
+    rows: list[dict[str, Any]] = []
+    for family, n in pairs.items():
+        halves = (n, n) if n is None or arguments.same_pairs else (n - n // 2, n // 2)
+        rows.append({"family": family, "selected_on": halves[0], "evaluated_on": halves[1], "circuits": circuits})
+    if arguments.json:
+        print(json.dumps({"model": arguments.model, "plan": rows}))
+        return 0
+    for row in rows:
+        first, second = ("its" if row[key] is None else row[key] for key in ("selected_on", "evaluated_on"))
+        print(
+            f"{row['family']}: {first} pairs to select, {second} pairs to evaluate {circuits} circuits on "
+            f"({sizes} sizes x (1 + {arguments.random} random)); a circuit costs two to three forward passes"
+        )
     return 0
 
 

@@ -47,15 +47,18 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     own, tasks = split_suites(arguments.suite)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
+    from headwatch.commands.run_defaults import refuse_other_shape
     from headwatch.evaluation.benchmarks import load_problems, suite_name
     from headwatch.evaluation.evaluator import Evaluator
     from headwatch.evaluation.harness import check_harness
     from headwatch.evaluation.run import Result
     from headwatch.evaluation.to_wandb import log_results
-    from headwatch.model.loading import Loader
+    from headwatch.model.loading import Loader, read_shape
     from headwatch.record.after import keep_result, run_to_keep_in
 
     run_folder = run_to_keep_in(arguments.run_folder)
+    if run_folder is not None:
+        refuse_other_shape(run_folder, arguments.model, read_shape(name, arguments.base))
     for task in tasks:
         check_harness(task)
     settings = sampling_settings(arguments)

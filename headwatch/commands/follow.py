@@ -52,6 +52,9 @@ def add(commands: Any) -> None:
     follow.add_argument("--no-report", action="store_true", help="write no report.html")
     add_watch_options(follow)
     add_model_options(follow)
+    follow.add_argument(
+        "--dry-run", "--dry_run", action="store_true", help="print which checkpoints would be scored, and exit"
+    )
     follow.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
@@ -89,6 +92,10 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) if arguments.out else folder / "headwatch"
     say = (lambda line: print(line, file=sys.stderr, flush=True)) if arguments.json else _say
     follower = Follower(options, settings, out, Loader(dtype, device), say, None if arguments.no_report else report)
+    if arguments.dry_run:
+        plan = follower.plan()
+        print(json.dumps(plan) if arguments.json else "\n".join(_plan_lines(plan)))
+        return 0
     try:
         result = follower.run()
     except NonFiniteError as error:
@@ -102,6 +109,12 @@ def run(arguments: argparse.Namespace) -> int:
     }
     print(json.dumps(found) if arguments.json else f"{len(result.steps)} probes in {result.run}")
     return 0
+
+
+def _plan_lines(plan: dict[str, Any]) -> list[str]:
+    base = plan["base"] or "missing: give --base"
+    lines = [f"layout: {plan['layout']}; base, step 0: {base}; record: {plan['run']}"]
+    return lines + [f"step {row['step']}: {row['checkpoint']}: {row['state']}" for row in plan["checkpoints"]]
 
 
 def _say(line: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from headwatch.commands.loading import dtype_and_device, load_pretrained, model_name, move_to, probes_argument
+from headwatch.commands.loading import dtype_and_device, model_name, probes_argument
 from headwatch.commands.options import add_command, at_least_one, one_of
 from headwatch.commands.watch_options import add_model_options, add_pair_options, add_run_options
 from headwatch.errors import UserError
@@ -18,6 +18,9 @@ COLUMNS = (
     *("entropy", "previous_token", "first_token", "distance", "receiver_kurtosis", "induction"),
     *("write", "weight_change"),
 )
+
+FAMILIES = ("addition",)  # without --probes and --run
+PAIRS = 16
 
 
 def add(commands: Any) -> None:
@@ -31,7 +34,7 @@ def add(commands: Any) -> None:
     )
     roles.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face Hub")
     roles.add_argument("--base", default=None, metavar="MODEL", help="model before training, for the change of weights")
-    add_pair_options(roles, pairs=16)
+    add_pair_options(roles, FAMILIES, PAIRS, of_run=True)
     roles.add_argument("--sort", type=one_of(COLUMNS), default="write", help=f"{', '.join(COLUMNS)} (write)")
     roles.add_argument("--top", type=at_least_one, default=15, help="number of heads to print (15)")
     roles.add_argument("--heads", nargs="+", default=None, metavar="HEAD", help="heads to print and draw (L17.H3 ...)")
@@ -47,33 +50,35 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     if arguments.out is not None and arguments.heads is None:
         raise UserError("--out needs --heads: name the heads whose attention is drawn")
-    wanted, name = probes_argument(arguments.probes), model_name(arguments.model)
+    name = model_name(arguments.model)
     base_name = None if arguments.base is None else model_name(arguments.base)
+    if arguments.run_folder is None:
+        probes_argument(arguments.probes or FAMILIES)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from headwatch.analysis.attention import patterns_of
     from headwatch.analysis.roles import head_roles
-    from headwatch.model.anatomy import Anatomy
+    from headwatch.commands.run_defaults import RunDefaults, refuse_other_shape
     from headwatch.model.head_names import head_name, parse_heads
-    from headwatch.probes import ProbeSet
+    from headwatch.model.loading import Loader, adapter_base, load_tokenizer, read_shape
     from headwatch.record.after import heads_with_events, keep_result, run_to_keep_in
     from headwatch.sinks.wandb_after import log_roles
 
-    run_folder = run_to_keep_in(arguments.run_folder)
-    tokenizer = load_pretrained(AutoTokenizer, name, None)
-    probes = ProbeSet.resolve(wanted, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
-    model = move_to(load_pretrained(AutoModelForCausalLM, name, None, dtype=dtype), device)
-    base = None if base_name is None else load_pretrained(AutoModelForCausalLM, base_name, None, dtype=dtype)
-    anatomy = Anatomy.of(model)
-    heads = parse_heads(arguments.heads or [], (anatomy.n_layers, anatomy.n_heads), "--heads")
+    run_folder, shape = run_to_keep_in(arguments.run_folder), read_shape(name)
+    refuse_other_shape(run_folder, arguments.model, shape)
+    heads = parse_heads(" ".join(arguments.heads or []), shape, "--heads")
+    defaults = RunDefaults.of(run_folder, arguments)
+    tokenizer = load_tokenizer(*filter(None, (name, adapter_base(name))))
+    probes = defaults.probes(tokenizer, FAMILIES, PAIRS)
+    defaults.say()
+    model = Loader(dtype, device).model(name)
+    base = None if base_name is None else Loader(dtype).model(base_name)
     with tqdm(unit="prompt", file=sys.stderr, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        found = head_roles(model, probes, base, seed=arguments.seed, progress=progress)
+        found = head_roles(model, probes, base, seed=defaults.seed, progress=progress)
     names = {head_name(*head) for head in heads}
     rows = [row for row in found.rows() if not names or row["head"] in names]
     rows.sort(key=lambda row: -abs(row[arguments.sort] or 0.0))

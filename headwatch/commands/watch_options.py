@@ -13,33 +13,49 @@ def add_pair_options(
     families: Sequence[str] | None = ("addition",),
     pairs: int = 64,
     known: Sequence[str] = FAMILIES,
+    of_run: bool = False,
 ) -> None:
     """Declare the options that define the probe pairs, with these families and pairs per family as defaults.
 
     Without families the default is None: a look at the model chooses them.
+
+    Args:
+        parser: of the command.
+        families: the default; None for the look.
+        pairs: the default.
+        known: names in the help.
+        of_run: the command has --run, whose pairs are the default: None stands for "not given" (`RunDefaults`).
     """
     default = "those with signal on the model" if families is None else " ".join(families)
+    run = "the run's; " if of_run else ""
     parser.add_argument(
         "--probes",
         nargs="+",
-        default=None if families is None else list(families),
+        default=None if families is None or of_run else list(families),
         metavar="PROBES",
-        help=f"probe families ({', '.join(known)}), or one file of pairs (.jsonl, .safetensors) ({default})",
+        help=f"probe families ({', '.join(known)}), or one file of pairs (.jsonl, .safetensors) ({run}{default})",
     )
-    parser.add_argument("--pairs", type=at_least_one, default=pairs, help=f"number of pairs per family ({pairs})")
-    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the generated pairs (0)")
+    number = None if of_run else pairs
+    parser.add_argument("--pairs", type=at_least_one, default=number, help=f"number of pairs per family ({run}{pairs})")
+    seed = None if of_run else 0
+    parser.add_argument("--seed", type=seed_number, default=seed, help=f"seed of the generated pairs ({run}0)")
 
 
-def add_path_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the metric and the points of the path."""
+def add_path_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
+    """Declare the metric and the points of the path; with `of_run`, None stands for "not given" (`RunDefaults`)."""
+    run = "the run's; " if of_run else ""
+    metric, steps, alphas = (None, None, None) if of_run else ("logit_diff", 5, "midpoint")
     parser.add_argument(
-        "--metric", type=one_of(METRICS), default="logit_diff", help=f"{', '.join(METRICS)} (logit_diff)"
+        "--metric", type=one_of(METRICS), default=metric, help=f"{', '.join(METRICS)} ({run}logit_diff)"
     )
     parser.add_argument(
-        "--steps", type=at_least_one, default=5, help="number of points on the integrated-gradients path (5)"
+        "--steps", type=at_least_one, default=steps, help=f"number of points on the integrated-gradients path ({run}5)"
     )
     parser.add_argument(
-        "--alphas", type=one_of(ALPHAS), default="midpoint", help=f"position of these points: {', '.join(ALPHAS)}"
+        "--alphas",
+        type=one_of(ALPHAS),
+        default=alphas,
+        help=f"position of these points: {', '.join(ALPHAS)} ({run}midpoint)",
     )
     parser.add_argument(
         "--kernels", type=one_of(KERNELS), default="auto", help=f"fused Triton kernels: {', '.join(KERNELS)} (auto)"
@@ -82,7 +98,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         dest="run_folder",
         default=None,
         metavar="FOLDER",
-        help="keep the result in this recorded run, so that its report shows it",
+        help="use the pairs, metric and seed of this recorded run, and keep the result in it for its report",
     )
     parser.add_argument(
         "--report-to",

@@ -11,6 +11,7 @@ from headwatch.evaluation.head_groups import matched_sets, names_of
 from headwatch.evaluation.pass_at_k import Comparison, bootstrap_mean, compare
 from headwatch.evaluation.run import Result
 from headwatch.model.head_names import Head
+from headwatch.report.heads_off import arm_label
 
 NONE = "none"
 
@@ -32,6 +33,11 @@ class Arm:
     group: str = ""
     factor: float = 1.0
     random: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name for readers."""
+        return arm_label({"group": self.group, "factor": self.factor, "random": self.random})
 
 
 def make_arms(
@@ -86,7 +92,7 @@ def run_arms(arms: Sequence[Arm], evaluate: Callable[[Arm], Result]) -> dict[str
         if arm.name != NONE:
             row["against_none"] = _plain(compare(result.accuracy, none.accuracy, none.problems))
         rows.append(row)
-    against = [_against_random(arm, arms, results) for arm in arms if arm.group and arm.random is None]
+    against = [_against_random(arm, arms, results, none) for arm in arms if arm.group and arm.random is None]
     return {"arms": rows, "against_random": [row for row in against if row is not None]}
 
 
@@ -102,7 +108,9 @@ def compare_tasks(arms: Sequence[Arm], found: Mapping[str, TaskResult]) -> dict[
     return {metric: run_arms(arms, lambda arm, of=metric: graded[arm.name][of]) for metric in in_all}  # type: ignore[misc]
 
 
-def _against_random(arm: Arm, arms: Sequence[Arm], results: Mapping[str, Result]) -> dict[str, Any] | None:
+def _against_random(
+    arm: Arm, arms: Sequence[Arm], results: Mapping[str, Result], none: Result
+) -> dict[str, Any] | None:
     """An arm against the mean of its random sets; None without random sets."""
     own = [a for a in arms if a.group == arm.group and a.factor == arm.factor and a.random is not None]
     if not own:
@@ -119,10 +127,19 @@ def _against_random(arm: Arm, arms: Sequence[Arm], results: Mapping[str, Result]
         "random_mean": asdict(bootstrap_mean(accuracy.mean(axis=0))),
         "random_lowest": float(means.min()),
         "random_highest": float(means.max()),
+        "random_tokens": _mean([results[a.name].tokens for a in own]),
+        "random_unfinished": _mean([results[a.name].unfinished for a in own]),
+        "random_against_none": _plain(compare(accuracy.mean(axis=0), none.accuracy, none.problems)),
         "difference": asdict(found.difference),
         "p_value": found.p_value,
         "rank_p": (1 + as_low) / (1 + len(own)),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Their mean; None where one is unknown."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _plain(found: Comparison) -> dict[str, Any]:
@@ -136,27 +153,44 @@ def _plain(found: Comparison) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """The rows as text: percentages with 95 % intervals, differences in points."""
-    titles = ("heads", "tokens", "cut %", "pass@1 %", "against none", "p", "right", "wrong", "McNemar p")
+    """The rows as text, the random sets of a group as one: percentages with 95 % intervals, differences in points."""
+    titles = ("heads", "tokens", "cut %", "pass@1 %", "change", "p", "right", "wrong", "McNemar p")
     widths = (5, 6, 5, 20, 22, 7, 5, 5, 9)
-    lines = [" ".join([f"{'arm':<28}", *(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))])]
-    for row in found["arms"]:
-        line = f"{row['arm']:<28} {len(row['heads']):>5} {_length(row)} {_interval(row['pass1']):>20}"
-        if "against_none" in row:
-            other = row["against_none"]
-            line += (
-                f" {_interval(other['difference'], sign=True):>22} {other['p_value']:>7.3g} "
-                f"{len(other['newly_right']):>5} {len(other['newly_wrong']):>5} {other['mcnemar_p']:>9.3g}"
-            )
-        lines.append(line)
+    lines = [" ".join([f"{'':<28}", *(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))])]
+    by_name = {row["arm"]: row for row in found["against_random"]}
+    for arm in found["arms"]:
+        if arm["random"] is not None:
+            continue
+        lines.append(_line(arm_label(arm), arm))
+        if (other := by_name.get(arm["arm"])) is not None:
+            together = {
+                "heads": arm["heads"],
+                "tokens": other["random_tokens"],
+                "unfinished": other["random_unfinished"],
+                "pass1": other["random_mean"],
+                "against_none": other["random_against_none"],
+            }
+            lines.append(_line(arm_label({**arm, "random": 1}, other["sets"]), together))
+    labels = {arm["arm"]: arm_label(arm) for arm in found["arms"]}
     for row in found["against_random"]:
         lines.append(
-            f"{row['arm']} against {row['sets']} random sets (mean {_interval(row['random_mean'])}, "
+            f"{labels[row['arm']]} against {row['sets']} random sets (mean {_interval(row['random_mean'])}, "
             f"{100 * row['random_lowest']:.1f} to {100 * row['random_highest']:.1f}): "
             f"{_interval(row['difference'], sign=True)} points, p {row['p_value']:.3g} over problems, "
             f"rank p {row['rank_p']:.2g} among the sets"
         )
     return lines
+
+
+def _line(label: str, row: Mapping[str, Any]) -> str:
+    line = f"{label:<28} {len(row['heads']):>5} {_length(row)} {_interval(row['pass1']):>20}"
+    if "against_none" not in row:
+        return line
+    other = row["against_none"]
+    return (
+        f"{line} {_interval(other['difference'], sign=True):>22} {other['p_value']:>7.3g} "
+        f"{len(other['newly_right']):>5} {len(other['newly_wrong']):>5} {other['mcnemar_p']:>9.3g}"
+    )
 
 
 def _length(row: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from headwatch.evaluation.vllm_engine import VllmEngine
 from headwatch.grading.math_grader import MathGrader
 from headwatch.model.head_names import Head, head_name
 from headwatch.model.loading import Loader, adapter_base, load_tokenizer
+from headwatch.model.weights_stamp import weights_stamp
 
 GRADING_SECONDS = 600.0  # for the comparisons of a batch: no reward waits for them
 
@@ -102,6 +103,7 @@ class Evaluator:
         """What defines the answers, in addition to the settings of the sampling."""
         return {
             "model": Path(self.name).name,
+            "weights": weights_stamp(self.name),
             "dtype": str(self._loader.dtype),
             "engine": self._engine,
             "heads": {head_name(*head): factor for head, factor in sorted((heads or {}).items())},

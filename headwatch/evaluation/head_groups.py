@@ -14,6 +14,7 @@ from headwatch.lives.states import ACTIVE, NEWLY_ACTIVE, OF_BASE, HeadState, is_
 from headwatch.model.head_names import Head, head_name
 from headwatch.record.find_runs import find_runs
 from headwatch.record.replay import history_from_run
+from headwatch.record.run_folder import RunFolder
 
 WHICH = {
     "emerged": NEWLY_ACTIVE,
@@ -53,9 +54,19 @@ def heads_of_run(
     if not inside.any():
         raise UserError(
             f"--run {folder} --which {which}: no such head at step {history.steps[-1]} (family {history.family!r}, "
-            f"{rule} rule)"
+            f"{rule} rule){_elsewhere(runs[0], which, history.family, rule)}"
         )
     return _strongest(inside, _strength(history), top)
+
+
+def _elsewhere(run: RunFolder, which: str, family: str, rule: str) -> str:
+    """The other families of a run that have heads of a group, as the end of a message."""
+    found = []
+    for other in run.families:
+        history = history_from_run(run, other, rule)
+        if other != family and history.steps and (number := int(is_in(history.state[-1], WHICH[which]).sum())):
+            found.append(f"--family {other} has {number}")
+    return f"; {', '.join(found)}" if found else ""
 
 
 def heads_of_circuit(path: str | Path, top: int | None = None) -> list[Head]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from headwatch.report.heads_off import arm_label
 from headwatch.sinks.wandb_after import log_table, run_for_results
 
 COLUMNS = ("suite", "arm", "heads", "pass@1", "low", "high", "difference", "p", "newly right", "newly wrong")
@@ -41,7 +42,9 @@ def log_results(
 
 def _row(suite: str, arm: Mapping[str, Any]) -> list[Any]:
     passed, other = arm["pass1"], arm.get("against_none")
-    row: list[Any] = [suite, arm["arm"], " ".join(arm["heads"]), passed["value"], passed["low"], passed["high"]]
+    # The table can be sorted, so a random set names the group that it is matched to.
+    label = arm_label(arm) + (f" ({arm['group']})" if arm["random"] is not None else "")
+    row: list[Any] = [suite, label, " ".join(arm["heads"]), passed["value"], passed["low"], passed["high"]]
     if other is None:
         return [*row, None, None, None, None]
     changed = [len(other["newly_right"]), len(other["newly_wrong"])]

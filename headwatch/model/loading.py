@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from headwatch.errors import UserError
+from headwatch.model.weight_files import completed
 
 ADAPTER = "adapter_config.json"
 
@@ -40,10 +41,9 @@ class Loader:
         try:
             if (folder / ADAPTER).is_file():
                 return self._adapter(folder, base or adapter_base(folder))
-            options: dict[str, Any] = {}
-            if folder.is_dir() and not (folder / "config.json").is_file() and base is not None:
-                options["config"] = AutoConfig.from_pretrained(base)
-            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=self.dtype, **options)
+            with completed(folder, base) as complete:
+                source = name if complete == folder else complete
+                model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=self.dtype)
         except UserError:
             raise
         except Exception as error:  # transformers, safetensors and huggingface_hub each raise their own

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from headwatch.report.heads_off import verdict
+from headwatch.report.heads_off import arm_label, verdict
 from headwatch.report.palette import css_variables
 from headwatch.version import __version__
 
@@ -58,7 +58,7 @@ def write_ablation_page(result: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _chart(arms: Sequence[Mapping[str, Any]]) -> str:
-    """One line per arm: a dot at pass@1 and its interval; the dashed line is "none"."""
+    """One line per arm: a dot at pass@1 and its interval; the dashed line is that with nothing off."""
     highest = math.ceil(10 * max(0.05, *(row["pass1"]["high"] for row in arms))) / 10
     scale = (WIDTH - LEFT - 20) / highest
     height = ROW * (len(arms) + 1) + 10
@@ -76,16 +76,16 @@ def _chart(arms: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             f'<g class="arm {kind}"><line x1="{low:.1f}" y1="{y}" x2="{high:.1f}" y2="{y}"/>'
             f'<circle cx="{value:.1f}" cy="{y}" r="4"/></g>'
-            f'<text x="{LEFT - 10}" y="{y + 4}" text-anchor="end">{html.escape(row["arm"])}</text>'
+            f'<text x="{LEFT - 10}" y="{y + 4}" text-anchor="end">{html.escape(arm_label(row))}</text>'
         )
     return "".join([*lines, "</svg>"])
 
 
 def _table(arms: Sequence[Mapping[str, Any]]) -> str:
-    titles = ("arm", "heads", "pass@1", "against none", "p", "newly right", "newly wrong", "McNemar p")
+    titles = ("arm", "heads", "pass@1", "change", "p", "newly right", "newly wrong", "McNemar p")
     lines = [f"<table><tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>"]
     for row in arms:
-        cells = [html.escape(row["arm"]), str(len(row["heads"])), _interval(row["pass1"])]
+        cells = [html.escape(arm_label(row)), str(len(row["heads"])), _interval(row["pass1"])]
         if "against_none" in row:
             other = row["against_none"]
             cells += [_interval(other["difference"], "+"), f"{other['p_value']:.2g}"]
@@ -98,8 +98,9 @@ def _table(arms: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _notes(found: Mapping[str, Any]) -> list[str]:
+    labels = {arm["arm"]: html.escape(arm_label(arm)) for arm in found["arms"]}
     notes = [
-        f"<p>{html.escape(row['arm'])} against the mean of {row['sets']} random sets "
+        f"<p>{labels[row['arm']]} against the mean of {row['sets']} random sets "
         f"({_interval(row['random_mean'])}; from {100 * row['random_lowest']:.1f} to "
         f"{100 * row['random_highest']:.1f}): {_interval(row['difference'], '+')} points, p {row['p_value']:.2g} over "
         f"problems; rank among the sets: p {row['rank_p']:.2g}. <b>{_verdict(found['arms'], row)}</b></p>"
@@ -110,7 +111,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
             other = row["against_none"]
             right, wrong = (", ".join(map(str, other[name])) or "none" for name in ("newly_right", "newly_wrong"))
             notes.append(
-                f"<p class=note>{html.escape(row['arm'])}: problems newly right: {right}; newly wrong: {wrong}.</p>"
+                f"<p class=note>{labels[row['arm']]}: problems newly right: {right}; newly wrong: {wrong}.</p>"
             )
     return notes
 

@@ -3,18 +3,33 @@
 from collections.abc import Mapping
 from typing import Any
 
+GROUPS = {"base": "the base's heads", "circuit": "the circuit's heads", "heads": "the given heads"}
+"""Group -> its name for readers; of the other groups, which are states of heads, "GROUP heads"."""
 
-def arm_label(arm: Mapping[str, Any]) -> str:
+
+def arm_label(arm: Mapping[str, Any], sets: int | None = None) -> str:
     """The name of an arm for readers.
 
-    >>> arm_label({"arm": "emerged-x0", "group": "emerged", "factor": 0.0, "random": None})
-    'emerged off'
+    Args:
+        arm: its row, with "group", "random" (number of the random set, or None) and "factor".
+        sets: of an arm of random heads: how many sets stand for it together; None names the set of the arm alone.
+
+    >>> arm_label({"group": "", "random": None, "factor": 1.0})
+    'nothing off'
+    >>> arm_label({"group": "emerged", "random": None, "factor": 0.0})
+    'emerged heads off'
+    >>> arm_label({"group": "base", "random": None, "factor": 0.5})
+    "the base's heads × 0.5"
+    >>> arm_label({"group": "emerged", "random": 1, "factor": 0.0}, sets=5)
+    'random heads off (5 sets)'
     """
     if not arm["group"]:
-        return "all heads on"
+        return "nothing off"
     factor = arm.get("factor")
-    scaled = arm["group"] + (" off" if not factor else f" × {factor:g}")
-    return scaled if arm["random"] is None else f"{scaled}, random set {arm['random']}"
+    what = "off" if not factor else f"× {factor:g}"
+    if arm["random"] is None:
+        return f"{GROUPS.get(arm['group'], arm['group'] + ' heads')} {what}"
+    return f"random heads {what}, set {arm['random']}" if sets is None else f"random heads {what} ({sets} sets)"
 
 
 def verdict(change: Mapping[str, float], other: Mapping[str, Any], factor: float | None = 0.0) -> str:

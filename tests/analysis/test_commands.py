@@ -37,6 +37,12 @@ def test_circuit(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         graph = json.loads((folder / "graph.json").read_text())
         assert sum(edge["in_graph"] for edge in graph["edges"].values()) == family["edges"]
     assert sorted(found["files"]) == sorted(str(path) for path in tmp_path.glob("*/*"))
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+    (tmp_path / "recall" / "settings.json").unlink()  # as after a kill before the last file of the second family
+    assert main([*command, "--out", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    changed = {path.parent.name for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"recall"}
     assert main([*command, "--edges", "20", "--method", "greedy", "--rank", "abs_mean", "--same-pairs"]) == 0
     text = capsys.readouterr().out
     assert "recall: circuit of" in text

@@ -149,7 +149,8 @@ def test_sizes_must_grow(induction: tuple[torch.nn.Module, EdgeScores]) -> None:
 def test_pictures_of_the_curve_and_the_circuit(induction, tmp_path: Path) -> None:
     from xml.etree import ElementTree
 
-    from headwatch.analysis.circuit_report import CircuitOptions, family_circuits, write_circuits
+    from headwatch.analysis.circuit_files import write_circuit
+    from headwatch.analysis.circuit_report import CircuitOptions, family_circuits
     from headwatch.attribution import ScoringSettings
 
     model, _ = induction
@@ -157,8 +158,10 @@ def test_pictures_of_the_curve_and_the_circuit(induction, tmp_path: Path) -> Non
     steps: list[tuple[str, int, int]] = []
     found = family_circuits(model, induction_probes(12), ScoringSettings(), options, lambda *step: steps.append(step))
     assert steps[-1] == ("induction", 9, 9)
-    files = write_circuits(found, model, tmp_path, "hand-written")
-    assert [path.name for path in files] == ["circuit.json", "circuit.svg", "curve.json", "curve.svg", "graph.json"]
+    write_circuit(found[0], model, tmp_path / "induction", "hand-written", {})
+    files = sorted((tmp_path / "induction").iterdir())
+    names = ["circuit.json", "circuit.svg", "curve.json", "curve.svg", "graph.json", "settings.json"]
+    assert [path.name for path in files] == names
     assert Circuit.from_json(files[0]).edges == found[0].circuit.edges
     for picture in (files[1], files[3]):
         ElementTree.parse(picture)

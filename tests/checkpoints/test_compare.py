@@ -1,6 +1,7 @@
 """`headwatch compare`: heads of trained models against their base, thinking on against off, openers of two models."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,35 @@ def test_several_models_share_the_bases_probe_and_complete_records_are_kept(
     assert not np.any(same["evidence"]["effect"])
     arrays = [RunFolder.open(tmp_path / name).read_scores(0).head_scores for name in ("post", "base")]
     assert np.array_equal(*arrays)
+
+
+def test_a_complete_record_is_refused_for_other_options_or_weights(
+    base_and_post: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, post = tmp_path / "models" / "base", tmp_path / "models" / "post"
+    for source, folder in zip(base_and_post, (base, post), strict=True):
+        shutil.copytree(source, folder)
+    command = [str(base), str(post), "--out", str(tmp_path / "out")]
+    compared(command, capsys)
+
+    def refused(*options: str) -> str:
+        assert main(["compare", *command, *OPTIONS, *options]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.endswith("give another --out")
+        return error
+
+    for option, text in (
+        (["--pairs", "8"], "n_pairs=16, and now it is 8"),
+        (["--metric", "nll"], "metric=logit_diff, and now it is nll"),
+        (["--steps", "1"], "steps=5, and now it is 1"),
+        (["--q", "0.1"], "q=0.01, and now it is 0.1"),
+    ):
+        assert text in refused(*option)
+    shutil.rmtree(tmp_path / "out" / "post")  # the pairs are still there
+    assert "pairs=16, and now it is 8" in refused("--pairs", "8")
+    compared(command, capsys)
+    shutil.copy(base / "model.safetensors", post / "model.safetensors")
+    assert "the weights that they had then" in refused()
 
 
 def test_without_probes_a_look_at_the_base_chooses_the_families(

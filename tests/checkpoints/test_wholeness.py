@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 from headwatch.checkpoints.layouts import LAYOUTS, Checkpoint, find_checkpoints
@@ -73,6 +74,24 @@ def test_sharded_weights_are_explained(tmp_path: Path) -> None:
     assert "model_merger" in missing(only(tmp_path / "verl"))
     (tmp_path / "fsdp" / "checkpoint-5" / "pytorch_model_fsdp_0").mkdir(parents=True)
     assert "accelerate merge-weights" in missing(only(tmp_path / "fsdp"))
+
+
+def test_dcp_checkpoints_are_explained(tmp_path: Path) -> None:
+    """As torch writes them, in the folders of torchtitan and of NeMo-RL."""
+    for folder in ("titan/step-5", "nemo/step_5/policy/weights"):
+        dcp.save({"weight": torch.ones(3)}, checkpoint_id=tmp_path / folder)
+    lacks = missing(only(tmp_path / "titan"))
+    assert lacks.startswith("the weights in step-5 are sharded (DCP): convert them to the Hugging Face format with tor")
+    assert "convert_dcp_to_hf.py" in missing(only(tmp_path / "nemo"))
+
+
+def test_shards_without_an_index_are_whole_when_all_are_there(tmp_path: Path) -> None:
+    folder = tmp_path / "step-5"
+    folder.mkdir()
+    for number in (1, 2):
+        assert missing(only(tmp_path), 0.0)
+        save_file({str(number): torch.ones(3)}, folder / f"model-0000{number}-of-00002.safetensors")
+    assert missing(only(tmp_path), 0.0) == ""
 
 
 def test_temporary_folders_are_no_checkpoints(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`headwatch evaluate` and `headwatch ablate` on a model that solves six of eight problems."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def test_a_model_that_solves_six_of_eight(
     assert output(capsys)["suites"]["sums"] == found
     assert main([*command, "--samples", "3"]) == 2
     assert "samples=2, and now it is 3: give another --out" in capsys.readouterr().err
+    trained = tmp_path / "trained"
+    shutil.copytree(solver, trained / solver.name)
+    moved = ["evaluate", str(trained / solver.name), *command[2:], "--samples", "2"]
+    assert main(moved) == 0  # a copy of the same weights
+    assert output(capsys)["suites"]["sums"] == found
+    model = AutoModelForCausalLM.from_pretrained(solver)
+    write_scaled_heads(model, {(0, 0): 0.5})
+    model.save_pretrained(trained / solver.name)
+    assert main(moved) == 2
+    assert "holds answers with weights=" in capsys.readouterr().err
 
 
 def test_draws_depend_on_problem_and_sample_alone(solver: Path, problems: Path) -> None:
@@ -116,12 +127,18 @@ def test_ablation_against_random_heads(
     command += ["--samples", "1", "--temperature", "0", *SHORT, "--out", str(tmp_path / "random")]
     assert main(command) == 0
     text = capsys.readouterr().out
-    assert "heads-x0 against 5 random sets" in text
-    rows = json.loads((tmp_path / "random" / "ablation.json").read_text())["suites"]["sums"]["arms"]
-    for line, row in zip(text.splitlines()[2:], rows, strict=False):
-        name, heads, tokens, cut = line.split()[:4]
-        assert (name, heads) == (row["arm"], str(len(row["heads"])))
-        assert (tokens, cut) == (f"{row['tokens']:.0f}", f"{100 * row['unfinished']:.1f}")
+    assert "the given heads off against 5 random sets" in text
+    arms_ = json.loads((tmp_path / "random" / "ablation.json").read_text())["suites"]["sums"]["arms"]
+    assert [row["arm"] for row in arms_] == ["none", "heads-x0", *(f"heads-x0-random{n}" for n in range(1, 6))]
+    shown = {line[:28].rstrip(): line[28:].split() for line in text.splitlines()[2:5]}
+    assert list(shown) == ["nothing off", "the given heads off", "random heads off (5 sets)"]
+    for cells, rows in zip(shown.values(), (arms_[:1], arms_[1:2], arms_[2:]), strict=True):
+        mean = {name: sum(row[name] for row in rows) / len(rows) for name in ("tokens", "unfinished")}
+        right = sum(row["pass1"]["value"] for row in rows) / len(rows)
+        heads = len(rows[0]["heads"])
+        assert cells[:4] == [
+            *(str(heads), f"{mean['tokens']:.0f}", f"{100 * mean['unfinished']:.1f}", f"{100 * right:.1f}")
+        ]
     page = (tmp_path / "random" / "ablation.html").read_text()
     assert page.count("<circle") == 7  # none, the heads, five random sets
     result = json.loads((tmp_path / "random" / "ablation.json").read_text())["suites"]["sums"]

@@ -96,8 +96,8 @@ def test_heads_off_and_benchmarks(page_file: Path, browse: Callable[..., Dom], v
     assert page.run("document.querySelectorAll('#ablation .arms circle').length") == 4  # none, the heads, two sets
     text = page.run("document.getElementById('ablation').innerText")
     assert "50.0 [40.0, 60.0]" in text
-    assert "all heads on" in text
-    assert "emerged off: " in text
+    assert "nothing off" in text
+    assert "emerged heads off: " in text
     assert "rank p 0.67. They matter no more than random heads." in text
     assert "gsm8k" in page.run("document.getElementById('evaluation').innerText")
 

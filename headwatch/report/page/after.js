@@ -131,7 +131,7 @@ function drawArms(svg, arms) {
   for (const arm of arms) {
     const last = lines[lines.length - 1];
     if (arm.random !== null && last && last.random && last.group === arm.group && last.factor === arm.factor) last.arms.push(arm);
-    else lines.push({ name: arm.random === null ? arm.label : "random heads off", random: arm.random !== null, group: arm.group, factor: arm.factor, arms: [arm] });
+    else lines.push({ name: arm.label.replace(/, set \d+$/, ""), random: arm.random !== null, group: arm.group, factor: arm.factor, arms: [arm] });
   }
   const width = svg.width_(), row = 24, top = 20, left = Math.min(150, width * 0.34), right = width - 20, bottom = top + row * lines.length + 6;
   svg.begin(bottom + 20);
