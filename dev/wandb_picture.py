@@ -1,8 +1,9 @@
 """The picture of docs/images/wandb-panels.png: what W&B is sent of a recorded run, laid out in panels of W&B's size.
 
 The numbers and figures are those of the run; the frame around them is drawn here. It is no picture of the W&B page.
+`dev/pictures.py` takes the picture.
 
-    python dev/wandb_picture.py headwatch-demo/grpo picture.html        # then open it, or take a picture with Chromium
+    python dev/wandb_picture.py headwatch-demo/grpo page.html
 """
 
 import argparse
@@ -41,8 +42,14 @@ def main() -> None:
     parser.add_argument("out")
     parser.add_argument("--family")
     arguments = parser.parse_args()
-    run = RunFolder.open(arguments.run)
-    family = arguments.family or run.families[0]
+    text = page(RunFolder.open(arguments.run), arguments.family)
+    Path(arguments.out).write_text(text, encoding="utf-8")
+    print(f"{arguments.out}: plotly {plotly.__version__}")
+
+
+def page(run: RunFolder, family: str | None = None) -> str:
+    """The page as HTML: the panels of one family, the first one of the run unless it is named."""
+    family = family or run.families[0]
     figures = draw(figure_data.all_figures(history_from_run(run, family), run.training()))
     shown = [(f"headwatch/{family}/{name}", figures[name], HEIGHT - 26) for name in FIGURES]
     shown += [(f"headwatch/{family}/{name}", curve(run, f"{family}/{name}"), 146) for name in HEADLINES]
@@ -51,18 +58,15 @@ def main() -> None:
         f'<div class="panel{" small" if height < 200 else ""}"><p>{name}</p><div id="p{i}"></div></div>'
         for i, (name, _, height) in enumerate(shown)
     )
-    title = f"{figure_data.run_name(run)}: section headwatch/{family} ({len(shown)} panels)"
-    text = PAGE.format(
+    return PAGE.format(
         width=3 * WIDTH + 20,
         height=HEIGHT,
         inner=WIDTH - 22,
-        title=title,
+        title=f"{figure_data.run_name(run)}: section headwatch/{family} ({len(shown)} panels)",
         panels=panels,
         script=get_plotlyjs(),
         data=json.dumps(data),
     )
-    Path(arguments.out).write_text(text, encoding="utf-8")
-    print(f"{arguments.out}: {len(shown)} panels, plotly {plotly.__version__}")
 
 
 def curve(run: RunFolder, name: str) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def _status(history: HeadHistory) -> str:
 
 
 def _line(history: HeadHistory, status: str, accuracy: Sequence[float | None]) -> tuple[str, int]:
-    """The family in a few words, and how much there is to report: signal before none, then events, then heads."""
+    """The family in a few words, and how much there is to report: signal, then events, changed shares, active heads."""
     if status == "no probe":
         return "no probe yet", 0
     if status == "insufficient signal":
@@ -183,9 +183,12 @@ def _line(history: HeadHistory, status: str, accuracy: Sequence[float | None]) -
     known = [value for value in accuracy if value is not None]
     if len(known) > 1:
         parts.append(f"accuracy {known[0]:.0%} → {known[-1]:.0%}".replace("%", "\u00a0%"))
+    changed = int((history.strengthened[-1] | history.weakened[-1]).sum())
     if not (newly or pruned or _dropped(history)):
-        parts.insert(0, f"no event, {_count(active, 'active head')}")
-    return "; ".join(part for part in parts if part), 1_000 * (1 + len(history.events)) + active
+        shares = f", {_count(changed, 'changed share')}" if changed else ""
+        parts.insert(0, f"no event, {_count(active, 'active head')}{shares}")
+    weight = 1_000_000 * (1 + len(history.events)) + 1_000 * changed + active
+    return "; ".join(part for part in parts if part), weight
 
 
 def _strongest(history: HeadHistory) -> str:

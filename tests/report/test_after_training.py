@@ -68,6 +68,15 @@ def test_circuits_are_drawn_with_their_edges_and_curves(page_file: Path, visit: 
     assert page.problems == []
 
 
+def test_a_drawing_that_does_not_fit_is_folded_on_a_phone(page_file: Path, visit: Visit) -> None:
+    shown = "[...document.querySelectorAll('#circuits svg.circuit')].map((svg) => svg.checkVisibility())"
+    assert visit(page_file, width=1360).run(shown) == [True, False]  # the trained model's, the base's
+    page = visit(page_file, width=390)
+    assert page.run(shown) == [False, False]
+    page.click("#circuits details.more-text > summary")
+    assert page.run(shown) == [True, False]
+
+
 def test_roles_are_sorted_and_shown_on_the_page_of_a_head(page_file: Path, visit: Visit, run: RunFolder) -> None:
     page = visit(page_file, width=1360)
     entropy = (

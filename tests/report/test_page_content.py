@@ -45,6 +45,18 @@ def test_summary_of_each_family(grpo: RunFolder, visit: Visit, tmp_path: Path):
     assert page.problems == []
 
 
+def test_without_events_the_page_opens_on_a_head_with_a_changed_share(visit: Visit, tmp_path: Path):
+    run = write_plain_run(tmp_path, [0, 10])
+    scores = run.read_scores(10)
+    order = np.abs(scores.head_scores.mean(0)).ravel().argsort()[::-1]
+    layer, head = np.unravel_index(order[1], scores.head_scores.shape[1:])  # not the strongest head
+    scores.head_scores[:, layer, head] *= 1.2
+    run.write_scores(10, scores)
+    page = visit(write_report(run))
+    assert page.run("document.querySelector('#where .inspector b').textContent") == f"L{layer}.H{head}"
+    assert page.problems == []
+
+
 @pytest.mark.filterwarnings("ignore:.*cut short")
 def test_latest_alert_of_each_kind(grpo: RunFolder, visit: Visit, tmp_path: Path):
     run = write_plain_run(tmp_path, [0, 10, 20])

@@ -69,6 +69,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, grpo: RunFolder, sft: RunFol
         "one": write_report(grpo, folder / "one.html"),
         "two": write_report([short, grpo], folder / "two.html"),
         "large": write_report(large, folder / "large.html"),
+        "quiet": write_report(write_plain_run(folder / "quiet", [0, 10, 20]), folder / "quiet.html"),
         "no signal": write_report(write_plain_run(folder / "none", [0, 10], gap=0.0), folder / "none.html"),
     }
 
@@ -130,6 +131,32 @@ def test_each_run_has_its_own_step_axis_unless_one_is_chosen(pages: dict[str, Pa
     assert page.problems == []
 
 
+def test_without_newly_active_heads_their_chart_is_low(pages: dict[str, Path], visit: Visit) -> None:
+    tops = "[...document.querySelectorAll('#course .strip-title')].map((t) => +t.getAttribute('y'))"
+    first, second, *_ = visit(pages["one"], width=1360).run(tops)
+    assert second - first > 200
+    quiet = visit(pages["quiet"], width=1360)
+    first, second, *_ = quiet.run(tops)
+    assert second - first < 130
+    assert "0 newly active" in quiet.run("document.getElementById('course').textContent")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("7+8=", "7+3=", [2, 1]),
+        ("7+8=", "7+8=", [4, 0]),
+        ("aa", "aaa", [2, 0]),
+        ("D = 8; A", "D = 8; N", [7, 0]),
+        ("", "x", [0, 0]),
+    ],
+)
+def test_the_difference_of_a_pair(
+    pages: dict[str, Path], visit: Visit, one: str, other: str, expected: list[int]
+) -> None:
+    assert visit(pages["one"]).run(f"differing({one!r}, {other!r})") == expected
+
+
 def test_probe_pair_is_shown_with_its_answers(grpo: RunFolder, visit: Visit, tmp_path: Path) -> None:
     run = grpo.copy_to(tmp_path / "headwatch")
     example = {"clean": "1+1=2\n2+3=", "corrupted": "1+1=2\n2+4=", "clean_answer": "5", "corrupted_answer": "6"}
@@ -139,6 +166,7 @@ def test_probe_pair_is_shown_with_its_answers(grpo: RunFolder, visit: Visit, tmp
     assert lines[0] == "One of 32 probe pairs of addition with the token that the metric reads"
     assert lines[1].removeprefix("clean").strip().split(" → ") == ["1+1=2⏎2+3=", "5"]
     assert lines[2].removeprefix("corrupted").strip().split(" → ") == ["1+1=2⏎2+4=", "6"]
+    assert page.run("[...document.querySelectorAll('#pair mark')].map((m) => m.textContent)") == ["3", "4"]
     assert visit(write_report(run), "family=recall").run("document.getElementById('pair').hidden")
     assert page.problems == []
 

@@ -80,6 +80,24 @@ def test_the_line_of_a_family_names_its_heads(history: HeadHistory, most: int, m
         assert f"{word} ({', '.join(names[:most])}{more})" in line
 
 
+def test_a_family_with_a_changed_share_says_so_and_comes_first(tmp_path):
+    """No event: the strongest head of the base gets stronger."""
+    same = HeadHistory.from_run(write_plain_run(tmp_path / "same", [0, 10]))
+    run = write_plain_run(tmp_path / "changed", [0, 10])
+    scores = run.read_scores(10)
+    layer, head = np.unravel_index(np.abs(scores.head_scores.mean(0)).argmax(), scores.head_scores.shape[1:])
+    scores.head_scores[:, layer, head] *= 1.3
+    run.write_scores(10, scores)
+    changed = HeadHistory.from_run(run)
+    assert changed.events == []
+    assert f"though the share of 1 head (L{layer}.H{head}) changed" in sentences.headline(changed)
+    before, now = (sentences.summary(history) for history in (same, changed))
+    assert before["line"] == "no event, 8 active heads"
+    assert now["line"].startswith("no event, ")
+    assert now["line"].endswith(", 1 changed share")
+    assert now["weight"] > before["weight"] + 500
+
+
 @pytest.mark.parametrize(("below", "expected"), [(0, "within"), (1, "above")])
 def test_edge_of_the_null_band_is_inside(history: HeadHistory, circuit: HeadHistory, below: int, expected: str):
     high = circuit.newly_active()[-1] + circuit.counts()["dropped"][-1] - below

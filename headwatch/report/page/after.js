@@ -66,9 +66,11 @@ function drawCircuits(box, run) {
     return { cells: [each.model, `${whole(own.edges)} of ${whole(own.real_edges)}`, whole(own.heads), keeps, with_(own.cpr, own.random_cpr), with_(own.cmd, own.random_cmd)] };
   }), [2, 5]);
   found.slice().reverse().forEach((each, i) => {
-    const own = each.families[chosen.family], part = i ? element(box, "details", { class: "more-text" }) : element(box, "div");
-    if (i) part.open = document.body.classList.contains("printing");
-    if (own.drawing) drawCircuit(part, each.model, own, i > 0);
+    const own = each.families[chosen.family];
+    if (!own.drawing) return;
+    const narrow = box.clientWidth < 600 && own.drawing.size[0] > box.clientWidth, folded = i > 0 || narrow, part = element(box, folded ? "details" : "div", { class: "more-text" });
+    if (folded) part.open = document.body.classList.contains("printing");
+    drawCircuit(part, each.model, own, folded);
   });
 }
 
@@ -120,7 +122,7 @@ function drawAblation(box, run) {
         const other = arm.against_none;
         return { cells: [arm.label, whole(arm.heads.length), interval(arm.pass1), ...(other ? [interval(other.difference, true), pText(other.p_value), whole(other.newly_right), whole(other.newly_wrong)] : ["", "", "", ""])] };
       }), [1, 4, 5, 6]);
-      for (const note of found.notes) element(box, "p", { class: "facts" }, note);
+      for (const note of found.notes) element(box, "p", { class: "facts" }, unbroken(note));
     }
   }
 }

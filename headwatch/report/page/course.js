@@ -1,6 +1,6 @@
 /* course.js: charts over the training step, stacked on one x axis. */
 
-const RIGHT = 92, PLOT = { cohorts: 168, retained: 46, small: 52 }, ALONE = { cohorts: 224, retained: 60, small: 64 };
+const RIGHT = 92, PLOT = { cohorts: 168, none: 62, retained: 46, small: 52 }, ALONE = { cohorts: 224, none: 84, retained: 60, small: 64 };
 const CURVES = { reward: "Reward", loss: "Loss", accuracy: "Training accuracy" };
 
 /* The scales of each run: its own charts and its own step axis, unless one axis for all is chosen. */
@@ -35,7 +35,7 @@ function courseScales(runs, views) {
   domain.gap = [Math.min(0, ...gaps), Math.max(...gaps, 0) * 1.06 || 1];
   const last = Math.max(1, ...runs.map(lastStep));
   /* Base heads have an axis of their own where they would flatten the new ones. */
-  return { alone: runs.length === 1, newly: Math.max(newly, 1), retained: Math.max(retained, 1), apart: newly > 0 && retained > 2.5 * newly, curves, domain, first: Math.min(0, ...runs.map((r) => r.steps[0] || 0)), last };
+  return { alone: runs.length === 1, none: !newly, newly: Math.max(newly, 1), retained: Math.max(retained, 1), apart: newly > 0 && retained > 2.5 * newly, curves, domain, first: Math.min(0, ...runs.map((r) => r.steps[0] || 0)), last };
 }
 
 function drawCourse(svg, run, view, scales, now) {
@@ -45,7 +45,7 @@ function drawCourse(svg, run, view, scales, now) {
   let y = 8;
   const places = [...(view && view.lives.heads.length ? ["cohorts"] : []), ...(scales.apart && view && view.lives.heads.length ? ["retained"] : []), ...scales.curves, ...scales.probed].map((name) => {
     const top = y + 20;
-    y = top + (heights[name] || heights.small) + 10;
+    y = top + (name === "cohorts" && scales.none ? heights.none : heights[name] || heights.small) + 10;
     return { name, top, bottom: y - 10 };
   });
   const foot = y - 4, bottom = foot - 6;

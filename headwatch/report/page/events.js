@@ -102,7 +102,7 @@ function drawSurvival(svg, view, last) {
   svg.begin(232);
   gridLines(svg, y, [0, 0.25, 0.5, 0.75, 1], right, (value) => `${value * 100} %`);
   xLabels(svg, x, ticks(0, last, width / 110), bottom + 16);
-  label(svg, right, bottom + 32, "steps since the head became active", { "text-anchor": "end" });
+  label(svg, width < 320 ? width : right, bottom + 32, "steps since the head became active", { "text-anchor": "end" });
   const ends = [];
   for (const [group, color] of [["base", "base"], ["emerged", "new"]]) {
     const curve = view.survival[group];

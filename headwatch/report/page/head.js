@@ -188,7 +188,7 @@ function drawHeadOfRun(block, run, view, now, head, share, weight, domains, scal
   if (!view) { element(block, "p", { class: "empty" }, missingText(run)); return; }
   if (!isHeadOf(run, head)) { element(block, "p", { class: "empty" }, `This run’s model has no such head: ${count(run.model.n_layers, "layer")} of ${count(run.model.n_heads, "head")}${run.model.layers_with_heads ? `, in ${run.model.layers_with_heads.length} layers` : ""}.`); return; }
   const name = headName(head);
-  element(block, "p", { class: "facts" }, headTexts(view, head, now).join(" · "));
+  element(block, "p", { class: "facts" }, unbroken(headTexts(view, head, now).join(" · ")));
   if (share) {
     const detectable = share.detectable[lastAtMost(share.probes, now)] === "1";
     drawPath(chart(block, "head-share", `Share of ${name} over the steps of ${run.name}, with its 95 % interval`), "Share of the metric gap", "95 % interval over the pairs", run, view, head, share, domains.share, scales, now, percent);

@@ -10,7 +10,7 @@ const HELP = {
   ablation: "A dot is the accuracy with these heads off and its 95 % interval over the problems; the dashed line is the model with all heads on. Grey: random sets of as many other heads; where these cost as much, the heads are not special.",
   evaluation: "Accuracy on benchmarks with its 95 % interval over the problems. Components: parts of the total |edge score| before and after training.",
   roles: "One row per head, mean over clean probe prompts: what it attends to (Previous, First: attention to the token before and to the first token) and what it writes along the answers’ difference (Write). A column’s name sorts, a head’s name opens its page, and “How to read this” defines every column.",
-  lives: "Each row is a head, and each bar is a stretch of training in which it was active; on the right, its share of the metric gap now. Thin and grey parts: membership of the active set changed, but not significantly.",
+  lives: "Each row is a head, and each bar is a stretch of training in which it was active; on the right, its share of the metric gap now (shares need not add up to 100 %: what passes through several heads counts for each). Thin and grey parts: membership of the active set changed, but not significantly.",
   events: "Evidence rule: each row is a change of share that passed the paired test (q) and is at least 0.5 % of the base’s total |share|. A negative share works against the clean answer, so a dropped head with one has a positive change.",
   survival: "Fraction of the heads that are still active, by the number of steps since they became active, with 95 % interval. Ticks: heads still active at the last probe, whose end is not known.",
 };

@@ -98,12 +98,13 @@ function chooseHead(head, step, newEntry) {
   draw(newEntry);
 }
 
-/* The head chosen at first: the one with the event of largest change, or else the first of the raster. */
+/* The head chosen at first: the one with the event of largest change, or else of the changed ones the one of largest share, or else the first of the raster. */
 function mostChanged() {
   const rows = eventRows(runs, runs.map(viewOf)).filter((row) => isNumber(row.change));
   rows.sort((a, b) => Math.abs(b.change) - Math.abs(a.change));
   if (rows.length) return rows[0].head;
-  const view = runs.map(viewOf).find((v) => v && v.lives.heads.length);
+  const view = runs.map(viewOf).find((v) => v && v.lives.heads.length), share = (head) => Math.abs(valueAt(view, head, Infinity) || 0);
+  if (view && view.effect.changed && view.effect.changed.length) return view.effect.changed.slice().sort((a, b) => share(b) - share(a))[0];
   return view ? view.lives.heads[groupRows(view, "base")[0] || 0] : null;
 }
 
@@ -241,7 +242,7 @@ function drawWhere(where, run, view, now, picked, share, domain, scales) {
   const name = headName(picked);
   if (isHeadOf(run, picked)) {
     element(where.inspector, "b", {}, name);
-    where.inspector.append(" · " + headTexts(view, picked, now).join(" · "));
+    where.inspector.append(" · " + unbroken(headTexts(view, picked, now).join(" · ")));
   }
   const weight = share ? null : importancePath(run, picked);
   if (share) drawPath(where.share, `Share of ${name}`, "95 % interval", run, view, picked, share, domain, scales, now, percent);
@@ -265,7 +266,7 @@ function drawLives(lives, run, view, now, picked, scales) {
 function drawNote(views, nows) {
   const note = byId("rule-note"), settings = (runs[0] && runs[0].evidence) || {};
   if (chosen.rule === "evidence") {
-    note.textContent = `Evidence rule: each head is compared with itself on the same frozen pairs. A change counts if it is significant after correction over the heads (q ≤ ${number(settings.q)}) and material (at least ${percent(settings.min_change)} of the base’s total |share|).`.replace(/ (?=[%≤])|(?<=≤) /g, "\u00a0");
+    note.textContent = unbroken(`Evidence rule: each head is compared with itself on the same frozen pairs. A change counts if it is significant after correction over the heads (q ≤ ${number(settings.q)}) and material (at least ${percent(settings.min_change)} of the base’s total |share|).`);
     return;
   }
   const means = views.map((view, r) => (view && view.stability ? `${runs.length > 1 ? runs[r].letter + " " : ""}${percent(view.stability.mean[nows[r]])}` : null)).filter(Boolean);

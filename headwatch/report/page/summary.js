@@ -73,12 +73,25 @@ function drawPair() {
   if (!run) return;
   const example = run.examples[chosen.family], pairs = run.families[chosen.family] ? run.families[chosen.family].pairs : 1;
   element(box, "p", { class: "caption" }, `One of ${count(pairs, "probe pair")} of ${chosen.family} with the token that the metric reads`);
+  const [from, to] = differing(example.clean, example.corrupted);
   for (const side of ["clean", "corrupted"]) {
-    const line = element(box, "p");
+    const line = element(box, "p"), prompt = element(null, "code"), text = example[side].replace(/\n/g, "⏎"), end = text.length - to;
     element(line, "span", { class: "side" }, side);
-    element(line, "code", {}, example[side].replace(/\n/g, "⏎"));
+    prompt.append(text.slice(0, from));
+    element(prompt, "mark", {}, text.slice(from, end));
+    prompt.append(text.slice(end));
+    line.append(prompt);
     if (example[side + "_answer"]) { line.append(" → "); element(line, "code", { class: "answer" }, example[side + "_answer"]); }
   }
+}
+
+/* How many characters two texts have in common at the beginning, and after the difference at the end. */
+function differing(one, other) {
+  const shortest = Math.min(one.length, other.length);
+  let from = 0, to = 0;
+  while (from < shortest && one[from] === other[from]) from += 1;
+  while (to < shortest - from && one[one.length - 1 - to] === other[other.length - 1 - to]) to += 1;
+  return [from, to];
 }
 
 /* Which heads emerged in every family and which in one only. */

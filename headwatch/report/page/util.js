@@ -32,6 +32,9 @@ function percent(value, withSign) {
   return minus((withSign && value > 0 ? "+" : "") + text) + " %";
 }
 
+/* The text without line breaks before a percent sign or next to an inequality sign. */
+const unbroken = (text) => text.replace(/ (?=[%≤])|(?<=≤) /g, "\u00a0");
+
 /* The first `most` names, and how many more there are. */
 function listed(names, most) {
   if (!names.length) return "none";
