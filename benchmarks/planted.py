@@ -21,6 +21,7 @@ its true probe. For untouched heads every event is counted, and separately those
 import argparse
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -129,37 +130,57 @@ def base_model(folder: Path, seed: int) -> Path:
     return folder
 
 
-class Truth:
-    """Shares of any state of a base model, [L, H] per family, on pairs separate from the probe sets."""
+Measured = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]  # [N, L, H], clean [N], corrupted [N]
+Measure = Callable[[Any, ProbeSet], Measured]
 
-    def __init__(self, base: Path, n_pairs: int = N_TRUTH) -> None:
+
+def by_score(model: Any, probes: ProbeSet, **settings: Any) -> Measured:
+    """Head scores of every pair, by the default rule or by other settings of `score_heads`."""
+    scored = score_heads(model, probes, **settings)
+    return scored.per_pair.numpy(), scored.readings.metric_clean.numpy(), scored.readings.metric_corrupted.numpy()
+
+
+class States:
+    """Measurements of any state of a base model on fixed pairs; each state is measured once.
+
+    Args:
+        base: folder of the base model.
+        n_pairs: pairs per family.
+        seed: of the pairs.
+        measure: scores, or what they estimate.
+    """
+
+    def __init__(self, base: Path, n_pairs: int, seed: int, measure: Measure) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(base)
-        self.probes = ProbeSet.generate(
-            list(FAMILIES), AutoTokenizer.from_pretrained(base), n_pairs=n_pairs, seed=TRUTH_SEED
-        )
-        self.anatomy = Anatomy.of(self.model)
-        self.known: dict[tuple[Any, ...], NDArray[np.float64]] = {}
+        self.probes = ProbeSet.generate(list(FAMILIES), AutoTokenizer.from_pretrained(base), n_pairs=n_pairs, seed=seed)
+        self.anatomy, self.measure = Anatomy.of(self.model), measure
+        self.known: dict[tuple[Any, ...], list[Measured]] = {}
 
-    def shares(self, scales: Scale) -> NDArray[np.float64]:
-        """[F, L, H] with these heads' columns scaled."""
+    def measured(self, scales: Scale) -> list[Measured]:
+        """Of each family, with these heads' columns scaled."""
         key = tuple(sorted((head, scale) for head, scale in scales.items() if scale != 1.0))
         if key not in self.known:
             before = {head: columns(self.model, self.anatomy, head).clone() for head in scales}
             with torch.no_grad():
                 for head, scale in scales.items():
                     columns(self.model, self.anatomy, head).copy_(scale * before[head])
-                scored = score_heads(self.model, self.probes)
+                found = self.measure(self.model, self.probes)
                 for head, values in before.items():
                     columns(self.model, self.anatomy, head).copy_(values)
-            found = []
-            for family in FAMILIES:
-                mine = scored.select(family)
-                read = mine.readings
-                found.append(
-                    shares(mine.per_pair.numpy(), read.metric_clean.numpy(), read.metric_corrupted.numpy()).value
-                )
-            self.known[key] = np.stack(found)
+            of_pair = np.array(self.probes.families)
+            self.known[key] = [tuple(part[of_pair == family] for part in found) for family in FAMILIES]  # type: ignore
         return self.known[key]
+
+
+class Truth(States):
+    """Shares of any state of a base model, [L, H] per family, on pairs separate from the probe sets."""
+
+    def __init__(self, base: Path, n_pairs: int = N_TRUTH, measure: Measure = by_score) -> None:
+        super().__init__(base, n_pairs, TRUTH_SEED, measure)
+
+    def shares(self, scales: Scale) -> NDArray[np.float64]:
+        """[F, L, H] with these heads' columns scaled."""
+        return np.stack([shares(*found).value for found in self.measured(scales)])
 
 
 def candidates(share: NDArray[np.float64]) -> list[Head]:

@@ -1,6 +1,7 @@
 """Which score predicts best what switching a head off does? Rules against exact activation patching, on real weights.
 
     python benchmarks/scores.py --model FOLDER --families addition recall --pairs 8 --metrics logit_diff kl
+    python benchmarks/scores.py --model FOLDER --families openers --questions FILE.jsonl --metrics kl --no-circuit
     python benchmarks/scores.py --tables results/*.json
 
 For every pair and every head, the exact change of the metric: the head's output taken from the corrupted run in the
@@ -15,7 +16,7 @@ clean run, and the reverse; the mean of both directions. Compared with the score
 - completeness: error of the sum of the `input` scores as the change of the metric;
 - CPU seconds per pair, in a pass of all pairs that scores heads.
 
-Edges, events and planted changes are not compared here.
+Circuits of edges are compared by circuit_rules.py, events by event_rules.py, planted changes by planted_rules.py.
 """
 
 import argparse
@@ -30,9 +31,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from headwatch import Anatomy, ProbeSet, score_heads
+from headwatch import Anatomy, ProbeSet, patch_heads, score_heads
 from headwatch.attribution.metrics import METRICS, Reads
 from headwatch.model.hooks import hooked
+from headwatch.probes.openers import Openers
 
 RULES: dict[str, dict[str, Any]] = {
     "midpoint, m = 5": {"alphas": "midpoint", "steps": 5},
@@ -45,7 +47,7 @@ KEPT = (0.05, 0.1, 0.2, 0.4)
 
 
 class Runs:
-    """The runs of one pair, without padding: clean and corrupted, and any run with heads taken from the other."""
+    """The runs of one pair, without padding: clean, corrupted, and clean with heads from the corrupted one."""
 
     def __init__(self, model: Any, anatomy: Anatomy, probes: ProbeSet, pair: int) -> None:
         self.model, self.anatomy = model, anatomy
@@ -59,53 +61,23 @@ class Runs:
             torch.ones(1, len(self.columns), dtype=torch.bool),
         )
         self.z: dict[str, list[Tensor]] = {}
-        self.inputs: dict[str, list[tuple[Any, Any]]] = {}
         self.logits = {name: self._whole(name) for name in self.ids}
 
     def _whole(self, name: str) -> Tensor:
-        """Run one prompt; keep each layer's input and its heads' outputs."""
+        """Run one prompt; keep its heads' outputs in each layer."""
         z: list[Tensor] = []
-        inputs: list[tuple[Any, Any]] = []
         handles = [
             layer.out.register_forward_pre_hook(lambda m, args: z.append(args[0])) for layer in self.anatomy.layers
         ]
-        handles += [
-            layer.register_forward_pre_hook(lambda m, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True)
-            for layer in self.anatomy.decoder_layers
-        ]
         with hooked(*handles):
             logits = self.model(input_ids=self.ids[name][None], use_cache=False).logits[:, self.columns]
-        self.z[name], self.inputs[name] = z, inputs
+        self.z[name] = z
         return logits
 
     def value(self, metric: str, logits: Tensor) -> Tensor:
         """The metric of runs, [runs]."""
         n = len(logits)
         return METRICS[metric](logits, self.logits["clean"].expand(n, -1, -1), self.reads.repeat(n))
-
-    def patched(self, into: str, layer: int) -> Tensor:
-        """Logits [H, P, V] of the run `into`, in row h with head h of this layer taken from the other run.
-
-        The layers before it are not run again.
-        """
-        other = "corrupted" if into == "clean" else "clean"
-        heads, width = self.anatomy.n_heads, self.anatomy.head_dim
-        own = self.z[into][layer].repeat(heads, 1, 1)
-        for head in range(heads):
-            columns = slice(head * width, (head + 1) * width)
-            own[head, :, columns] = self.z[other][layer][0, :, columns]
-        with hooked(self.anatomy.layers[layer].out.register_forward_pre_hook(lambda module, args: (own,))):
-            return self._from_layer(into, layer, heads)
-
-    def _from_layer(self, name: str, first: int, rows: int) -> Tensor:
-        """The rest of the model from this layer on, for equal rows."""
-        states = self.inputs[name][first][0][0].repeat(rows, 1, 1)
-        for index in range(first, self.anatomy.n_layers):
-            (_, *args), kwargs = self.inputs[name][index]
-            out = self.anatomy.decoder_layers[index](states, *args, **kwargs)
-            states = out[0] if isinstance(out, tuple) else out
-        states = self.anatomy.final_norm(states[:, self.columns])
-        return self.model.get_output_embeddings()(states)
 
     def with_heads(self, kept: np.ndarray[Any, Any]) -> Tensor:
         """Logits of the clean run, all heads but those kept [L, H] taken from the corrupted run."""
@@ -118,21 +90,23 @@ class Runs:
             return self.model(input_ids=self.ids["clean"][None], use_cache=False).logits[:, self.columns]
 
 
-def exact(pairs: list[Runs], metrics: list[str]) -> tuple[dict[str, dict[str, np.ndarray[Any, Any]]], float]:
-    """Exact changes by metric and direction, means over pairs [L, H], and CPU seconds per pair."""
-    began = time.process_time()
-    anatomy = pairs[0].anatomy
-    found = {m: {d: np.zeros((anatomy.n_layers, anatomy.n_heads)) for d in ("noising", "denoising")} for m in metrics}
-    for runs in pairs:
-        for layer in range(anatomy.n_layers):
-            noised, denoised = runs.patched("clean", layer), runs.patched("corrupted", layer)
-            for m in metrics:
-                clean, corrupted = (runs.value(m, runs.logits[name]) for name in ("clean", "corrupted"))
-                found[m]["noising"][layer] += (runs.value(m, noised) - clean).numpy() / len(pairs)
-                found[m]["denoising"][layer] += (corrupted - runs.value(m, denoised)).numpy() / len(pairs)
-    for by_direction in found.values():
-        by_direction["both"] = (by_direction["noising"] + by_direction["denoising"]) / 2
-    return found, (time.process_time() - began) / len(pairs)
+def exact(
+    model: Any, probes: ProbeSet, metrics: list[str]
+) -> tuple[dict[str, dict[str, np.ndarray[Any, Any]]], dict[str, float]]:
+    """Exact changes by metric and direction, means over pairs [L, H], and CPU seconds per pair by metric."""
+    anatomy = Anatomy.of(model)
+    found, seconds = {}, {}
+    for metric in metrics:
+        began = time.process_time()
+        patched = patch_heads(model, probes, metric=metric)
+        seconds[metric] = (time.process_time() - began) / len(probes)
+        by_direction = {"noising": patched.noising, "denoising": patched.denoising, "both": patched.per_pair}
+        found[metric] = {
+            name: effects.mean(0).reshape(anatomy.n_layers, anatomy.n_heads).numpy()
+            for name, effects in by_direction.items()
+            if effects is not None
+        }
+    return found, seconds
 
 
 def circuit(pairs: list[Runs], metric: str, score: np.ndarray[Any, Any], base: list[float]) -> float:
@@ -156,11 +130,10 @@ def correlation(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 
 
 def compare(
-    model: Any, tokenizer: Any, family: str, n_pairs: int, metrics: list[str], seed: int
+    model: Any, every: ProbeSet, metrics: list[str], rules: list[str], with_circuit: bool = True
 ) -> list[dict[str, Any]]:
-    """One row per metric and rule."""
-    anatomy = Anatomy.of(model)
-    every = ProbeSet.generate(family, tokenizer, n_pairs=5 * n_pairs, seed=seed)
+    """One row per metric and rule; a fifth of the pairs is compared with patching, the others show replication."""
+    anatomy, n_pairs = Anatomy.of(model), len(every) // 5
     probes, *halves = (
         every.select(list(range(first, stop)))
         for first, stop in ((0, n_pairs), (n_pairs, 3 * n_pairs), (3 * n_pairs, 5 * n_pairs))
@@ -168,24 +141,25 @@ def compare(
     rows = []
     model.eval().requires_grad_(False)
     with torch.no_grad():
-        pairs = [Runs(model, anatomy, probes, pair) for pair in range(n_pairs)]
-        truth, patching_seconds = exact(pairs, metrics)
+        pairs = [Runs(model, anatomy, probes, pair) for pair in range(n_pairs)] if with_circuit else []
+        truth, patching_seconds = exact(model, probes, metrics)
         for metric in metrics:
             both = truth[metric]["both"]
             none = np.zeros(both.shape, np.bool_)
             base = [float(runs.value(metric, runs.with_heads(none))) for runs in pairs]
-            best = circuit(pairs, metric, both, base)
+            best = circuit(pairs, metric, both, base) if pairs else None
             strongest = set(np.argsort(-np.abs(both), axis=None)[:10].tolist())
-            for rule, how in RULES.items():
+            for rule in rules:
                 if metric == "kl" and rule == "clean":
                     continue
+                how = RULES[rule]
                 began = time.process_time()
                 scores = score_heads(model, probes, metric, **how)
                 seconds = (time.process_time() - began) / n_pairs
                 mean = scores.mean().numpy()
                 two = [score_heads(model, half, metric, **how).mean().numpy() for half in halves]
                 row = {
-                    "family": family,
+                    "family": every.families[0],
                     "metric": metric,
                     "rule": rule,
                     "pairs": n_pairs,
@@ -193,11 +167,11 @@ def compare(
                     **{f"agreement_{name}": correlation(mean, exactly) for name, exactly in truth[metric].items()},
                     "top": len(strongest & set(np.argsort(-np.abs(mean), axis=None)[:10].tolist())),
                     "replication": correlation(*two),
-                    "circuit": circuit(pairs, metric, mean, base),
+                    "circuit": circuit(pairs, metric, mean, base) if pairs else None,
                     "circuit_exact": best,
                     "completeness": scores.checks.completeness,
                     "seconds": seconds,
-                    "patching_seconds": patching_seconds,
+                    "patching_seconds": patching_seconds[metric],
                 }
                 rows.append(row)
                 print(json.dumps(row), flush=True)
@@ -215,10 +189,10 @@ def table(files: list[Path]) -> str:
         found = json.loads(file.read_text(encoding="utf-8"))
         for row in found["rows"]:
             agreement = " | ".join(f"{row[f'agreement_{name}']:.3f}" for name in columns)
+            kept = "" if row["circuit"] is None else f"{row['circuit']:.2f} (exact {row['circuit_exact']:.2f})"
             lines.append(
                 f"| {found['model']}, {row['family']}, {row['metric']} | {row['rule']} | {agreement} | {row['top']} | "
-                f"{row['replication']:.3f} | {row['circuit']:.2f} (exact {row['circuit_exact']:.2f}) | "
-                f"{row['seconds']:.2f} |"
+                f"{row['replication']:.3f} | {kept} | {row['seconds']:.2f} |"
             )
     return "\n".join(lines)
 
@@ -228,7 +202,10 @@ def main() -> None:
     parser.add_argument("--model", help="a model folder or a name on the Hub")
     parser.add_argument("--families", nargs="+", default=["addition", "recall"])
     parser.add_argument("--metrics", nargs="+", default=["logit_diff", "kl"])
-    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
+    parser.add_argument("--questions", help="a .jsonl file of questions: for the family openers (fixed texts, kl)")
+    parser.add_argument("--no-circuit", action="store_true", help="leave the circuits out")
+    parser.add_argument("--pairs", type=int, default=8, help="compared with patching; four times as many are scored")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--tables", type=Path, nargs="+", help="print the table of these files instead")
@@ -240,7 +217,12 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     rows: list[dict[str, Any]] = []
     for family in options.families:
-        rows += compare(model, tokenizer, family, options.pairs, options.metrics, options.seed)
+        if family == "openers":
+            openers = Openers(questions=options.questions, source="fixed")
+            every = openers.make(tokenizer, 5 * options.pairs, options.seed)
+        else:
+            every = ProbeSet.generate(family, tokenizer, n_pairs=5 * options.pairs, seed=options.seed)
+        rows += compare(model, every, options.metrics, options.rules, not options.no_circuit)
         if options.json:
             found = {"model": Path(options.model).name, "rows": rows}
             options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,107 @@
+"""Circuits of edges under each rule for the points at which gradients are taken: are they equally faithful?
+
+    python benchmarks/circuit_rules.py --model FOLDER --families recall sums --pairs 16 --json OUT.json
+    python benchmarks/circuit_rules.py --tables *.json
+
+Half of the pairs selects the edges, the strongest by mean |score|, at the ten sizes of
+`headwatch.analysis.faithfulness`; the other half evaluates the circuits, all other edges being corrupted exactly. Then
+the halves change places. A cell of the table is the mean of both directions, with each of them in brackets. CPU seconds
+are those of a pass with edges, per pair.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from scores import RULES
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from headwatch import ProbeSet, score_edges
+from headwatch.analysis.faithfulness import faithfulness_curve
+
+SMALL = (0.005, 0.01, 0.02)  # sizes whose faithfulness the table shows
+
+
+def curves(model: Any, probes: ProbeSet, metric: str, rule: str, by: str) -> dict[str, Any]:
+    """The curves of one rule, each half of the pairs selecting once, and the cost of a pass."""
+    halves = [probes.select(list(range(first, len(probes), 2))) for first in (0, 1)]
+    began = time.process_time()
+    scored = [score_edges(model, half, metric, **RULES[rule]) for half in halves]
+    seconds = (time.process_time() - began) / len(probes)
+    found = [
+        faithfulness_curve(model, other, edges, by=by, controls=0).to_json()
+        for edges, other in zip(scored, halves[::-1], strict=True)
+    ]
+    return {"family": probes.families[0], "metric": metric, "rule": rule, "seconds": seconds, "curves": found}
+
+
+def edges_for(curve: dict[str, Any], enough: float = 0.8) -> int:
+    """Edges of the smallest circuit from which on every larger one has this faithfulness."""
+    rows = curve["curve"]
+    below = [place for place, row in enumerate(rows) if row["faithfulness"] < enough]
+    return int(rows[min(below[-1] + 1 if below else 0, len(rows) - 1)]["edges"])
+
+
+def faithfulness_at(curve: dict[str, Any], size: float) -> float:
+    """Faithfulness of the circuit with this share of the edges."""
+    return next(float(row["faithfulness"]) for row in curve["curve"] if row["size"] == size)
+
+
+def table(files: list[Path]) -> str:
+    """Markdown: one row per model, family, metric and rule."""
+    sizes = " | ".join(f"{size:.1%} of the edges" for size in SMALL)
+    lines = [
+        f"| model, family, metric | rule | CPR | CMD | {sizes} | edges at 80 % | CPU s |",
+        "| --- " * (6 + len(SMALL)) + "|",
+    ]
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for row in found["rows"]:
+            both = row["curves"]
+            columns = [[curve[name] for curve in both] for name in ("cpr", "cmd")]
+            columns += [[faithfulness_at(curve, size) for curve in both] for size in SMALL]
+            cells = [f"{sum(c) / len(c):.3f} ({', '.join(f'{value:.3f}' for value in c)})" for c in columns]
+            edges = ", ".join(f"{edges_for(curve):,}" for curve in both)
+            name = f"{found['model']}, {row['family']}, {row['metric']}"
+            lines.append(f"| {name} | {row['rule']} | {' | '.join(cells)} | {edges} | {row['seconds']:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a model folder or a name on the Hub")
+    parser.add_argument("--families", nargs="+", default=["recall", "sums"])
+    parser.add_argument("--metrics", nargs="+", default=["logit_diff", "kl"])
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=[rule for rule in RULES if rule != "clean"])
+    parser.add_argument("--pairs", type=int, default=16, help="of which half selects and half evaluates")
+    parser.add_argument("--by", default="mean_abs", help="ranking of the edges (headwatch.circuits.selection)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--tables", type=Path, nargs="+", help="print the table of these files instead")
+    options = parser.parse_args()
+    if options.tables:
+        print(table(options.tables))
+        return
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    rows: list[dict[str, Any]] = []
+    for family in options.families:
+        probes = ProbeSet.generate(family, tokenizer, n_pairs=options.pairs, seed=options.seed)
+        for metric in options.metrics:
+            for rule in options.rules:
+                if metric == "kl" and rule == "clean":
+                    continue
+                began = time.process_time()
+                rows.append(curves(model, probes, metric, rule, options.by))
+                areas = [(curve["cpr"], curve["cmd"]) for curve in rows[-1]["curves"]]
+                print(family, metric, rule, areas, f"{time.process_time() - began:.0f} CPU s", flush=True)
+                if options.json:
+                    found = {"model": Path(options.model).name, "by": options.by, "rows": rows}
+                    options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
