@@ -11,6 +11,7 @@ from helpers.tiny_models import (
     random_openers,
     random_pairs,
     tiny_model,
+    with_attention,
 )
 
 from headwatch import Anatomy, score_edges, score_heads
@@ -26,10 +27,9 @@ from headwatch.attribution.tensor_pool import TensorPool
 
 METRICS = ("logit_diff", "kl", "nll")
 RULES = [(m, a) for m in METRICS for a in ("midpoint", "right", "left", "clean", "ends") if (m, a) != ("kl", "clean")]
-KERNELS = [(name, kind) for name in ARCHITECTURES for kind in ("eager", "sdpa") if kind == "eager" or has_sdpa(name)]
 
 
-@pytest.mark.parametrize(("architecture", "attention"), KERNELS)
+@pytest.mark.parametrize(("architecture", "attention"), with_attention())
 def test_edges_equal_the_naive_reference_in_every_architecture(architecture: str, attention: str) -> None:
     model, probes = tiny_model(architecture, attention=attention), random_pairs(4)
     expected = naive_edges(model, probes, steps=2)
@@ -94,10 +94,10 @@ def test_naive_heads_are_row_sums_of_naive_edges() -> None:
     assert torch.equal(naive_heads(model, probes, steps=1), rows)
 
 
-@pytest.mark.parametrize(("architecture", "attention"), [k for k in KERNELS if k[1] == "sdpa" or not has_sdpa(k[0])])
-def test_float32_error(architecture: str, attention: str) -> None:
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_float32_error(architecture: str) -> None:
     """In float32, unlike float64, pairs of different lengths share a padded batch."""
-    probes = random_pairs()
+    probes, attention = random_pairs(), "sdpa" if has_sdpa(architecture) else "eager"
     expected = score_edges(tiny_model(architecture, attention=attention), probes)
     found = score_edges(tiny_model(architecture, torch.float32, attention), probes)
     assert found.per_pair.dtype == torch.float32

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_models import ARCHITECTURES, has_sdpa, largest_error, random_openers, random_pairs, tiny_model
+from helpers.tiny_models import largest_error, random_openers, random_pairs, tiny_model, with_attention
 
 from headwatch import Anatomy, score_edges, score_heads
 from headwatch.attribution import ScoringSettings, batch_pass
@@ -12,8 +12,6 @@ from headwatch.attribution.naive import naive_edges
 from headwatch.attribution.run_layout import MaskRecorder, RunLayout, packed_mask, should_pack
 from headwatch.attribution.scoring import score_pairs
 from headwatch.model.hooks import hooked
-
-KERNELS = [(name, kind) for name in ARCHITECTURES for kind in ("eager", "sdpa") if kind == "eager" or has_sdpa(name)]
 
 
 @pytest.fixture
@@ -34,7 +32,7 @@ def pack_all(monkeypatch: pytest.MonkeyPatch, how: bool) -> None:
     monkeypatch.setattr(batch_pass, "should_pack", lambda prefix, length, runs: how)
 
 
-@pytest.mark.parametrize(("architecture", "attention"), KERNELS)
+@pytest.mark.parametrize(("architecture", "attention"), with_attention())
 def test_packed_and_stacked_in_every_architecture(
     architecture: str, attention: str, layouts: list[RunLayout], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,9 +95,7 @@ def test_later_batches_with_kernels(tool: ModuleType, model: nn.Module, edges: b
 def test_edges_of_pairs_stay_on_the_device(tool: ModuleType, model: nn.Module) -> None:
     """In a training only what the head scores and the readings of the pairs take comes back, not 97 MB of edges."""
     probes, settings = tool.random_pairs(151936, 64, 200, 16, seed=0), ScoringSettings(batch_size=64)
-    whole = tool.count_pass(model, probes, settings)
     counts = tool.count_pass(model, probes, settings, edges_on_device=True)
-    assert sum(whole.downloads.values()) > 64 * 365 * 1037 * 4
     assert sum(counts.downloads.values()) <= 64 * (28 * 12 + 8) * 4
     assert sum(counts.synchronisations.values()) <= 2, counts.synchronisations
 

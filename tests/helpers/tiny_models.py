@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import nn
@@ -64,6 +65,20 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-moe": ("Qwen2MoeConfig", {**SHORT, **SPECIAL, **MOE, "shared_expert_intermediate_size": 16}),
     "qwen3-moe": ("Qwen3MoeConfig", {**SHORT, **MOE, "mlp_only_layers": [0]}),
 }
+
+
+# Eager attention of these is tested by `make test` too: windows, biases, fused projections, norms of q and k, experts.
+EAGER = {"llama", "qwen2", "gemma3", "gpt2", "phi3", "olmo2", "qwen3-moe"}
+
+
+def with_attention() -> list[Any]:
+    """Every architecture under the kinds of attention that it has; eager attention of most is a slow test."""
+    found = []
+    for name in ARCHITECTURES:
+        slow = name not in EAGER and has_sdpa(name)
+        found.append(pytest.param(name, "eager", marks=[pytest.mark.slow] if slow else [], id=f"{name}-eager"))
+        found += [pytest.param(name, "sdpa", id=f"{name}-sdpa")] if has_sdpa(name) else []
+    return found
 
 
 # Further architectures, each with a layout of its own, tested against the naive reference alone.

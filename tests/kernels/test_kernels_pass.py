@@ -5,6 +5,7 @@ import torch
 from helpers.tiny_models import largest_error, random_openers, random_pairs, tiny_model
 
 from headwatch import ProbeSet, score_edges, score_heads
+from headwatch.attribution import kernel_trial
 from headwatch.attribution.fused_operations import PARTS
 from headwatch.attribution.kernel_trial import FLOAT32_LIMIT, try_parts
 from headwatch.attribution.scoring import score_pairs
@@ -88,7 +89,9 @@ def test_float64_is_refused(device: torch.device) -> None:
         score_heads(tiny_model("llama").to(device), PAIRS, kernels="triton")
 
 
-def test_a_trial_measures_each_part(device: torch.device) -> None:
+def test_a_trial_measures_each_part(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device.type == "cpu":
+        monkeypatch.setattr(kernel_trial, "ROUNDS", 1)
     model = tiny_model("llama", torch.float32).to(device)
     settings = ScoringSettings(steps=1, edges=False, batch_size=1)
     trials = try_parts(model, random_pairs(2, 6, side="none"), "logit_diff", settings)
