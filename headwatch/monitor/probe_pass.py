@@ -99,7 +99,7 @@ class ProbePass:
             with whole_weights(model, optimizer, Anatomy.of(model).decoder_layers) as whole:
                 if not whole:
                     share = self._unshared(len(probes))
-                progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
+                progress = ProbeProgress(observer, f"headwatch probe, step {step}", len(share.rows), self._shows_bars)
                 scores = share.score(
                     score_by_metric,
                     model,
