@@ -183,7 +183,8 @@ class HeadWatchCallback(TrainerCallback):
         else:
             self._probe(state, **kwargs)
         if self._recorder is not None and not self._off:
-            say_opened(self._recorder.run, self.settings.every, self._recorder.seconds)
+            recorder, is_new = self._recorder, last is None
+            say_opened(recorder.run, self.settings.every, recorder.seconds, recorder.patching_seconds * is_new)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Record what the trainer logs (reward, loss), on the step axis of the probes."""

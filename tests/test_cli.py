@@ -96,6 +96,7 @@ def test_the_choices_are_those_of_the_package() -> None:
         ("score MODEL --probes additon", "neither a family nor an existing file; did you mean addition?"),
         ("score MODEL --probes carry zebra", "--probes zebra: not a family (a file must be given alone)"),
         ("score ./none", "model './none' is not a folder"),
+        ("score outputs/sft/checkpoint-9", "model 'outputs/sft/checkpoint-9' is not a folder"),
         ("score FOLDER", "has no config.json; it holds small.gguf: add --gguf-file small.gguf"),
         ("score FOLDER/small.gguf", "is a file: give its folder, and --gguf-file small.gguf"),
         (

@@ -1,4 +1,4 @@
-"""The command lines of docs/guide/paper-tables.md: each passes --dry-run."""
+"""The command lines of the guide, those of the paper's tables among them: each that has --dry-run passes it."""
 
 import re
 import shlex
@@ -11,9 +11,23 @@ from helpers.synthetic_runs import write_synthetic_run
 from headwatch import Circuit
 from headwatch.cli import main
 
-PAGE = Path(__file__).parents[1] / "docs" / "guide" / "paper-tables.md"
-BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+GUIDE = Path(__file__).parents[1] / "docs" / "guide"
+PLANNED = ("circuit", "compare", "follow", "evaluate", "ablate")  # commands with --dry-run
+
+
+def commands(page: str) -> list[str]:
+    """The command lines of the bash blocks of a page."""
+    blocks = re.findall(r"```bash\n(.*?)```", (GUIDE / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+COMMANDS = commands("paper-tables.md")
+OTHERS = [
+    (page, line)
+    for page in ("two-checkpoints.md", "heads-off.md", "after-training.md", "follow.md")
+    for line in commands(page)
+    if line.startswith(tuple(f"headwatch {name} " for name in PLANNED))
+]
 RECORDS = ("DeepSeek-R1-Distill-Qwen-1.5B", "sft-openr1", "grpo-gsm8k", "Qwen3-8B-think")
 
 
@@ -40,6 +54,23 @@ def test_command_passes_dry_run(
     assert program == "headwatch"
     assert main([*arguments, "--dry-run"]) == 0
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(("page", "command"), OTHERS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(OTHERS)])
+def test_command_of_the_guide_passes_dry_run(
+    page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("outputs/sft", "outputs/grpo", "outputs/grpo/checkpoint-500", "checkpoints/my_run/checkpoint-10"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    write_synthetic_run(tmp_path / "outputs" / "grpo" / "headwatch", kind="grpo", steps=(0, 50, 100))
+    monkeypatch.chdir(tmp_path)
+    assert main([*shlex.split(command)[1:], "--dry-run"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_every_page_has_commands() -> None:
+    assert {page for page, _ in OTHERS} == {"two-checkpoints.md", "heads-off.md", "after-training.md", "follow.md"}
 
 
 def test_the_page_has_the_four_tables() -> None:

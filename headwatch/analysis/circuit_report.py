@@ -16,6 +16,7 @@ from headwatch.circuits.selection import select_circuit, sign_stability
 from headwatch.errors import UserError
 from headwatch.model.head_names import head_name
 from headwatch.probes import ProbeSet
+from headwatch.stats import EvidenceSettings, signal
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,12 @@ class FamilyCircuit:
     evaluated_on: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the circuit's size, heads by importance, its MAX_EDGES strongest edges, and the curve."""
+        """Plain values: signal on the pairs that select, size, heads by importance, strongest edges, and the curve."""
         importance = self.circuit.importance
         heads = sorted(self.circuit.heads, key=lambda head: -importance[head])
         return {
             "family": self.family,
+            "signal": self._signal,
             "edges": len(self.circuit.edges),
             "real_edges": int(self.edges.is_real.sum()),
             "heads": [{"head": head_name(*head), "importance": float(importance[head])} for head in heads],
@@ -77,6 +79,12 @@ class FamilyCircuit:
             "evaluated_on": self.evaluated_on,
             **self.curve.to_json(),
         }
+
+    @property
+    def _signal(self) -> str:
+        heads = self.edges.heads
+        clean, corrupted = heads.readings.metric_clean.numpy(), heads.readings.metric_corrupted.numpy()
+        return signal(heads.per_pair.numpy(), clean, corrupted, EvidenceSettings())
 
 
 def family_circuits(

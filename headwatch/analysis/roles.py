@@ -169,7 +169,7 @@ def weight_change(model: nn.Module, base: nn.Module) -> Tensor:
     now, then = Anatomy.of(model), Anatomy.of(base)
     if _shape(now) != _shape(then):
         raise UserError(
-            f"base: {_shape(then)} layers, heads, key/value heads, head width and model width; the model has "
+            f"base: it has {_shape(then)} layers, heads, key/value heads, head width and model width, and the model "
             f"{_shape(now)}: give the model that it was trained from"
         )
     found = []

@@ -147,9 +147,13 @@ class Follower:
     def _find(self) -> list[Checkpoint]:
         found = find_checkpoints(self.options.folder, self.options.layout)
         if not found and not self.options.until_done:
+            folder = self.options.folder
+            below = [] if self.options.layout else sorted(path for path in folder.iterdir() if _holds_some(path))
+            if below:
+                raise UserError(f"{folder}: no checkpoint in it, but in {' and '.join(map(str, below[:3]))}: give that")
             raise UserError(
-                f"{self.options.folder}: no checkpoint in it; it may be checkpoint-N, global_step_N/actor/huggingface, "
-                "step_N, or match your own --pattern"
+                f"{folder}: no checkpoint in it; it may be checkpoint-N, global_step_N/actor/huggingface, step_N, "
+                "step-N or global_stepN_hf, or match your own --pattern"
             )
         return found
 
@@ -318,6 +322,14 @@ class Follower:
             self._position += 1
             if not _is_recorded(row, self._logged):
                 self._models.log(row["step"], {key: value for key, value in row.items() if key != "step"})
+
+
+def _holds_some(folder: Path) -> bool:
+    """Whether there are checkpoints in a folder."""
+    try:
+        return bool(find_checkpoints(folder))
+    except UserError:  # several of one step
+        return True
 
 
 def _is_recorded(row: dict[str, Any], known: Mapping[int, dict[str, Any]]) -> bool:

@@ -200,7 +200,9 @@ class Circuit:
                 top_n=record["top_n"],
                 tau=record["tau"],
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): give a circuit.json") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a circuit written by Circuit.to_json ({error})") from error
 
 

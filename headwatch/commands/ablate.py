@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.commands.loading import dtype_and_device, model_name
-from headwatch.commands.options import add_command, at_least_one, one_of
+from headwatch.commands.options import add_command, at_least_one, at_least_zero, finite, one_of
 from headwatch.commands.sampling_options import (
     HARNESS,
     add_sampling_options,
@@ -46,10 +46,10 @@ def add(commands: Any) -> None:
     ablate.add_argument("--circuit", default=None, metavar="FILE", help="take the heads of a circuit file")
     ablate.add_argument("--top", type=at_least_one, default=None, help="only the strongest so many heads of each group")
     ablate.add_argument(
-        "--factor", nargs="+", type=float, default=[0.0], help="0 switches off; several give an arm each (0)"
+        "--factor", nargs="+", type=finite, default=[0.0], help="0 switches off; several give an arm each (0)"
     )
     ablate.add_argument(
-        "--random", type=int, default=5, metavar="N", help="random sets per group, matched in layer (5)"
+        "--random", type=at_least_zero, default=5, metavar="N", help="random sets per group, matched in layer (5)"
     )
     add_sampling_options(ablate)
     ablate.add_argument("--out", default=None, metavar="DIR", help="folder for answers (headwatch-ablation/MODEL)")
@@ -70,13 +70,13 @@ def run(arguments: argparse.Namespace) -> int:
         refuse_other_shape(run_folder, arguments.model, shape)
     groups = _groups(arguments, shape)
     if arguments.dry_run:
-        arms_of_plan = 1 + len(groups) * len(set(arguments.factor)) * (1 + max(0, arguments.random))
+        arms_of_plan = 1 + len(groups) * len(set(arguments.factor)) * (1 + arguments.random)
         rows = plan(arguments, arms_of_plan)
         heads = {group: names_of(found) for group, found in groups.items()}
         if arguments.json:
             print(json.dumps({"model": arguments.model, "heads": heads, "plan": rows}))
             return 0
-        print("\n".join(f"{group}: {len(found)} heads: {' '.join(found)}" for group, found in heads.items()))
+        print("\n".join(f"{group}: {len(found)} head(s): {' '.join(found)}" for group, found in heads.items()))
         print("\n".join(plan_lines(rows)))
         return 0
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     for task in tasks:
         check_harness(task)
     assert shape is not None
-    arms = make_arms(groups, list(dict.fromkeys(arguments.factor)), shape, max(0, arguments.random), arguments.seed)
+    arms = make_arms(groups, list(dict.fromkeys(arguments.factor)), shape, arguments.random, arguments.seed)
     problems = {suite: load_problems(suite, arguments.n_problems, arguments.seed) for suite in own}
     evaluator = Evaluator(
         name,

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from headwatch.commands.loading import dtype_and_device, model_name, probes_argument
-from headwatch.commands.options import add_command, at_least_one, one_of
+from headwatch.commands.options import add_command, at_least_one, at_least_zero, one_of, share
 from headwatch.commands.watch_options import (
     add_batch_option,
     add_model_options,
@@ -17,7 +17,6 @@ from headwatch.commands.watch_options import (
     add_path_options,
     add_run_options,
 )
-from headwatch.errors import UserError
 
 # Repeated from headwatch.circuits.selection, which imports numpy; a test compares them.
 RANKINGS = ("mean_abs", "abs_mean", "mean", "stable")
@@ -25,6 +24,7 @@ METHODS = ("top", "greedy", "ratio")
 
 FAMILIES = ("addition", "recall")  # without --probes and --run
 PAIRS = 64
+NO_SIGNAL = "the metric differs too little between clean and corrupted prompts for the numbers below"
 
 
 def add(commands: Any) -> None:
@@ -45,9 +45,9 @@ def add(commands: Any) -> None:
     circuit.add_argument("--method", type=one_of(METHODS), default="top", help=f"{', '.join(METHODS)} (top)")
     circuit.add_argument("--edges", type=at_least_one, default=None, help="edges of the circuit (by --faithful)")
     circuit.add_argument(
-        "--faithful", type=float, default=0.8, help="take the smallest circuit of the curve with this much (0.8)"
+        "--faithful", type=share, default=0.8, help="take the smallest circuit of the curve with this much (0.8)"
     )
-    circuit.add_argument("--random", type=int, default=5, metavar="N", help="random circuits per size (5)")
+    circuit.add_argument("--random", type=at_least_zero, default=5, metavar="N", help="random circuits per size (5)")
     circuit.add_argument(
         "--same-pairs", action="store_true", help="evaluate on the pairs that select, instead of every second pair"
     )
@@ -62,8 +62,6 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    if arguments.random < 0:
-        raise UserError(f"--random {arguments.random} must be 0 or more")
     name = model_name(arguments.model)
     if arguments.run_folder is None:
         probes_argument(arguments.probes or FAMILIES)
@@ -161,16 +159,22 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['family']}: circuit of {size}; selected on {found['selected_on']} pairs, evaluated on "
         f"{found['evaluated_on']}",
+        *([] if found["signal"] == "ok" else [f"  {found['signal']}: {NO_SIGNAL}"]),
         areas,
         f"  {'edges':>9} {'heads':>6} {'faithfulness':>13} {'95 %':>16} {'random':>16}",
     ]
     for row in found["curve"]:
-        interval = f"{row['lower']:.2f} to {row['upper']:.2f}"
+        interval = _range([row["lower"], row["upper"]])
         random = _range(row["random"]) if row["random"] else ""
-        lines.append(f"  {row['edges']:>9,} {row['heads']:>6} {row['faithfulness']:>13.3f} {interval:>16} {random:>16}")
+        value = f"{_no_minus_zero(row['faithfulness'], 3):.3f}"
+        lines.append(f"  {row['edges']:>9,} {row['heads']:>6} {value:>13} {interval:>16} {random:>16}".rstrip())
     top = ", ".join(f"{row['head']} {row['importance']:.0%}" for row in found["heads"][:8])
     return [*lines, f"  importance: {top}"]
 
 
 def _range(values: list[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
+    return " to ".join(f"{_no_minus_zero(value, 2):.2f}" for value in (min(values), max(values)))
+
+
+def _no_minus_zero(value: float, digits: int) -> float:
+    return round(value, digits) + 0.0

@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 from headwatch.commands.loading import load_pretrained, model_name
 from headwatch.commands.options import add_command
+from headwatch.errors import UserError
 
 SMALL = 5_000_000  # parameters of a checkpoint that is checked as it is
 
@@ -24,9 +27,22 @@ def add(commands: Any) -> None:
     doctor.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _whole_model(name: str) -> str:
+    """The model; of an adapter its base, which has the layers."""
+    if not (Path(name) / "adapter_config.json").is_file():
+        return name
+    from headwatch.model.loading import adapter_base
+
+    base = adapter_base(name)
+    if base is None:
+        raise UserError(f"model {name!r} is an adapter that names no base model: give the base model")
+    print(f"{name} is an adapter: its base model, {base}, is checked", file=sys.stderr)
+    return base
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns 0 if the model fits, else 2."""
-    name = model_name(arguments.model)
+    name = _whole_model(model_name(arguments.model))
     from transformers import AutoConfig
 
     from headwatch.attribution.doctor import diagnose, entry

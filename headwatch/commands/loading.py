@@ -45,7 +45,7 @@ def model_name(name: str, gguf_file: str | None = None, takes_gguf: bool = False
         if folder.suffix == ".gguf" and folder.is_file():
             fix = f"give its folder, and --gguf-file {folder.name}" if takes_gguf else converted(folder)
             raise UserError(f"model {name!r} is a file: {fix}")
-        if folder.is_file() or name.startswith(("/", ".", "~")):
+        if folder.is_file() or name.startswith(("/", ".", "~")) or name.count("/") > 1:  # no name on the Hub
             raise UserError(f"model {name!r} is not a folder: give a model folder or a name on the Hub")
         return name
     if gguf_file is not None:

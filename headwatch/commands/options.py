@@ -1,6 +1,7 @@
 """Types of options, and declaring a command."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,31 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
     return int(text)
+
+
+def at_least_zero(text: str) -> int:
+    """Type of an option: a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 0")
+    return int(text)
+
+
+def finite(text: str) -> float:
+    """Type of an option: a number that is not NaN or infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} must be a finite number")
+    return value
+
+
+def share(text: str) -> float:
+    """Type of an option: a number above 0 and up to 1."""
+    if not 0.0 < finite(text) <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
+    return float(text)
 
 
 def seed_number(text: str) -> int:

@@ -66,6 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
     run_folder, shape = run_to_keep_in(arguments.run_folder), read_shape(name)
     refuse_other_shape(run_folder, arguments.model, shape)
     heads = parse_heads(" ".join(arguments.heads or []), shape, "--heads")
+    if base_name is not None and (of_base := read_shape(base_name)) != shape:
+        raise UserError(
+            f"--base {arguments.base} has {of_base[0]} layers x {of_base[1]} heads, and {arguments.model} has "
+            f"{shape[0]} x {shape[1]}: give the model that it was trained from"
+        )
     defaults = RunDefaults.of(run_folder, arguments)
     tokenizer = load_tokenizer(*filter(None, (name, adapter_base(name))))
     probes = defaults.probes(tokenizer, FAMILIES, PAIRS)

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from typing import Any
+import sys
+from typing import Any, cast
 
 from headwatch.commands.loading import dtype_and_device, load_pretrained, model_name, move_to, probes_argument
 from headwatch.commands.options import add_command, at_least_one
@@ -34,17 +35,27 @@ def run(arguments: argparse.Namespace) -> int:
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from headwatch.attribution import score_heads
+    from headwatch.attribution import HeadScores
     from headwatch.attribution.path import path_points
+    from headwatch.attribution.scoring import score_pairs
+    from headwatch.attribution.settings import ScoringSettings
     from headwatch.attribution.summary import summary
     from headwatch.model.anatomy import Anatomy
+    from headwatch.monitor.console import ProbeProgress
     from headwatch.probes import ProbeSet
 
     path_points(arguments.alphas, arguments.steps, arguments.metric)  # refuses combinations that are always zero
     tokenizer = load_pretrained(AutoTokenizer, name, arguments.gguf_file)
     probes = ProbeSet.resolve(wanted, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
     model = move_to(load_pretrained(AutoModelForCausalLM, name, arguments.gguf_file, dtype=dtype), device)
-    scores = score_heads(model, probes, arguments.metric, arguments.steps, arguments.alphas, kernels=arguments.kernels)
+    settings = ScoringSettings(
+        arguments.metric, arguments.steps, arguments.alphas, edges=False, kernels=arguments.kernels
+    )
+    progress = ProbeProgress(None, "headwatch score", len(probes), shown=sys.stderr.isatty())
+    try:
+        scores = cast(HeadScores, score_pairs(model, probes, settings, observe=progress))
+    finally:
+        progress.close()
     families = summary(scores, layers=Anatomy.of(model).layers_with_heads)
     if arguments.json:
         print(json.dumps({"model": arguments.model, "fingerprint": probes.fingerprint, "families": families}))

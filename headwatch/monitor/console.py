@@ -21,6 +21,7 @@ from headwatch.record.run_folder import RunFolder
 
 MAX_EVENTS = 6  # lines of one probe
 DELAY = 2.0  # seconds after which a probe has a progress bar
+LONG_PATCHING = 10.0  # seconds of exact patching at the base probe that are stated
 
 logger = logging.getLogger("headwatch.console")
 
@@ -52,11 +53,20 @@ def no_lines() -> Iterator[None]:
         logger.disabled = before
 
 
-def say_opened(run: RunFolder, every: int, seconds: float | None) -> None:
-    """One line: where, which families, how many pairs, and what a probe costs."""
+def say_opened(run: RunFolder, every: int, seconds: float | None, patching: float | None = None) -> None:
+    """One line: where, which families, how many pairs, and what a probe costs.
+
+    Args:
+        run: the record.
+        every: steps between probes.
+        seconds: duration of the last probe; None if there is none yet.
+        patching: its part for exact patching, where it is the base probe's, which is paid once per run.
+    """
     probes = run.manifest["probes"]
     families, n = probes["families"], probes["n_pairs"]
     cost = "" if seconds is None else f"; the last one took {duration(seconds)}"
+    if patching and seconds is not None and patching > LONG_PATCHING:
+        cost = f"; the base probe took {duration(seconds)}, of which {duration(patching)} for exact patching, once"
     often = f"every {every} steps" if every > 1 else "every step"
     say(f"record in {run.path}; {n} pairs of {' and '.join(families)}; a probe {often}{cost}")
 
@@ -111,14 +121,14 @@ class ProbeProgress:
 
     Args:
         inner: the observer to call, or None.
-        step: of the probe.
+        what: in front of the bar.
         n_pairs: pairs that this process scores.
         shown: whether there is a bar at all.
     """
 
-    def __init__(self, inner: Observer | None, step: int, n_pairs: int, shown: bool) -> None:
+    def __init__(self, inner: Observer | None, what: str, n_pairs: int, shown: bool) -> None:
         self._inner = inner
-        self._bar = progress_bar(f"headwatch probe, step {step}", n_pairs, "pair", shown)
+        self._bar = progress_bar(what, n_pairs, "pair", shown)
 
     def __call__(self, rows: Any, clean_logits: Tensor, reads: Reads) -> None:
         """Called with every batch's clean run."""

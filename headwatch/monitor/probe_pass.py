@@ -116,7 +116,7 @@ class ProbePass:
                     share = self._unshared(len(probes))
                 own = probes.select(list(share.rows)) if share.split else probes
                 settings = self._with_budget(model, own, optimizer, whole)
-                progress = ProbeProgress(observer, step, len(share.rows), self._shows_bars)
+                progress = ProbeProgress(observer, f"headwatch probe, step {step}", len(share.rows), self._shows_bars)
                 scores = share.score(
                     score_by_metric,
                     model,

@@ -45,6 +45,7 @@ class Recorder:
         circuits: family -> HeadHistory by the circuit rule; empty if edges are not scored. A job changes them.
         training: rows of the trainer's log.
         seconds: time of the last probe; None before the first one.
+        patching_seconds: its part for exact patching.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Recorder:
         self.circuits = {name: empty(name, "circuit") for name in names if circuit_rule}
         self.training: list[dict[str, Any]] = []
         self.seconds: float | None = None
+        self.patching_seconds = 0.0
         self._correct: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in names}
         rules = Rules(circuit_rule, thresholds, patching)
         self._writer = ProbeWriter(run, rules, self.histories, self.circuits, self._correct)
@@ -147,7 +149,7 @@ class Recorder:
         if self._circuit_rule is not None and result.edges is not None and result.edges.per_pair.is_cuda:
             result.reduce_edges(self.circuits, *self._circuit_rule)  # now: the training needs the memory
         result.scalars |= result.cost(timer)
-        self.seconds = result.scalars["seconds"]
+        self.seconds, self.patching_seconds = result.scalars["seconds"], result.scalars.get("patching_seconds", 0.0)
         rows, shown = list(self.training), () if final else tuple(sinks)
 
         def job() -> None:

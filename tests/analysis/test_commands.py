@@ -8,6 +8,7 @@ import wandb
 from helpers.plain_run import write_plain_run
 from helpers.tiny_trainers import save_tiny_model
 from helpers.wandb_files import offline_runs
+from transformers import Qwen2Config
 
 from headwatch.analysis.event_patching import PATCHING
 from headwatch.circuits.selection import METHODS, RANKINGS
@@ -100,14 +101,20 @@ def test_roles(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     [
         (["roles", "--heads", "L99H0"], "--heads: the model has no head L99H0; its heads are L0.H0 to L1.H3"),
         (["roles", "--out", "pictures"], "--out needs --heads"),
+        (["roles", "--base", "OTHER"], "has 3 layers x 2 heads, and"),
+        (["circuit", "--faithful", "2"], "2 must be above 0 and at most 1"),
+        (["circuit", "--random", "-1"], "-1 must be a whole number of at least 0"),
         (["circuit", "--rank", "best"], "'best' is unknown; use one of mean_abs"),
         (["circuit", "--heads-only"], "unrecognized arguments: --heads-only"),
         (["circuit", "--pairs", "1"], "has one pair, and none is left to evaluate on; use --same-pairs"),
     ],
 )
 def test_a_mistake_is_one_line(
-    command: list[str], message: str, model: str, capsys: pytest.CaptureFixture[str]
+    command: list[str], message: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if "OTHER" in command:
+        Qwen2Config(num_hidden_layers=3, num_attention_heads=2, hidden_size=8).save_pretrained(tmp_path)
+        command = [str(tmp_path) if word == "OTHER" else word for word in command]
     assert main([command[0], model, "--probes", "recall", *command[1:]]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("headwatch: ")

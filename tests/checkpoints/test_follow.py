@@ -164,12 +164,15 @@ def test_wandb_rows_are_the_callbacks(
 
 def test_one_line_for_a_mistake(trained: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
+    several = tmp_path / "several"
+    lay_out(trained, several, "sft/checkpoint-{}")
     for step in (0, 5):
         weights = load_file(trained / "checkpoint-5" / "model.safetensors")
         write_as_torchtitan(weights, tmp_path / "titan" / f"step-{step}", 1)
     for arguments, line in (
         ([str(tmp_path / "none")], "is not a folder"),
-        ([str(tmp_path / "empty"), "--base", str(model)], "no checkpoint in it"),
+        ([str(tmp_path / "empty"), "--base", str(model)], "no checkpoint in it; it may be checkpoint-N"),
+        ([str(several), "--base", str(model)], f"no checkpoint in it, but in {several / 'sft'}: give that"),
         ([str(trained), "--out", str(tmp_path / "run")], "--base is missing"),
         ([str(trained), "--base", str(model)], "made during training: give another folder with --out"),
         ([str(tmp_path / "titan"), "--settled", "0"], "step-0' has no config.json: give --base"),

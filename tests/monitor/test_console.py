@@ -53,6 +53,17 @@ def test_a_probe_every_step_and_no_lines(caplog: pytest.LogCaptureFixture, tmp_p
     assert line.endswith("; a probe every step; the last one took 104 s")
 
 
+def test_the_patching_of_the_base_is_stated_where_it_takes_long(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    run = write_synthetic_run(tmp_path / "headwatch", steps=(0, 1), n_pairs=8)
+    console.say_opened(run, 10, 665.0, 471.0)
+    console.say_opened(run, 10, 16.0, 3.0)
+    first, second = lines(caplog)
+    assert first.endswith("; the base probe took 11 min, of which 8 min for exact patching, once")
+    assert second.endswith("; the last one took 16 s")
+
+
 def test_lines_are_printed_without_logging_set_up_and_can_be_silenced() -> None:
     script = "import logging\nfrom headwatch.monitor.console import say\nsay('one')\n"
     script += "logging.getLogger('headwatch.console').disabled = True\nsay('two')\n"
@@ -64,7 +75,7 @@ def test_bar_of_a_long_probe(capsys: pytest.CaptureFixture[str], monkeypatch: py
     seen: list[int] = []
     for delay, shown, expected in ((0.0, True, True), (60.0, True, False), (0.0, False, False)):
         monkeypatch.setattr(console, "DELAY", delay)
-        progress = console.ProbeProgress(lambda rows, *_: seen.append(len(rows)), 100, 4, shown)
+        progress = console.ProbeProgress(lambda rows, *_: seen.append(len(rows)), "headwatch probe, step 100", 4, shown)
         for _ in range(2):
             progress(torch.arange(2), None, None)
         progress.close()
