@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headwatch.checkpoints.layouts import Checkpoint, Layout, find_checkpoints
+from headwatch.checkpoints.layouts import Checkpoint, Layout, find_checkpoints, require_checkpoints
 from headwatch.checkpoints.saved_models import SavedModels, last_complete_step
 from headwatch.checkpoints.wholeness import SETTLED_SECONDS, STALE_SECONDS, missing, seconds_unchanged
 from headwatch.errors import UserError
@@ -124,13 +124,8 @@ class Follower:
     # --- which checkpoints ------------------------------------------------------------------------------------------
 
     def _find(self) -> list[Checkpoint]:
-        found = find_checkpoints(self.options.folder, self.options.layout)
-        if not found and not self.options.until_done:
-            raise UserError(
-                f"{self.options.folder}: no checkpoint in it; it may be checkpoint-N, global_step_N/actor/huggingface, "
-                "step_N, or match your own --pattern"
-            )
-        return found
+        find = find_checkpoints if self.options.until_done else require_checkpoints
+        return find(self.options.folder, self.options.layout)
 
     def _is_last(self, checkpoint: Checkpoint) -> bool:
         if self.options.last_step is not None:

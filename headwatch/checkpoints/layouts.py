@@ -109,6 +109,21 @@ def find_checkpoints(folder: Path, layout: Layout | None = None) -> list[Checkpo
     return max(found, key=len)
 
 
+def require_checkpoints(folder: Path, layout: Layout | None = None) -> list[Checkpoint]:
+    """As `find_checkpoints`.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = find_checkpoints(folder, layout)
+    if not found:
+        raise UserError(
+            f"{folder}: no checkpoint in it; it may be checkpoint-N, global_step_N/actor/huggingface, step_N, or match "
+            "your own --pattern"
+        )
+    return found
+
+
 def _of_layout(folder: Path, layout: Layout) -> list[Checkpoint]:
     pattern = re.compile(layout.pattern)
     found: dict[int, Checkpoint] = {}

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from headwatch.commands.loading import dtype_and_device, load_pretrained, model_name, move_to, probes_argument
-from headwatch.commands.options import add_command, at_least_one, one_of
+from headwatch.commands.options import add_command, at_least_one, at_least_zero, in_existing_folder, number, one_of
 from headwatch.commands.watch_options import (
     add_batch_option,
     add_model_options,
@@ -17,7 +17,6 @@ from headwatch.commands.watch_options import (
     add_path_options,
     add_run_options,
 )
-from headwatch.errors import UserError
 
 # Repeated from headwatch.circuits.selection, which imports numpy; a test compares them.
 RANKINGS = ("mean_abs", "abs_mean", "mean", "stable")
@@ -35,15 +34,22 @@ def add(commands: Any) -> None:
     )
     circuit.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face Hub")
     circuit.add_argument(
-        "--out", default=None, metavar="DIR", help="folder for circuits and drawings (nothing written)"
+        "--out",
+        type=in_existing_folder,
+        default=None,
+        metavar="DIR",
+        help="folder for circuits and drawings (nothing written)",
     )
     circuit.add_argument("--rank", type=one_of(RANKINGS), default="mean_abs", help=f"{', '.join(RANKINGS)} (mean_abs)")
     circuit.add_argument("--method", type=one_of(METHODS), default="top", help=f"{', '.join(METHODS)} (top)")
     circuit.add_argument("--edges", type=at_least_one, default=None, help="edges of the circuit (by --faithful)")
     circuit.add_argument(
-        "--faithful", type=float, default=0.8, help="take the smallest circuit of the curve with this much (0.8)"
+        "--faithful",
+        type=number(0.0, 1.0, includes_low=False),
+        default=0.8,
+        help="take the smallest circuit of the curve with this much (0.8)",
     )
-    circuit.add_argument("--random", type=int, default=5, metavar="N", help="random circuits per size (5)")
+    circuit.add_argument("--random", type=at_least_zero, default=5, metavar="N", help="random circuits per size (5)")
     circuit.add_argument(
         "--same-pairs", action="store_true", help="evaluate on the pairs that select, instead of every second pair"
     )
@@ -57,8 +63,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    if arguments.random < 0:
-        raise UserError(f"--random {arguments.random} must be 0 or more")
+    from headwatch.record.after import keep_result, run_to_keep_in
+
+    run_folder = run_to_keep_in(arguments.run_folder)
     wanted, name = probes_argument(arguments.probes), model_name(arguments.model)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -66,10 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.analysis.circuit_report import CircuitOptions, family_circuits, write_circuits
     from headwatch.attribution.settings import ScoringSettings
     from headwatch.probes import ProbeSet
-    from headwatch.record.after import keep_result, run_to_keep_in
     from headwatch.sinks.wandb_after import log_circuits
 
-    run_folder = run_to_keep_in(arguments.run_folder)
     scoring = ScoringSettings(
         arguments.metric,
         arguments.steps,

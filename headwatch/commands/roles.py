@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from headwatch.commands.loading import dtype_and_device, load_pretrained, model_name, move_to, probes_argument
-from headwatch.commands.options import add_command, at_least_one, one_of
+from headwatch.commands.options import add_command, at_least_one, in_existing_folder, one_of
 from headwatch.commands.watch_options import add_model_options, add_pair_options, add_run_options
 from headwatch.errors import UserError
 
@@ -36,7 +36,11 @@ def add(commands: Any) -> None:
     roles.add_argument("--top", type=at_least_one, default=15, help="number of heads to print (15)")
     roles.add_argument("--heads", nargs="+", default=None, metavar="HEAD", help="heads to print and draw (L17.H3 ...)")
     roles.add_argument(
-        "--out", default=None, metavar="DIR", help="write an attention picture of each of --heads to DIR"
+        "--out",
+        type=in_existing_folder,
+        default=None,
+        metavar="DIR",
+        help="write an attention picture of each of --heads to DIR",
     )
     add_model_options(roles)
     add_run_options(roles)
@@ -47,6 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     if arguments.out is not None and arguments.heads is None:
         raise UserError("--out needs --heads: name the heads whose attention is drawn")
+    from headwatch.model.head_names import head_name, parse_heads
+    from headwatch.record.after import heads_with_events, keep_result, run_to_keep_in
+
+    run_folder = run_to_keep_in(arguments.run_folder)
+    heads = parse_heads(arguments.heads or [], None, "--heads")
     wanted, name = probes_argument(arguments.probes), model_name(arguments.model)
     base_name = None if arguments.base is None else model_name(arguments.base)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
@@ -54,19 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     from headwatch.analysis.attention import patterns_of
     from headwatch.analysis.roles import head_roles
-    from headwatch.model.anatomy import Anatomy
-    from headwatch.model.head_names import head_name, parse_heads
+    from headwatch.model.loading import read_shape
     from headwatch.probes import ProbeSet
-    from headwatch.record.after import heads_with_events, keep_result, run_to_keep_in
     from headwatch.sinks.wandb_after import log_roles
 
-    run_folder = run_to_keep_in(arguments.run_folder)
+    parse_heads(arguments.heads or [], read_shape(name) if heads else None, "--heads")
     tokenizer = load_pretrained(AutoTokenizer, name, None)
     probes = ProbeSet.resolve(wanted, tokenizer, n_pairs=arguments.pairs, seed=arguments.seed)
     model = move_to(load_pretrained(AutoModelForCausalLM, name, None, dtype=dtype), device)
     base = None if base_name is None else load_pretrained(AutoModelForCausalLM, base_name, None, dtype=dtype)
-    anatomy = Anatomy.of(model)
-    heads = parse_heads(arguments.heads or [], (anatomy.n_layers, anatomy.n_heads), "--heads")
     with tqdm(unit="prompt", file=sys.stderr, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
