@@ -29,8 +29,10 @@ COMMANDS = (demo, train, score, circuit, roles, doctor, compare, follow, evaluat
 
 WITHOUT_HUB = (demo.run, report.run, workspace.run)  # these read nothing from the Hub
 
-# Loggers of dependencies that warn on import about what is not used here (a faster 4-bit kernel for CPUs).
+# Loggers of dependencies that warn on import about what is not used here (a faster 4-bit kernel for CPUs), and one that
+# prints on standard output that there is no GPU; it sets its own level, so it is filtered.
 NOISY = ("bitsandbytes.backends.cpu.ops",)
+NO_GPU = ("DeepSpeed", "Setting accelerator to CPU")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.*deprecated", category=FutureWarning)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger(NO_GPU[0]).addFilter(_is_worth_a_line)
     parser = _parser()
     try:
         words = list(sys.argv[1:] if argv is None else argv)
@@ -65,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("headwatch: interrupted", file=sys.stderr)
         return 130
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(NO_GPU[1])
 
 
 def _check_words(words: Sequence[str]) -> None:

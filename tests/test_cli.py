@@ -20,6 +20,7 @@ from headwatch.commands import options, score
 from headwatch.commands.loading import use_local_files_without_network
 from headwatch.kernels.launch import KERNELS
 from headwatch.probes import FAMILIES
+from headwatch.sinks.factory import NAMES
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,7 @@ def test_the_choices_are_those_of_the_package() -> None:
     assert options.KERNELS == KERNELS
     assert ALPHA_RULES == options.ALPHAS
     assert tuple(FAMILIES) == options.FAMILIES
+    assert ("none", *NAMES) == options.SERVICES
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,26 @@ def test_the_choices_are_those_of_the_package() -> None:
             "the block are written --headwatch.every",
         ),
         ("ablate MODEL --heads L0.H0 --suite gsmk", "--suite gsmk is unknown: did you mean gsm8k?"),
+        ("ablate MODEL --heads L0.Hx --suite gsm8k", "--heads: 'L0.Hx' is not a head; write layer and head"),
+        ("ablate MODEL --circuit none.json --suite gsm8k", "--circuit none.json: there is no such file"),
+        ("ablate MODEL --heads L0.H0 --suite gsm8k --random -1", "--random: -1 must be a whole number of at least 0"),
+        ("ablate MODEL --run FOLDER --suite gsm8k", "manifest.json"),
+        ("evaluate MODEL --suite gsm8k --run FOLDER/nowhere", "does not exist"),
+        ("evaluate MODEL --suite gsm8k --temperature -1", "--temperature: -1 must be a number of at least 0"),
+        ("evaluate MODEL --suite gsm8k --top-p 2", "--top-p: 2 must be a number above 0 and at most 1"),
+        ("circuit MODEL --faithful x", "--faithful: x must be a number above 0 and at most 1"),
+        ("circuit MODEL --out FOLDER/no/folder", "does not exist; create it first"),
+        ("circuit MODEL --run FOLDER/nowhere", "does not exist"),
+        ("roles MODEL --heads zero", "--heads: 'zero' is not a head"),
+        ("roles MODEL --out FOLDER/pictures", "--out needs --heads"),
+        ("compare MODEL", "name at least one model to compare with BASE"),
+        ("compare MODEL MODEL --q nan", "--q: nan must be a number above 0 and at most 1"),
+        ("compare MODEL MODEL --top-n 1.5", "--top-n: 1.5 must be a number of edges (5000) or a share"),
+        ("compare MODEL MODEL --report-to none wanbd", "--report-to: 'wanbd' is unknown; use one of none, wandb"),
+        ("compare MODEL MODEL --out FOLDER/no/folder", "does not exist; create it first"),
+        ("follow FOLDER", "no checkpoint in it"),
+        ("follow FOLDER --poll 0", "--poll: 0 must be a number above 0"),
+        ("follow FOLDER --pattern (", "--pattern '(' is not a regular expression"),
         ("demo --seed -1", "--seed: -1 must be a whole number from 0"),
         ("report FOLDER", "manifest.json"),
         ("report FOLDER/nowhere", "does not exist"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headwatch.checkpoints.layouts import Checkpoint, Layout, find_checkpoints
+from headwatch.checkpoints.layouts import Checkpoint, Layout, find_checkpoints, require_checkpoints
 from headwatch.checkpoints.saved_models import SavedModels, last_complete_step
 from headwatch.checkpoints.wholeness import SETTLED_SECONDS, STALE_SECONDS, missing, seconds_unchanged
 from headwatch.errors import UserError
@@ -145,17 +145,8 @@ class Follower:
     # --- which checkpoints ------------------------------------------------------------------------------------------
 
     def _find(self) -> list[Checkpoint]:
-        found = find_checkpoints(self.options.folder, self.options.layout)
-        if not found and not self.options.until_done:
-            folder = self.options.folder
-            below = [] if self.options.layout else sorted(path for path in folder.iterdir() if _holds_some(path))
-            if below:
-                raise UserError(f"{folder}: no checkpoint in it, but in {' and '.join(map(str, below[:3]))}: give that")
-            raise UserError(
-                f"{folder}: no checkpoint in it; it may be checkpoint-N, global_step_N/actor/huggingface, step_N, "
-                "step-N or global_stepN_hf, or match your own --pattern"
-            )
-        return found
+        find = find_checkpoints if self.options.until_done else require_checkpoints
+        return find(self.options.folder, self.options.layout)
 
     def _is_last(self, checkpoint: Checkpoint) -> bool:
         if self.options.last_step is not None:
@@ -322,14 +313,6 @@ class Follower:
             self._position += 1
             if not _is_recorded(row, self._logged):
                 self._models.log(row["step"], {key: value for key, value in row.items() if key != "step"})
-
-
-def _holds_some(folder: Path) -> bool:
-    """Whether there are checkpoints in a folder."""
-    try:
-        return bool(find_checkpoints(folder))
-    except UserError:  # several of one step
-        return True
 
 
 def _is_recorded(row: dict[str, Any], known: Mapping[int, dict[str, Any]]) -> bool:

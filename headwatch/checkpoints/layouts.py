@@ -109,6 +109,32 @@ def find_checkpoints(folder: Path, layout: Layout | None = None) -> list[Checkpo
     return max(found, key=len)
 
 
+def require_checkpoints(folder: Path, layout: Layout | None = None) -> list[Checkpoint]:
+    """As `find_checkpoints`.
+
+    Raises:
+        UserError: there is none; the message names folders below with some.
+    """
+    found = find_checkpoints(folder, layout)
+    if found:
+        return found
+    below = [] if layout else sorted(path for path in folder.iterdir() if _holds_some(path))
+    if below:
+        raise UserError(f"{folder}: no checkpoint in it, but in {' and '.join(map(str, below[:3]))}: give that")
+    raise UserError(
+        f"{folder}: no checkpoint in it; it may be checkpoint-N, global_step_N/actor/huggingface, step_N, step-N or "
+        "global_stepN_hf, or match your own --pattern"
+    )
+
+
+def _holds_some(folder: Path) -> bool:
+    """Whether there are checkpoints in a folder."""
+    try:
+        return bool(find_checkpoints(folder))
+    except UserError:  # several of one step
+        return True
+
+
 def _of_layout(folder: Path, layout: Layout) -> list[Checkpoint]:
     pattern = re.compile(layout.pattern)
     found: dict[int, Checkpoint] = {}

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.commands.loading import dtype_and_device, model_name
-from headwatch.commands.options import add_command, at_least_one, at_least_zero, finite, one_of
+from headwatch.commands.options import add_command, at_least_one, at_least_zero, finite, in_existing_folder, one_of
 from headwatch.commands.sampling_options import (
     HARNESS,
     add_sampling_options,
+    check_engine,
     plan,
     plan_lines,
     sampling_settings,
@@ -52,7 +53,13 @@ def add(commands: Any) -> None:
         "--random", type=at_least_zero, default=5, metavar="N", help="random sets per group, matched in layer (5)"
     )
     add_sampling_options(ablate)
-    ablate.add_argument("--out", default=None, metavar="DIR", help="folder for answers (headwatch-ablation/MODEL)")
+    ablate.add_argument(
+        "--out",
+        type=in_existing_folder,
+        default=None,
+        metavar="DIR",
+        help="folder for answers (headwatch-ablation/MODEL)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,11 +67,18 @@ def run(arguments: argparse.Namespace) -> int:
     name = model_name(arguments.model)
     own, tasks = split_suites(arguments.suite)
     from headwatch.commands.run_defaults import refuse_other_shape
-    from headwatch.evaluation.ablation import Arm, compare_tasks, make_arms, run_arms, table
-    from headwatch.evaluation.head_groups import names_of
+    from headwatch.model.head_names import parse_heads
     from headwatch.record.after import keep_result, run_to_keep_in
 
     run_folder = run_to_keep_in(arguments.run_folder)
+    parse_heads(" ".join(arguments.heads or []), None, "--heads")
+    if arguments.circuit is not None and not Path(arguments.circuit).is_file():
+        raise UserError(f"--circuit {arguments.circuit}: there is no such file")
+    if not arguments.dry_run:
+        check_engine(arguments, tasks)
+    from headwatch.evaluation.ablation import Arm, compare_tasks, make_arms, run_arms, table
+    from headwatch.evaluation.head_groups import names_of
+
     shape = _shape(name, arguments.base, needed=not arguments.dry_run)
     if shape is not None:
         refuse_other_shape(run_folder, arguments.model, shape)
@@ -82,14 +96,11 @@ def run(arguments: argparse.Namespace) -> int:
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from headwatch.evaluation.benchmarks import load_problems, suite_name
     from headwatch.evaluation.evaluator import Evaluator
-    from headwatch.evaluation.harness import check_harness
     from headwatch.evaluation.run import Result
     from headwatch.evaluation.to_wandb import log_results
     from headwatch.model.loading import Loader
     from headwatch.report.ablation_page import write_ablation_page
 
-    for task in tasks:
-        check_harness(task)
     assert shape is not None
     arms = make_arms(groups, list(dict.fromkeys(arguments.factor)), shape, arguments.random, arguments.seed)
     problems = {suite: load_problems(suite, arguments.n_problems, arguments.seed) for suite in own}

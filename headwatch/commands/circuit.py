@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from headwatch.commands.loading import dtype_and_device, model_name, probes_argument
-from headwatch.commands.options import add_command, at_least_one, at_least_zero, one_of, share
+from headwatch.commands.options import add_command, at_least_one, at_least_zero, in_existing_folder, number, one_of
 from headwatch.commands.watch_options import (
     add_batch_option,
     add_model_options,
@@ -39,13 +39,20 @@ def add(commands: Any) -> None:
     )
     circuit.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face Hub")
     circuit.add_argument(
-        "--out", default=None, metavar="DIR", help="folder for circuits and drawings (nothing written)"
+        "--out",
+        type=in_existing_folder,
+        default=None,
+        metavar="DIR",
+        help="folder for circuits and drawings (nothing written)",
     )
     circuit.add_argument("--rank", type=one_of(RANKINGS), default="mean_abs", help=f"{', '.join(RANKINGS)} (mean_abs)")
     circuit.add_argument("--method", type=one_of(METHODS), default="top", help=f"{', '.join(METHODS)} (top)")
     circuit.add_argument("--edges", type=at_least_one, default=None, help="edges of the circuit (by --faithful)")
     circuit.add_argument(
-        "--faithful", type=share, default=0.8, help="take the smallest circuit of the curve with this much (0.8)"
+        "--faithful",
+        type=number(0.0, 1.0, includes_low=False),
+        default=0.8,
+        help="take the smallest circuit of the curve with this much (0.8)",
     )
     circuit.add_argument("--random", type=at_least_zero, default=5, metavar="N", help="random circuits per size (5)")
     circuit.add_argument(
@@ -62,6 +69,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    from headwatch.record.after import keep_result, run_to_keep_in
+
+    run_folder = run_to_keep_in(arguments.run_folder)
     name = model_name(arguments.model)
     if arguments.run_folder is None:
         probes_argument(arguments.probes or FAMILIES)
@@ -72,10 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.attribution.settings import ScoringSettings
     from headwatch.commands.run_defaults import RunDefaults, refuse_other_shape
     from headwatch.model.loading import Loader, adapter_base, load_tokenizer, read_shape
-    from headwatch.record.after import keep_result, run_to_keep_in
     from headwatch.sinks.wandb_after import log_circuits
 
-    run_folder = run_to_keep_in(arguments.run_folder)
     defaults = RunDefaults.of(run_folder, arguments)
     if arguments.dry_run:
         return _print_plan(arguments, defaults.planned(FAMILIES, PAIRS), len(SIZES))

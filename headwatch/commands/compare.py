@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.commands.loading import dtype_and_device, model_name
-from headwatch.commands.options import add_command, at_least_one, one_of
-from headwatch.commands.watch_options import add_model_options, add_watch_options, report_to, watch_settings
+from headwatch.commands.options import add_command, at_least_one, in_existing_folder, number, one_of
+from headwatch.commands.watch_options import (
+    add_model_options,
+    add_services_option,
+    add_watch_options,
+    report_to,
+    watch_settings,
+)
+from headwatch.errors import UserError
 
 # Repeated from headwatch.analysis.event_patching, which imports torch; a test compares them.
 PATCHING = ("events", "all", "none")
@@ -45,18 +52,31 @@ def add(commands: Any) -> None:
         help="exact patching of the heads that changed, and of BASE's strongest heads (events), of all BASE's heads: "
         "slow (all), or none",
     )
-    compare.add_argument("--q", type=float, default=0.01, help="false-discovery level over the heads (0.01)")
+    compare.add_argument(
+        "--q",
+        type=number(0.0, 1.0, includes_low=False),
+        default=0.01,
+        help="false-discovery level over the heads (0.01)",
+    )
     compare.add_argument("--top", type=at_least_one, default=10, help="number of heads to print of each kind (10)")
     compare.add_argument("--tokenizer", default=None, help="name of the tokenizer (BASE's)")
-    compare.add_argument("--report-to", nargs="+", default=["none"], help="none, wandb, trackio, tensorboard (none)")
+    add_services_option(compare)
     add_model_options(compare)
-    compare.add_argument("--out", default="headwatch-compare", metavar="DIR", help="folder of the records and the page")
+    compare.add_argument(
+        "--out",
+        type=in_existing_folder,
+        default="headwatch-compare",
+        metavar="DIR",
+        help="folder of the records and the page (headwatch-compare)",
+    )
     compare.add_argument("--dry-run", "--dry_run", action="store_true", help="print the plan and exit")
     compare.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    if not arguments.posts and arguments.think != "both":
+        raise UserError("name at least one model to compare with BASE, or --think both for one model alone")
     base, *posts = (model_name(name) for name in (arguments.base, *arguments.posts))
     from headwatch.stats import EvidenceSettings
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.commands.loading import dtype_and_device, model_name
-from headwatch.commands.options import add_command
+from headwatch.commands.options import add_command, in_existing_folder
 from headwatch.commands.sampling_options import (
     HARNESS,
     add_sampling_options,
+    check_engine,
     plan,
     plan_lines,
     sampling_settings,
@@ -35,32 +36,38 @@ def add(commands: Any) -> None:
         metavar="FOLDER",
         help="keep the result in this recorded run, so that its report shows it",
     )
-    evaluate.add_argument("--out", default=None, metavar="DIR", help="folder for answers (headwatch-evaluation/MODEL)")
+    evaluate.add_argument(
+        "--out",
+        type=in_existing_folder,
+        default=None,
+        metavar="DIR",
+        help="folder for answers (headwatch-evaluation/MODEL)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     name = model_name(arguments.model)
+    own, tasks = split_suites(arguments.suite)
+    from headwatch.record.after import keep_result, run_to_keep_in
+
+    run_folder = run_to_keep_in(arguments.run_folder)
+    if not arguments.dry_run:
+        check_engine(arguments, tasks)
     rows = plan(arguments)
     if arguments.dry_run:
         print(json.dumps({"model": arguments.model, "plan": rows}) if arguments.json else "\n".join(plan_lines(rows)))
         return 0
-    own, tasks = split_suites(arguments.suite)
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from headwatch.commands.run_defaults import refuse_other_shape
     from headwatch.evaluation.benchmarks import load_problems, suite_name
     from headwatch.evaluation.evaluator import Evaluator
-    from headwatch.evaluation.harness import check_harness
     from headwatch.evaluation.run import Result
     from headwatch.evaluation.to_wandb import log_results
     from headwatch.model.loading import Loader, read_shape
-    from headwatch.record.after import keep_result, run_to_keep_in
 
-    run_folder = run_to_keep_in(arguments.run_folder)
     if run_folder is not None:
         refuse_other_shape(run_folder, arguments.model, read_shape(name, arguments.base))
-    for task in tasks:
-        check_harness(task)
     settings = sampling_settings(arguments)
     problems = {suite: load_problems(suite, arguments.n_problems, arguments.seed) for suite in own}
     evaluator = Evaluator(

@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from headwatch.commands.loading import dtype_and_device
-from headwatch.commands.options import add_command, at_least_one, one_of
-from headwatch.commands.watch_options import add_model_options, add_watch_options, report_to, watch_settings
+from headwatch.commands.options import add_command, at_least_one, in_existing_folder, number, one_of
+from headwatch.commands.watch_options import (
+    add_model_options,
+    add_services_option,
+    add_watch_options,
+    report_to,
+    watch_settings,
+)
 from headwatch.errors import NonFiniteError, UserError
 
-# Repeated from headwatch.checkpoints.layouts, whose room imports torch; a test compares them.
+# Repeated from headwatch.checkpoints.layouts; a test compares them.
 LAYOUTS = ("transformers", "verl", "openrlhf", "prime-rl", "torchtitan")
 
 
@@ -30,12 +36,22 @@ def add(commands: Any) -> None:
     follow.add_argument("--every", type=at_least_one, default=1, help="score the steps that are multiples of it (1)")
     follow.add_argument("--last-step", type=at_least_one, default=None, help="training is done with this step's")
     follow.add_argument(
-        "--patience", type=float, default=60.0, metavar="MINUTES", help="done after this long without a checkpoint (60)"
+        "--patience",
+        type=number(0.0),
+        default=60.0,
+        metavar="MINUTES",
+        help="done after this long without a checkpoint (60)",
     )
-    follow.add_argument("--poll", type=float, default=10.0, metavar="SECONDS", help="time between two looks (10)")
+    follow.add_argument(
+        "--poll",
+        type=number(0.0, includes_low=False),
+        default=10.0,
+        metavar="SECONDS",
+        help="time between two looks (10)",
+    )
     follow.add_argument(
         "--settled",
-        type=float,
+        type=number(0.0),
         default=30.0,
         metavar="SECONDS",
         help="time without a change after which files count as written, where the trainer leaves no marker (30)",
@@ -47,8 +63,10 @@ def add(commands: Any) -> None:
     )
     follow.add_argument("--tokenizer", default=None, help="name of the tokenizer (the base model's)")
     follow.add_argument("--log", default=None, metavar="FILE.jsonl", help='rows {"step": 10, "reward": 0.5, ...}')
-    follow.add_argument("--out", default=None, metavar="DIR", help="run folder to write (DIR/headwatch)")
-    follow.add_argument("--report-to", nargs="+", default=["none"], help="none, wandb, trackio, tensorboard (none)")
+    follow.add_argument(
+        "--out", type=in_existing_folder, default=None, metavar="DIR", help="run folder to write (DIR/headwatch)"
+    )
+    add_services_option(follow)
     follow.add_argument("--no-report", action="store_true", help="write no report.html")
     add_watch_options(follow)
     add_model_options(follow)
@@ -63,10 +81,16 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.folder).expanduser()
     if not folder.is_dir() and not arguments.until_done:
         raise UserError(f"{arguments.folder} is not a folder: give the folder that holds the checkpoints")
+    from headwatch.checkpoints.layouts import LAYOUTS as KNOWN
+    from headwatch.checkpoints.layouts import custom_layout, require_checkpoints
+
+    layout = custom_layout(arguments.pattern) if arguments.pattern else KNOWN.get(arguments.layout)
+    if not arguments.until_done:
+        require_checkpoints(folder, layout)
+    if arguments.log is not None and not arguments.until_done and not Path(arguments.log).is_file():
+        raise UserError(f"--log {arguments.log}: there is no such file")
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from headwatch.checkpoints.follow import Follower, FollowOptions
-    from headwatch.checkpoints.layouts import LAYOUTS as KNOWN
-    from headwatch.checkpoints.layouts import custom_layout
     from headwatch.model.loading import Loader
     from headwatch.record.run_folder import RunFolder
     from headwatch.report.html import write_report
@@ -79,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = FollowOptions(
         folder=folder,
         base=arguments.base,
-        layout=custom_layout(arguments.pattern) if arguments.pattern else KNOWN.get(arguments.layout),
+        layout=layout,
         tokenizer=arguments.tokenizer,
         log=Path(arguments.log) if arguments.log else None,
         until_done=arguments.until_done,

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Repeated from headwatch.attribution and headwatch.probes, which import torch; a test compares them.
+# Repeated from headwatch.attribution, headwatch.probes and headwatch.sinks, which import torch; a test compares them.
 METRICS = ("logit_diff", "kl", "nll")
 KERNELS = ("auto", "torch", "triton")
 ALPHAS = ("midpoint", "right", "left", "clean", "ends")
+SERVICES = ("none", "wandb", "trackio", "tensorboard")
 FAMILIES = ("addition", "carry", "sums", "word_problem", "linear_equation", "recall")
 
 
@@ -57,11 +58,30 @@ def finite(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
-    """Type of an option: a number above 0 and up to 1."""
-    if not 0.0 < finite(text) <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
-    return float(text)
+def number(low: float, high: float = math.inf, *, includes_low: bool = True) -> Callable[[str], float]:
+    """Type of an option: a number from `low` (or above it) to `high`."""
+    words = f"of at least {low:g}" if includes_low else f"above {low:g}"
+    if high < math.inf:
+        words += f" and at most {high:g}"
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and (includes_low or value > low) and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text} must be a number {words}")
+        return value
+
+    return read
+
+
+def edges_or_share(text: str) -> float:
+    """Type of an option: a number of edges, or a share of them below 1."""
+    value = number(0.0, includes_low=False)(text)
+    if value >= 1.0 and not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text} must be a number of edges (5000) or a share of them below 1 (0.027)")
+    return value
 
 
 def seed_number(text: str) -> int:

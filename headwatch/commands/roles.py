@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from headwatch.commands.loading import dtype_and_device, model_name, probes_argument
-from headwatch.commands.options import add_command, at_least_one, one_of
+from headwatch.commands.options import add_command, at_least_one, in_existing_folder, one_of
 from headwatch.commands.watch_options import add_model_options, add_pair_options, add_run_options
 from headwatch.errors import UserError
 
@@ -39,7 +39,11 @@ def add(commands: Any) -> None:
     roles.add_argument("--top", type=at_least_one, default=15, help="number of heads to print (15)")
     roles.add_argument("--heads", nargs="+", default=None, metavar="HEAD", help="heads to print and draw (L17.H3 ...)")
     roles.add_argument(
-        "--out", default=None, metavar="DIR", help="write an attention picture of each of --heads to DIR"
+        "--out",
+        type=in_existing_folder,
+        default=None,
+        metavar="DIR",
+        help="write an attention picture of each of --heads to DIR",
     )
     add_model_options(roles)
     add_run_options(roles)
@@ -50,6 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     if arguments.out is not None and arguments.heads is None:
         raise UserError("--out needs --heads: name the heads whose attention is drawn")
+    from headwatch.model.head_names import head_name, parse_heads
+    from headwatch.record.after import heads_with_events, keep_result, run_to_keep_in
+
+    run_folder = run_to_keep_in(arguments.run_folder)
+    parse_heads(" ".join(arguments.heads or []), None, "--heads")
     name = model_name(arguments.model)
     base_name = None if arguments.base is None else model_name(arguments.base)
     if arguments.run_folder is None:
@@ -58,12 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.analysis.attention import patterns_of
     from headwatch.analysis.roles import head_roles
     from headwatch.commands.run_defaults import RunDefaults, refuse_other_shape
-    from headwatch.model.head_names import head_name, parse_heads
     from headwatch.model.loading import Loader, adapter_base, load_tokenizer, read_shape
-    from headwatch.record.after import heads_with_events, keep_result, run_to_keep_in
     from headwatch.sinks.wandb_after import log_roles
 
-    run_folder, shape = run_to_keep_in(arguments.run_folder), read_shape(name)
+    shape = read_shape(name)
     refuse_other_shape(run_folder, arguments.model, shape)
     heads = parse_heads(" ".join(arguments.heads or []), shape, "--heads")
     if base_name is not None and (of_base := read_shape(base_name)) != shape:

@@ -1,9 +1,10 @@
 """Options that evaluate and ablate share: benchmarks, sampling, and the plan that --dry-run prints."""
 
 import argparse
+from importlib.util import find_spec
 from typing import Any
 
-from headwatch.commands.options import at_least_one, one_of, seed_number
+from headwatch.commands.options import at_least_one, number, one_of, seed_number
 from headwatch.errors import UserError
 
 HARNESS = "lm_eval:"
@@ -21,8 +22,10 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n-problems", type=at_least_one, default=None, help="draw so many problems (all)")
     parser.add_argument("--samples", type=at_least_one, default=4, help="answers per problem (4)")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (0.6)")
-    parser.add_argument("--top-p", type=float, default=0.95, help="nucleus sampling (0.95)")
+    parser.add_argument("--temperature", type=number(0.0), default=0.6, help="0 is greedy (0.6)")
+    parser.add_argument(
+        "--top-p", type=number(0.0, 1.0, includes_low=False), default=0.95, help="nucleus sampling (0.95)"
+    )
     parser.add_argument("--top-k", type=at_least_one, default=None, help="number of most likely tokens (no limit)")
     parser.add_argument("--max-tokens", type=at_least_one, default=32768, help="longest answer (32768)")
     parser.add_argument("--batch-size", type=at_least_one, default=16, help="answers per batch (16)")
@@ -62,6 +65,16 @@ def split_suites(names: list[str]) -> tuple[list[str], list[str]]:
         if stored.count(name) > 1:
             raise UserError(f"--suite: {name} is named twice")
     return own, [name.removeprefix(HARNESS) for name in names if name.startswith(HARNESS)]
+
+
+def check_engine(arguments: argparse.Namespace, tasks: list[str]) -> None:
+    """Refuse an engine or a harness that is not installed, before anything is loaded."""
+    from headwatch.evaluation.harness import check_harness
+
+    for task in tasks:
+        check_harness(task)
+    if arguments.engine == "vllm" and find_spec("vllm") is None:
+        raise UserError("--engine vllm, but vLLM is not installed: pip install vllm, or leave it out")
 
 
 def sampling_settings(arguments: argparse.Namespace) -> Any:

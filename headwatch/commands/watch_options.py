@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from headwatch.commands.loading import probes_argument
-from headwatch.commands.options import ALPHAS, FAMILIES, KERNELS, METRICS, at_least_one, one_of, seed_number
+from headwatch.commands.options import (
+    ALPHAS,
+    FAMILIES,
+    KERNELS,
+    METRICS,
+    SERVICES,
+    at_least_one,
+    edges_or_share,
+    one_of,
+    seed_number,
+)
 
 
 def add_pair_options(
@@ -69,7 +79,10 @@ def add_watch_options(parser: argparse.ArgumentParser) -> None:
     add_batch_option(parser)
     parser.add_argument("--heads-only", action="store_true", help="score no edges: faster, without the circuit rule")
     parser.add_argument(
-        "--top-n", type=float, default=0.027, help="edges of the circuit rule: a number, or a share below 1 (0.027)"
+        "--top-n",
+        type=edges_or_share,
+        default=0.027,
+        help="edges of the circuit rule: a number, or a share below 1 (0.027)",
     )
     parser.add_argument(
         "--questions",
@@ -106,6 +119,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="wandb: log the result to W&B, with --run to the run of the training (none)",
     )
+
+
+def add_services_option(parser: argparse.ArgumentParser) -> None:
+    """Declare the services that show the probes."""
+    names = ", ".join(SERVICES)
+    parser.add_argument("--report-to", nargs="+", type=one_of(SERVICES), default=["none"], help=f"{names} (none)")
 
 
 def report_to(names: list[str]) -> dict[str, Any]:

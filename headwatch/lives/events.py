@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from headwatch.io.plain_json import plain
+from headwatch.model.head_names import head_name
 
 EVENT_KINDS = ("emerged", "pruned", "re-emerged", "dropped", "returned")
 
@@ -11,7 +12,7 @@ CONFIRMED, PENDING, WITHDRAWN = "confirmed", "pending", "withdrawn"
 STATUSES = (CONFIRMED, PENDING, WITHDRAWN)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Event:
     """One change of state of one head.
 
@@ -72,6 +73,24 @@ class Event:
     status: str = CONFIRMED
     settled_at: int | None = None
 
+    def __repr__(self) -> str:
+        more = [] if self.rule == "evidence" else [f"{self.rule} rule"]
+        more += [] if self.status == CONFIRMED else [self.status]
+        return f"Event(step {self.step}: {self.describe()}{''.join(f', {each}' for each in more)})"
+
+    def describe(self) -> str:
+        """The event in a few words, with its evidence.
+
+        >>> Event(300, "recall", 17, 3, "emerged", 0.025, 0.06, q_value=0.003).describe()
+        'L17.H3 emerged on recall (share 2.5 % -> 6.0 %, q 0.003)'
+        """
+        value = "share" if self.rule == "evidence" else "importance"
+        numbers = [f"{value} {_percent(self.share_before)} -> {_percent(self.share_now)}"]
+        if self.q_value is not None:
+            numbers.append(f"q {self.q_value:.1g}")
+        verb = {"dropped": "was dropped", "pruned": "was pruned"}.get(self.kind, self.kind)
+        return f"{head_name(self.layer, self.head)} {verb} on {self.family} ({', '.join(numbers)})"
+
     def settled(self, status: str, step: int) -> "Event":
         """The same event with the status that the probe at `step` gives it."""
         return replace(self, status=status, settled_at=int(step) if step != self.step else None)
@@ -92,3 +111,7 @@ class Event:
         known = {field.name for field in fields(cls)}
         event = cls(**{key: value for key, value in values.items() if key in known})
         return replace(event, step=values["seen"], settled_at=values["step"]) if "seen" in values else event
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"

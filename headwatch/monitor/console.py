@@ -6,7 +6,7 @@ it). Where logging is not set up, they are written to standard error, above the 
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,6 @@ from tqdm import tqdm
 from headwatch.attribution.metrics import Reads
 from headwatch.attribution.observer import Observer
 from headwatch.lives.events import CONFIRMED, Event
-from headwatch.model.head_names import head_name
 from headwatch.record.run_folder import RunFolder
 
 MAX_EVENTS = 6  # lines of one probe
@@ -68,7 +67,16 @@ def say_opened(run: RunFolder, every: int, seconds: float | None, patching: floa
     if patching and seconds is not None and patching > LONG_PATCHING:
         cost = f"; the base probe took {duration(seconds)}, of which {duration(patching)} for exact patching, once"
     often = f"every {every} steps" if every > 1 else "every step"
-    say(f"record in {run.path}; {n} pairs of {' and '.join(families)}; a probe {often}{cost}")
+    say(f"record in {run.path}; {n} pairs of {listed(families)}; a probe {often}{cost}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names in a sentence.
+
+    >>> listed(["carry", "addition", "openers"])
+    'carry, addition and openers'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def duration(seconds: float) -> str:
@@ -86,22 +94,9 @@ def say_events(step: int, events: Iterable[Event]) -> None:
     """One line per event that this probe confirms, by the evidence rule."""
     confirmed = [event for event in events if event.rule == "evidence" and event.status == CONFIRMED]
     for event in confirmed[:MAX_EVENTS]:
-        say(f"step {step}: {describe(event)}")
+        say(f"step {step}: {event.describe()}")
     if len(confirmed) > MAX_EVENTS:
         say(f"step {step}: {len(confirmed) - MAX_EVENTS} more events, in the report")
-
-
-def describe(event: Event) -> str:
-    """The event in a few words, with its evidence.
-
-    >>> describe(Event(300, "recall", 17, 3, "emerged", 0.025, 0.06, q_value=0.003))
-    'L17.H3 emerged on recall (share 2.5 % -> 6.0 %, q 0.003)'
-    """
-    numbers = [f"share {_percent(event.share_before)} -> {_percent(event.share_now)}"]
-    if event.q_value is not None:
-        numbers.append(f"q {event.q_value:.1g}")
-    verb = {"dropped": "was dropped", "pruned": "was pruned"}.get(event.kind, event.kind)
-    return f"{head_name(event.layer, event.head)} {verb} on {event.family} ({', '.join(numbers)})"
 
 
 def say_closed(run: RunFolder) -> None:
@@ -151,7 +146,3 @@ def patching_bar(step: int | None, n_effects: int, shown: bool) -> "tqdm[Any]":
     """
     desc = f"headwatch patching, step {step}"
     return tqdm(total=n_effects, desc=desc, unit="effect", delay=DELAY, leave=False, disable=not shown)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"

@@ -20,7 +20,7 @@ from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import Call, callers_autocast
 from headwatch.model.read_only import read_only_pass
 from headwatch.model.whole_weights import whole_weights
-from headwatch.monitor.console import progress_bar
+from headwatch.monitor.console import listed, progress_bar
 from headwatch.monitor.distributed import on_main
 from headwatch.probes import ProbeSet
 from headwatch.probes.resolve import DEFAULT_FAMILIES
@@ -66,12 +66,13 @@ class FamilyChoice:
     @property
     def line(self) -> str:
         """One line for the console."""
-        chosen = " and ".join(self.families)
+        chosen = listed(self.families)
         weak = [look.family for look in self.looks if not look.has_signal]
         if len(weak) == len(self.looks):
             return f"probes: {chosen}, but no built-in family has signal on this model yet. {TRY}"
         without = f" (no signal on: {', '.join(weak)})" if weak else ""
-        return f"probes: none were named; {chosen} chosen, which have signal on this model{without}"
+        verb = "has" if len(self.families) == 1 else "have"
+        return f"probes: none were named; {chosen} chosen, which {verb} signal on this model{without}"
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""

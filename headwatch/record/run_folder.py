@@ -59,6 +59,9 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r}, {len(scored_steps(self.path))} probes)"
+
     @classmethod
     def create(cls, path: str | os.PathLike[str], manifest: dict[str, Any]) -> "RunFolder":
         """Start a record at `path`. An older record there is moved to previous-<n>/ inside it, never overwritten.

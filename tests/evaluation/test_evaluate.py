@@ -243,7 +243,7 @@ def test_one_line_for_a_mistake(
         (["evaluate", str(solver), "--suite", "lm_eval:no_such"], "lm-evaluation-harness"),
         (["evaluate", str(solver), *suite, "--think", "on"], "has no enable_thinking"),
         (["evaluate", str(solver), *suite, "--engine", "vllm"], "vLLM is not installed"),
-        (["evaluate", str(solver), *suite, "--top-p", "2"], "--top-p 2"),
+        (["evaluate", str(solver), *suite, "--top-p", "2"], "--top-p: 2 must be a number above 0 and at most 1"),
         (["evaluate", str(solver), "--suite", "gsm8k"], "could not be loaded from the Hub"),
         (["ablate", str(solver), *suite, "--heads", "L99H0"], "the model has no head L99H0"),
         (["ablate", str(solver), *suite, "--heads", "x"], "'x' is not a head"),

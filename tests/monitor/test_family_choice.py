@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from headwatch import HeadWatchCallback, RunFolder
 from headwatch.attribution.metrics import Reads
 from headwatch.monitor import family_choice
-from headwatch.monitor.family_choice import Look, choose_families, look_at, ranked
+from headwatch.monitor.family_choice import FamilyChoice, Look, choose_families, look_at, ranked
 from headwatch.monitor.settings import WatchSettings
 
 
@@ -45,7 +45,8 @@ def test_the_first_arithmetic_family_with_signal_is_taken(loaded: tuple[Any, Any
     choice = choose_families(*loaded, far_from_clean, 64, 4.0)
     assert choice.families == ("addition", "recall")
     assert [look.family for look in choice.looks] == ["recall", "addition"]  # the others were not needed
-    assert "addition and recall chosen" in choice.line
+    assert "addition and recall chosen, which have signal" in choice.line
+    assert "recall chosen, which has signal" in FamilyChoice(("recall",), choice.looks).line
 
 
 def test_the_look_is_the_probe_on_fewer_pairs_and_changes_nothing(loaded: tuple[Any, Any]) -> None:

@@ -45,6 +45,16 @@ def filled(path: Path, steps: range = range(0, 50, 10)) -> RunFolder:
 # --- writing and reading --------------------------------------------------------------------------------------------
 
 
+def test_representations_are_one_short_line(tmp_path: Path) -> None:
+    run = filled(tmp_path / "run")
+    assert repr(run) == f"RunFolder('{tmp_path / 'run'}', 5 probes)"
+    assert repr(run.events()[0]) == "Event(step 0: L1.H0 emerged on addition (share 1.0 % -> 20.0 %, q 0.001))"
+    pending = Event(30, "recall", 2, 7, "dropped", 0.1, None, rule="circuit", status="pending")
+    assert repr(pending) == (
+        "Event(step 30: L2.H7 was dropped on recall (importance 10.0 % -> –), circuit rule, pending)"
+    )
+
+
 def test_rows_are_read_in_order_and_merged_by_step(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, MANIFEST)
     run.append_training(10, {"loss": 0.5, "epoch": 0.1})

@@ -113,14 +113,14 @@ def test_head_page_content(path: Path, grpo: RunFolder, visit: Visit):
     # Names of the edges, from the matrix and the order of names in Anatomy.
     layers, heads = history.n_layers, history.n_heads
     edges = grpo.read_scores(event.step).edges_mean_abs[0]
-    targets = [f"L{a}.H{b} ({k})" if b < heads else f"MLP {a}" for a in range(layers) for b, k in _reads(heads)]
+    targets = [f"L{a}.H{b} ({k})" if b < heads else f"L{a} MLP" for a in range(layers) for b, k in _reads(heads)]
     row = edges[1 + head[0] * (heads + 1) + head[1]]
     strongest = [[*targets, "logits"][i] for i in np.argsort(-row)[:5]]
     shown = page.run(
         "[...document.querySelectorAll('.edges')].map((t) => [...t.querySelectorAll('th')].map((c) => c.textContent))"
     )
     assert shown[1] == strongest
-    sources = ["input"] + [f"L{a}.H{b}" if b < heads else f"MLP {a}" for a in range(layers) for b in range(heads + 1)]
+    sources = ["input"] + [f"L{a}.H{b}" if b < heads else f"L{a} MLP" for a in range(layers) for b in range(heads + 1)]
     first = head[0] * (3 * heads + 1) + 3 * head[1]
     flat = edges[:, first : first + 3]
     places = [divmod(int(i), 3) for i in np.argsort(-flat, axis=None)[:5]]

@@ -34,13 +34,13 @@ function importancePath(run, head) {
 function sourceName(index, heads) {
   if (!index) return "input";
   const layer = Math.floor((index - 1) / (heads + 1)), at = (index - 1) % (heads + 1);
-  return at === heads ? `MLP ${layer}` : headName([layer, at]);
+  return at === heads ? `L${layer} MLP` : headName([layer, at]);
 }
 
 function targetName(index, layers, heads) {
   const layer = Math.floor(index / (3 * heads + 1)), at = index % (3 * heads + 1);
   if (layer >= layers) return "logits";
-  return at === 3 * heads ? `MLP ${layer}` : `${headName([layer, Math.floor(at / 3)])} (${"qkv"[at % 3]})`;
+  return at === 3 * heads ? `L${layer} MLP` : `${headName([layer, Math.floor(at / 3)])} (${"qkv"[at % 3]})`;
 }
 
 /* {step, into, out} of a head at the last kept probe up to now: [name, mean |edge score|], strongest first. */
