@@ -102,7 +102,7 @@ def test_roles(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["roles", "--heads", "L99H0"], "--heads: the model has no head L99H0; its heads are L0.H0 to L1.H3"),
         (["roles", "--out", "pictures"], "--out needs --heads"),
         (["roles", "--base", "OTHER"], "has 3 layers x 2 heads, and"),
-        (["circuit", "--faithful", "2"], "2 must be above 0 and at most 1"),
+        (["circuit", "--faithful", "2"], "2 must be a number above 0 and at most 1"),
         (["circuit", "--random", "-1"], "-1 must be a whole number of at least 0"),
         (["circuit", "--rank", "best"], "'best' is unknown; use one of mean_abs"),
         (["circuit", "--heads-only"], "unrecognized arguments: --heads-only"),

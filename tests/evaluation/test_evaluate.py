@@ -250,7 +250,7 @@ def test_one_line_for_a_mistake(
         (["ablate", str(solver), *suite], "no heads: give --heads"),
         (["ablate", str(solver), *suite, "--heads", "L0H0", "--factor", "nan"], "nan must be a finite number"),
         (["ablate", str(solver), *suite, "--heads", "L0H0", "--random", "-1"], "-1 must be a whole number of"),
-        (["ablate", str(solver), *suite, "--circuit", "none.json"], "none.json cannot be read (No such file"),
+        (["ablate", str(solver), *suite, "--circuit", "none.json"], "none.json: there is no such file"),
         (["ablate", str(solver), *suite, "--heads", "L0H0", "L0H1", "L0H2", "L0H3", "L1H0"], "too many to match"),
     ):
         assert main([*arguments, "--out", str(tmp_path / "out")]) == 2, arguments
