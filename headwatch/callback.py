@@ -21,7 +21,7 @@ from headwatch.model.collectives import LIMIT, LostProcessError, set_limit
 from headwatch.model.placement import check_parallelism, parallelism
 from headwatch.model.read_only import left_trace
 from headwatch.monitor.alerts import AlertSettings
-from headwatch.monitor.console import say, say_closed, say_opened
+from headwatch.monitor.console import print_above_bars, say, say_closed, say_opened
 from headwatch.monitor.distributed import ERROR, OK, USER_ERROR, agree, from_main, on_main
 from headwatch.monitor.family_choice import FamilyChoice
 from headwatch.monitor.manifest import manifest_of
@@ -167,6 +167,7 @@ class HeadWatchCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freeze the probe set, open the record, take the base probe (or go on with the record of a resumed run)."""
         self._reset()
+        print_above_bars()
         error: Exception | None = None
         try:
             self._begin(args, state, **kwargs)

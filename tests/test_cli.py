@@ -1,6 +1,7 @@
 """The commands: what they print, and one line with exit code 2 for a user's mistake."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -234,6 +235,16 @@ def test_help_without_torch() -> None:
         assert f"example: headwatch {command}" in text
         if command == "score":
             assert ", ".join(FAMILIES) in text
+
+
+def test_deepspeed_does_not_say_first_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("headwatch ")
+    deepspeed = logging.getLogger("DeepSpeed")
+    texts = ("Setting accelerator to CPU. If you have GPU", "another warning")
+    records = [logging.LogRecord("DeepSpeed", logging.WARNING, "", 0, text, None, None) for text in texts]
+    assert [bool(deepspeed.filter(record)) for record in records] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -26,19 +26,25 @@ logger = logging.getLogger("headwatch.console")
 
 
 class _AboveBars(logging.Handler):
-    """Writes a line above the progress bars."""
+    """Writes a line above the progress bars, unless logging has been set up since."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        if not logging.getLogger().handlers:
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+def print_above_bars() -> None:
+    """Where logging is not set up, write what headwatch logs (warnings too) above the progress bars."""
+    package = logging.getLogger("headwatch")
+    if not package.hasHandlers():
+        package.addHandler(_AboveBars())
 
 
 def say(line: str) -> None:
     """Print one line."""
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
-    if not logger.hasHandlers():
-        logger.addHandler(_AboveBars())
-        logger.propagate = False
+    print_above_bars()
     logger.info("headwatch: %s", line)
 
 

@@ -71,6 +71,28 @@ def test_lines_are_printed_without_logging_set_up_and_can_be_silenced() -> None:
     assert [line for line in done.stderr.splitlines() if line.startswith("headwatch")] == ["headwatch: one"]
 
 
+def test_a_warning_is_a_line_above_the_bars_and_printed_once() -> None:
+    script = """
+import logging, sys
+from tqdm import tqdm
+from headwatch.monitor.console import print_above_bars, say
+print_above_bars()
+print_above_bars()
+with tqdm(total=2, file=sys.stderr, desc="bar") as bar:
+    bar.update()
+    logging.getLogger("headwatch.monitor.probe_writer").warning("one warning")
+    say("one line")
+logging.basicConfig(format="by logging: %(message)s", level="INFO")
+logging.getLogger("headwatch.monitor.probe_writer").warning("another")
+say("another line")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    lines = [
+        line.strip() for line in done.stderr.replace("\r", "\n").splitlines() if " another" in line or "one" in line
+    ]
+    assert lines == ["one warning", "headwatch: one line", "by logging: another", "by logging: headwatch: another line"]
+
+
 def test_bar_of_a_long_probe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     for delay, shown, expected in ((0.0, True, True), (60.0, True, False), (0.0, False, False)):

@@ -36,6 +36,16 @@ def page_file(run: RunFolder) -> Path:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_no_table_of_a_head_is_clipped(page_file: Path, visit: Visit, run: RunFolder, width: int) -> None:
+    event = run.events()[0]
+    page = visit(page_file, f"family={run.families[0]}&head=L{event.layer}.H{event.head}", width=width, height=900)
+    parts = "[...document.querySelectorAll('#head-body .scroll:has(table)')]"
+    assert page.run(f"{parts}.length") == 1  # the changes since the base
+    assert page.run(f"{parts}.filter((box) => box.scrollWidth > box.clientWidth + 1).length") == 0
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_overlaps_and_the_first_chart_stays_in_view(page_file: Path, visit: Visit, width: int) -> None:
     page = visit(page_file, width=width, height=900)
     assert page.run("document.querySelector('main svg.chart').getBoundingClientRect().top") < 700
@@ -97,6 +107,7 @@ def test_roles_are_sorted_and_shown_on_the_page_of_a_head(page_file: Path, visit
     texts = other.run("document.querySelector('#head-body svg.pattern').textContent")
     assert texts.count("Compute") == 2
     assert other.run("document.querySelectorAll('#head-body svg.pattern rect').length") == 7 * 8 / 2
+    assert "Entropy\u00a0" in other.run("document.getElementById('head-body').textContent")
     assert other.problems == page.problems == []
 
 

@@ -57,6 +57,22 @@ def test_without_events_the_page_opens_on_a_head_with_a_changed_share(visit: Vis
     assert page.problems == []
 
 
+def test_survival_of_heads_that_all_stay_is_a_sentence(grpo: RunFolder, visit: Visit, tmp_path: Path):
+    shown = "document.querySelector('#survival svg').checkVisibility()"
+    assert visit(write_report(grpo, tmp_path)).run(shown)
+    run = write_plain_run(tmp_path / "stays", [0, 10, 20])
+    for step in (10, 20):  # the weakest head gets the largest share, and stays
+        scores = run.read_scores(step)
+        means = np.abs(scores.head_scores.mean(0))
+        layer, head = np.unravel_index(means.argmin(), means.shape)
+        scores.head_scores[:, layer, head] += scores.head_scores[:, *np.unravel_index(means.argmax(), means.shape)]
+        run.write_scores(step, scores)
+    page = visit(write_report(run))
+    assert not page.run(shown)
+    assert page.run(TEXT.format("#survival")).endswith("emerged 1 of 1 active, base 8 of 8 active.")
+    assert page.problems == []
+
+
 @pytest.mark.filterwarnings("ignore:.*cut short")
 def test_latest_alert_of_each_kind(grpo: RunFolder, visit: Visit, tmp_path: Path):
     run = write_plain_run(tmp_path, [0, 10, 20])

@@ -204,7 +204,7 @@ function drawHeadRoles(parent, run, head) {
     const row = roles.rows.find((each) => each[0] === name);
     if (!row) continue;
     element(element(parent, "h3", {}, "Role "), "small", {}, `${roles.model}, mean over ${count(roles.prompts, "clean prompt")}`);
-    tableOf(parent, ["", ...roles.columns.map((each) => ROLE_NAMES[each] || each)], [{ cells: [name, ...row.slice(1).map(number)] }]);
+    element(parent, "p", { class: "facts" }, roles.columns.map((each, k) => `${ROLE_NAMES[each] || each}\u00a0${number(row[k + 1])}`).join(" · "));
     const pattern = roles.patterns.find((each) => each.head === name && each.family === chosen.family);
     if (pattern) drawPattern(parent, name, pattern);
   }

@@ -104,14 +104,15 @@ function drawChanges(parent, run, view, head, now) {
   if (row === undefined) { element(parent, "p", { class: "facts" }, found ? "Not kept for this head." : "There is no probe with signal after the base yet."); return; }
   element(title, "small", {}, "paired, on the same pairs");
   const q = Math.max(0, found.probes.filter((probe) => probe <= now).length - 1), probe = found.probes[q];
+  element(parent, "p", { class: "facts" }, `At step ${whole(run.steps[probe])}${probe > now ? ", the first kept probe" : probe < now ? ", the last kept probe up to now" : ""}. q is corrected over the heads, for each measure separately.`);
   const grid = element(element(parent, "div", { class: "scroll" }), "table", { class: "changes" });
-  element(grid, "caption", {}, `At step ${whole(run.steps[probe])}${probe > now ? ", the first kept probe" : probe < now ? ", the last kept probe up to now" : ""}. q is corrected over the heads, for each measure separately.`);
   const names = element(element(grid, "thead"), "tr"), body = element(grid, "tbody");
-  for (const name of ["", "change", "95 % interval", "p", "q"]) element(names, "th", { scope: "col" }, name);
+  const kindOf = (k) => (k === 3 ? { class: "narrow-off" } : {}); /* p, where there is room */
+  ["", "change", "95 % interval", "p", "q"].forEach((name, k) => element(names, "th", { scope: "col", ...kindOf(k) }, name));
   for (const [name, of, text] of [["Share of the metric gap", "share", finePercent], ["Raw score", "raw", number], ["Fraction of all |share|", "importance", finePercent]]) {
     const [change, half, p, qValue] = found[of][row].slice(4 * q, 4 * q + 4), line = element(body, "tr");
     element(line, "th", { scope: "row" }, name);
-    for (const value of [text(change), isNumber(half) ? `${text(change - half)} to ${text(change + half)}` : "–", number(p), number(qValue)]) element(line, "td", {}, value);
+    [text(change), isNumber(half) ? `${text(change - half)} to ${text(change + half)}` : "–", number(p), number(qValue)].forEach((value, k) => element(line, "td", kindOf(k + 1), value));
   }
 }
 

@@ -309,11 +309,15 @@ function drawSurvivals(views) {
   const lasts = views.map((view) => Math.max(...(view ? Object.values(view.survival).flatMap((curve) => curve.time) : []), 1)), longest = Math.max(...lasts);
   const columns = runs.map((run) => column("survival", run, (block) => ({ svg: chart(block, "survivals", `Survival of heads of ${run.name}`), text: element(block, "p", { class: "facts" }) })));
   runs.forEach((run, r) => {
-    const { svg, text } = columns[r], view = views[r], known = view && Object.keys(view.survival).length > 0;
+    const { svg, text } = columns[r], view = views[r], curves = view ? Object.entries(view.survival) : [];
+    const flat = curves.every(([, curve]) => curve.survival.every((value) => value === 1));
     svg.replaceChildren();
-    if (known) drawSurvival(svg, view, chosen.oneAxis ? longest : lasts[r]);
+    svg.toggleAttribute("hidden", !curves.length || flat);
+    if (!curves.length) { text.textContent = "No spell has been observed over time yet."; return; }
+    if (flat) { text.textContent = `No first spell has ended yet: ${curves.map(([group, { spells }]) => `${group} ${whole(spells)} of ${whole(spells)} active`).join(", ")}.`; return; }
+    drawSurvival(svg, view, chosen.oneAxis ? longest : lasts[r]);
     const gaps = run.steps.slice(1).map((s, i) => s - run.steps[i]);
-    text.textContent = known ? `Ends are known to within ${gaps.length ? whole(Math.max(...gaps)) : "–"} steps, the interval between probes.` : "No spell has been observed over time yet.";
+    text.textContent = `Ends are known to within ${gaps.length ? whole(Math.max(...gaps)) : "–"} steps, the interval between probes.`;
   });
 }
 
