@@ -14,6 +14,7 @@ from headwatch.circuits.curve_drawing import curve_svg
 from headwatch.circuits.drawing import circuit_svg
 from headwatch.circuits.graph_json import write_graph
 from headwatch.circuits.selection import graph_of
+from headwatch.io.atomic import write_atomic
 from headwatch.io.plain_json import plain
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.weights_stamp import weights_stamp
@@ -78,10 +79,14 @@ def write_circuit(each: FamilyCircuit, model: nn.Module, folder: Path, name: str
     mean = each.edges.mean().numpy().astype(np.float64)
     each.circuit.to_json(folder / "circuit.json")
     write_graph(folder / "graph.json", mean, kept, graph, anatomy.d_model, anatomy.layers[0].parallel)
-    (folder / CURVE).write_text(json.dumps(each.to_json(), indent=1) + "\n", encoding="utf-8")
+    _write(folder / CURVE, json.dumps(each.to_json(), indent=1) + "\n")
     for file, svg in (
         ("circuit.svg", circuit_svg(each.circuit, f"{name}, {each.family}")),
         ("curve.svg", curve_svg(each.curve.to_json(), f"{name}, {each.family}: faithfulness")),
     ):
-        (folder / file).write_text(svg, encoding="utf-8")
-    (folder / SETTINGS).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        _write(folder / file, svg)
+    _write(folder / SETTINGS, json.dumps(about, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomic(path, text.encode())

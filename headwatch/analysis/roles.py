@@ -1,12 +1,13 @@
 """Roles of heads: what each head attends to, and what it writes, on the clean prompts of a probe set.
 
-Attention, mean over the positions i >= 1 of all prompts; p_ij is the attention of position i to position j:
+Attention, mean over the positions i >= 1 of all prompts, or of given texts; p_ij is that of position i to position j:
   entropy          - sum_j p_ij log p_ij / log(i + 1): 0 one position, 1 all alike
   previous_token   p_i,i-1
   first_token      p_i,0
   distance         sum_j p_ij (i - j), in tokens: small for local heads
   receiver_kurtosis  excess kurtosis over positions j of the mean attention that later positions pay to j: large where a
                    few tokens receive most
+  sentence_kurtosis  on texts: the same over sentences, of the attention that later sentences pay to each (texts.py)
   induction        on a random sequence repeated once: attention to the token after the earlier occurrence (Olsson et
                    al. 2022)
 Writing:
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from headwatch.analysis.attention import HeadPattern, attention_of, eager_attention
 from headwatch.analysis.edge_ablation import by_head_output, source_hooks
+from headwatch.analysis.texts import MIN_SENTENCES, Text, received_by_sentence
 from headwatch.errors import UserError
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import Call, callers_autocast
@@ -35,7 +37,9 @@ from headwatch.model.precision import at_least_float32
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet
 
-ATTENTION = ("entropy", "previous_token", "first_token", "distance", "receiver_kurtosis", "induction")
+ATTENTION = (
+    *("entropy", "previous_token", "first_token", "distance", "receiver_kurtosis", "sentence_kurtosis", "induction"),
+)
 COLUMNS = (*ATTENTION, "write", "weight_change")
 REPEATED = 24  # tokens of the random sequence that is repeated
 
@@ -47,15 +51,22 @@ class HeadRoles:
     Attributes:
         values: name -> [L, H]; see the top of headwatch/analysis/roles.py. NaN where a measure is undefined (no base
             model, no answers, prompts of one token).
-        prompts: number of prompts.
+        prompts: number of prompts, or of texts.
+        on_texts: whether attention was measured on texts.
     """
 
     values: dict[str, Tensor]
     prompts: int
+    on_texts: bool = False
 
     def to_json(self, patterns: Sequence[HeadPattern] = ()) -> dict[str, Any]:
         """Plain values, for a run folder; patterns: of some heads."""
-        return {"prompts": self.prompts, "heads": self.rows(), "patterns": [each.to_json() for each in patterns]}
+        return {
+            "prompts": self.prompts,
+            "on_texts": self.on_texts,
+            "heads": self.rows(),
+            "patterns": [each.to_json() for each in patterns],
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per head: its name and its measures; None where undefined."""
@@ -75,6 +86,7 @@ def head_roles(
     probes: ProbeSet,
     base: nn.Module | None = None,
     *,
+    texts: Sequence[Text] = (),
     seed: int = 0,
     repeats: int = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -85,6 +97,7 @@ def head_roles(
         model: a Hugging Face causal language model; it is left unchanged.
         probes: pairs, whose clean prompts are run.
         base: the model before training, for `weight_change`.
+        texts: completions on which attention is measured instead; `write` stays on the prompts.
         seed: seed of the random sequences.
         repeats: number of random sequences.
         progress: called with (prompts done, prompts in all).
@@ -100,47 +113,61 @@ def head_roles(
         torch.full((anatomy.n_layers, anatomy.n_heads), float("nan")) if base is None else weight_change(model, base)
     )
     device = next(model.parameters()).device
-    total = len(probes) + repeats
+    total = len(probes) + len(texts) + repeats
     attention: list[dict[str, Tensor]] = []
     written, induction = [], []
     with read_only_pass(model), eager_attention(model), callers_autocast(anatomy.model, device) as call:
         for row in range(len(probes)):
             ids = probes.clean[row, probes.attention_mask[row].bool()].to(device)
-            with torch.no_grad():
-                pattern, _ = attention_of(anatomy, call, ids)
-            attention.append(pattern_measures(pattern))
+            if not texts:
+                with torch.no_grad():
+                    pattern, _ = attention_of(anatomy, call, ids)
+                attention.append(pattern_measures(pattern))
             if probes.answers[row].min() >= 0:
                 start = int(probes.attention_mask[row].argmax())
                 read = int(probes.read_positions[row, 0]) - start
                 written.append(_writes(anatomy, call, ids, read, probes.answers[row].to(device)))
             if progress is not None:
                 progress(row + 1, total)
+        for number, text in enumerate(texts):
+            with torch.no_grad():
+                pattern, _ = attention_of(anatomy, call, text.ids.to(device))
+            attention.append(pattern_measures(pattern, text.sentences))
+            if progress is not None:
+                progress(len(probes) + number + 1, total)
         for number, ids in enumerate(_repeated(anatomy, probes, repeats, seed)):
             with torch.no_grad():
                 pattern, _ = attention_of(anatomy, call, ids.to(device))
             induction.append(induction_score(pattern))
             if progress is not None:
-                progress(len(probes) + number + 1, total)
+                progress(len(probes) + len(texts) + number + 1, total)
     nan = torch.full_like(change, float("nan"))
     values = {name: _mean([own[name] for own in attention], nan) for name in ATTENTION if name != "induction"}
     values |= {"induction": _mean(induction, nan), "write": _mean(written, nan), "weight_change": change}
-    return HeadRoles({name: values[name] for name in COLUMNS}, len(probes))
+    return HeadRoles({name: values[name] for name in COLUMNS}, len(texts) or len(probes), bool(texts))
 
 
-def pattern_measures(pattern: Tensor) -> dict[str, Tensor]:
-    """The measures of one prompt's attention patterns [L, H, T, T], each [L, H]; NaN for a prompt of one token."""
+def pattern_measures(pattern: Tensor, sentences: Tensor | None = None) -> dict[str, Tensor]:
+    """The measures of one prompt's attention patterns [L, H, T, T], each [L, H]; NaN for a prompt of one token.
+
+    sentences: of a text, the sentence of each token; None, or fewer than MIN_SENTENCES: sentence_kurtosis is NaN.
+    """
     length = pattern.shape[-1]
     positions = torch.arange(length, device=pattern.device, dtype=pattern.dtype)
     own = pattern[..., 1:, :]
     logs = torch.where(own > 0, own, torch.ones_like(own)).log()
     entropy = -(own * logs).sum(-1) / (positions[1:] + 1).log()
     distance = (own * (positions[1:, None] - positions)).sum(-1)
+    by_sentence = torch.full(pattern.shape[:2], float("nan"))
+    if sentences is not None and int(sentences.max()) + 1 >= MIN_SENTENCES:
+        by_sentence = _kurtosis(received_by_sentence(pattern, sentences))
     return {
         "entropy": entropy.mean(-1).cpu(),
         "previous_token": own.diagonal(dim1=-2, dim2=-1).mean(-1).cpu(),
         "first_token": own[..., 0].mean(-1).cpu(),
         "distance": distance.mean(-1).cpu(),
         "receiver_kurtosis": _kurtosis(received(pattern)).cpu(),
+        "sentence_kurtosis": by_sentence.cpu(),
     }
 
 

@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if folder is not None:
                     write_circuit(found, loaded, folder, title, about)
             rows.append(row)
-            written += sorted(folder.iterdir()) if folder is not None else []
+            written += [] if folder is None else sorted(folder.glob("[!.]*"))
     if run_folder is not None:
         written.append(keep_result(run_folder, "circuits", {"model": arguments.model, "families": rows}))
     if arguments.report_to == "wandb":

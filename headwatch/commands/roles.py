@@ -15,7 +15,7 @@ from headwatch.errors import UserError
 
 # Repeated from headwatch.analysis.roles, which imports torch; a test compares them.
 COLUMNS = (
-    *("entropy", "previous_token", "first_token", "distance", "receiver_kurtosis", "induction"),
+    *("entropy", "previous_token", "first_token", "distance", "receiver_kurtosis", "sentence_kurtosis", "induction"),
     *("write", "weight_change"),
 )
 
@@ -35,6 +35,14 @@ def add(commands: Any) -> None:
     roles.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hugging Face Hub")
     roles.add_argument("--base", default=None, metavar="MODEL", help="model before training, for the change of weights")
     add_pair_options(roles, FAMILIES, PAIRS, of_run=True)
+    roles.add_argument(
+        "--texts",
+        default=None,
+        metavar="FILE.jsonl",
+        help='measure attention on the "text" of each line instead of the prompts, such as samples.jsonl of evaluate',
+    )
+    roles.add_argument("--n-texts", type=at_least_one, default=16, help="number of texts, the first ones (16)")
+    roles.add_argument("--max-tokens", type=at_least_one, default=512, help="tokens of a text, at most (512)")
     roles.add_argument("--sort", type=one_of(COLUMNS), default="write", help=f"{', '.join(COLUMNS)} (write)")
     roles.add_argument("--top", type=at_least_one, default=15, help="number of heads to print (15)")
     roles.add_argument("--heads", nargs="+", default=None, metavar="HEAD", help="heads to print and draw (L17.H3 ...)")
@@ -66,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     dtype, device = dtype_and_device(arguments.dtype, arguments.device)
     from headwatch.analysis.attention import patterns_of
     from headwatch.analysis.roles import head_roles
+    from headwatch.analysis.texts import read_texts
     from headwatch.commands.run_defaults import RunDefaults, refuse_other_shape
     from headwatch.model.loading import Loader, adapter_base, load_tokenizer, read_shape
     from headwatch.sinks.wandb_after import log_roles
@@ -81,6 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
     defaults = RunDefaults.of(run_folder, arguments)
     tokenizer = load_tokenizer(*filter(None, (name, adapter_base(name))))
     probes = defaults.probes(tokenizer, FAMILIES, PAIRS)
+    texts = []
+    if arguments.texts is not None:
+        texts = read_texts(Path(arguments.texts), tokenizer, arguments.n_texts, arguments.max_tokens)
     defaults.say()
     model = Loader(dtype, device).model(name)
     base = None if base_name is None else Loader(dtype).model(base_name)
@@ -90,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        found = head_roles(model, probes, base, seed=defaults.seed, progress=progress)
+        found = head_roles(model, probes, base, texts=texts, seed=defaults.seed, progress=progress)
     names = {head_name(*head) for head in heads}
     rows = [row for row in found.rows() if not names or row["head"] in names]
     rows.sort(key=lambda row: -abs(row[arguments.sort] or 0.0))

@@ -82,7 +82,7 @@ def _roles(result: Mapping[str, Any]) -> dict[str, Any]:
         if fits and left >= 0:
             patterns.append({key: each[key] for key in ("head", "family", "tokens", "rows")})
     return {
-        **{key: result.get(key) for key in ("model", "base", "prompts")},
+        **{key: result.get(key) for key in ("model", "base", "prompts", "on_texts")},
         "columns": numbers,
         "rows": rows[:kept],
         "omitted": max(0, len(rows) - kept),

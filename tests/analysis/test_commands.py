@@ -94,6 +94,16 @@ def test_roles(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert "weight_change" not in lines[0]  # without a base
+    texts = tmp_path / "samples.jsonl"
+    rows = [{"problem": 1, "text": " ".join(f"{a}+{a}={2 * a}." for a in range(20, 20 + n))} for n in (8, 9, 10)]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([*command, "--texts", str(texts), "--n-texts", "2", "--sort", "sentence_kurtosis", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompts"] == 2
+    assert all(row["sentence_kurtosis"] is not None for row in found["heads"])
+    texts.write_text("[]\n")
+    assert main([*command, "--texts", str(texts)]) == 2
+    assert 'samples.jsonl, line 1: no JSON object with a "text"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

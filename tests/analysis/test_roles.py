@@ -3,6 +3,7 @@
 import copy
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from helpers.induction_model import INDUCTION, PREVIOUS, induction_model, induction_probes
@@ -12,6 +13,7 @@ from scipy.stats import kurtosis
 from headwatch import Anatomy, UserError
 from headwatch.analysis.attention_drawing import attention_svg
 from headwatch.analysis.roles import COLUMNS, head_roles, induction_score, pattern_measures, received, weight_change
+from headwatch.analysis.texts import Text, received_by_sentence
 from headwatch.commands import roles as command
 from headwatch.model.linear_map import linear_map
 
@@ -33,6 +35,35 @@ def test_receiver_kurtosis_is_scipys() -> None:
     pattern /= pattern.sum(-1, keepdim=True)
     columns = [float(pattern[0, 0, j + 1 :, j].mean()) for j in range(8)]
     assert float(pattern_measures(pattern)["receiver_kurtosis"]) == pytest.approx(kurtosis(columns))
+
+
+def test_sentences_receive_the_mean_over_pairs_of_tokens() -> None:
+    sentences = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4])
+    pattern = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tril()
+    pattern /= pattern.sum(-1, keepdim=True)
+    for layer in range(2):
+        expected = []
+        for t in range(4):
+            pairs = [(i, j) for i in range(9) for j in range(1, 9) if t == sentences[j] < sentences[i]]
+            expected.append(float(np.mean([pattern[layer, 0, i, j] for i, j in pairs])))
+        assert received_by_sentence(pattern, sentences)[layer, 0].tolist() == pytest.approx(expected)
+        found = pattern_measures(pattern, sentences)["sentence_kurtosis"][layer, 0]
+        assert float(found) == pytest.approx(kurtosis(expected))
+    few = pattern_measures(pattern, sentences.clamp(max=3))
+    assert few["sentence_kurtosis"].isnan().all()
+
+
+def test_attention_on_texts() -> None:
+    model, probes = induction_model(), induction_probes(8)
+    texts = [Text(probes.clean[row], torch.arange(probes.clean.shape[1])) for row in range(8)]
+    on_prompts, on_texts = head_roles(model, probes), head_roles(model, probes, texts=texts[:5])
+    assert (on_prompts.on_texts, on_texts.on_texts, on_texts.prompts) == (False, True, 5)
+    few = head_roles(model, probes.select(slice(0, 5)))
+    for name in ("entropy", "previous_token", "receiver_kurtosis"):
+        assert torch.equal(on_texts.values[name], few.values[name])
+    assert torch.equal(on_texts.values["write"], on_prompts.values["write"])
+    assert on_prompts.values["sentence_kurtosis"].isnan().all()
+    assert on_texts.values["sentence_kurtosis"].isfinite().all()
 
 
 def test_the_hand_written_heads_have_their_roles() -> None:

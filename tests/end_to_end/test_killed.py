@@ -1,6 +1,6 @@
 """SIGKILL at any moment leaves a record that can be reported and resumed as if nothing had happened.
 
-Trainings first, then `headwatch follow` (which also runs during a training) and `headwatch evaluate`.
+Trainings first, then `headwatch follow` (which also runs during a training), `circuit`, `ablate` and `evaluate`.
 """
 
 import random
@@ -188,6 +188,45 @@ def check_killed(
     same_history(RunFolder.open(out), expected)
     assert RunFolder.open(out).training() == expected.training()
     assert RunFolder.open(out).manifest["status"] == "finished"
+
+
+def test_circuit_killed_at_any_moment_and_started_again(fork: Trainings, model: Path, tmp_path: Path) -> None:
+    options = ["--probes", "addition", "recall", "--pairs", "4", "--steps", "1", "--random", "1", "--device", "cpu"]
+
+    def circuit(out: Path) -> list[str]:
+        return ["circuit", str(model), *options, "--out", str(out)]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    total = fork.command(*circuit(whole))["moments"]
+    moments = sorted(random.Random(0).sample(range(1, total), 3), reverse=True)
+    assert fork.command(*circuit(killed), kill_at=moments[0])["killed"]
+    for moment in moments[1:]:  # what is complete is not written again, so a later moment may not be reached
+        fork.command(*circuit(killed), kill_at=moment)
+    assert not fork.command(*circuit(killed))["failed"]
+    files = sorted(path.relative_to(whole) for path in whole.glob("*/*"))
+    left = [path.relative_to(killed) for path in killed.glob("*/*")]
+    assert files == sorted(path for path in left if not path.name.startswith("."))  # of a write that was cut short
+    assert all((whole / file).read_bytes() == (killed / file).read_bytes() for file in files)
+
+
+def test_ablate_killed_at_any_moment_and_started_again(fork: Trainings, model: Path, tmp_path: Path) -> None:
+    problems = tmp_path / "sums.jsonl"
+    problems.write_text("".join(f'{{"problem": "{a}+{2 * a}=", "answer": "{3 * a}"}}\n' for a in range(5, 8)))
+    options = ["--samples", "2", "--batch-size", "4", "--max-tokens", "4", "--temperature", "1", "--device", "cpu"]
+
+    def ablate(out: Path) -> list[str]:
+        heads = ["--heads", "L0.H0", "--random", "2", "--suite", str(problems), "--instruction", ""]
+        return ["ablate", str(model), *heads, *options, "--out", str(out)]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    total = fork.command(*ablate(whole))["moments"]
+    moments = sorted(random.Random(1).sample(range(1, total // 2), 3))
+    ended = [fork.command(*ablate(killed), kill_at=moment) for moment in moments]
+    assert any(each["killed"] for each in ended)
+    assert not fork.command(*ablate(killed))["failed"]
+    assert (whole / "ablation.json").read_bytes() == (killed / "ablation.json").read_bytes()
+    for path in whole.glob("*/*/samples.jsonl"):
+        assert path.read_bytes() == (killed / path.relative_to(whole)).read_bytes()
 
 
 def test_evaluate_killed_at_any_moment_and_started_again(fork: Trainings, model: Path, tmp_path: Path) -> None:

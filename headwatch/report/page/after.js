@@ -1,8 +1,8 @@
 /* after.js: what commands found after the training: circuits, heads off, benchmarks, roles. */
 
-const ROLE_NAMES = { entropy: "Entropy", previous_token: "Previous", first_token: "First", distance: "Distance", receiver_kurtosis: "Kurtosis", induction: "Induction", write: "Write", weight_change: "Weights" };
+const ROLE_NAMES = { entropy: "Entropy", previous_token: "Previous", first_token: "First", distance: "Distance", receiver_kurtosis: "Kurtosis", sentence_kurtosis: "Sentences", induction: "Induction", write: "Write", weight_change: "Weights" };
 const ROLE_ROWS = 10; /* and the heads with events */
-const ROLE_WIDE = ["first_token", "distance", "receiver_kurtosis"]; /* columns that a phone has no room for: the page of a head has them */
+const ROLE_WIDE = ["first_token", "distance", "receiver_kurtosis", "sentence_kurtosis"]; /* columns that a phone has no room for: the page of a head has them */
 const EDGE_CLASSES = { q: "s-new", k: "s-gain", v: "s-base", "": "s-plain" };
 const roleTable = { sort: "write", down: true, all: false };
 
@@ -175,7 +175,7 @@ function drawEvaluation(box, run) {
 
 function drawRoles(box, run) {
   for (const roles of run.after.roles) {
-    element(box, "p", { class: "facts" }, `${roles.model}${roles.base ? `, weights against ${roles.base}` : ""}: means over ${count(roles.prompts, "prompt")}${roles.omitted ? `; ${count(roles.omitted, "head")} omitted` : ""}`);
+    element(box, "p", { class: "facts" }, `${roles.model}${roles.base ? `, weights against ${roles.base}` : ""}: means over ${count(roles.prompts, roles.on_texts ? "text" : "prompt")}${roles.omitted ? `; ${count(roles.omitted, "head")} omitted` : ""}`);
     const events = new Set(Object.values(run.families).flatMap((family) => (family.rules.evidence ? family.rules.evidence.events.rows.map((row) => `L${row[1]}.H${row[2]}`) : [])));
     const names = ["head", ...roles.columns], at = Math.max(0, names.indexOf(roleTable.sort)), value = (row) => (at ? Math.abs(row[at] === null ? -1 : row[at]) : +row[0].replace(/L(\d+)\.H(\d+)/, (_, l, h) => l * 1e4 + +h));
     const sorted = roles.rows.slice().sort((a, b) => (roleTable.down ? value(b) - value(a) : value(a) - value(b)));
@@ -203,7 +203,7 @@ function drawHeadRoles(parent, run, head) {
   for (const roles of run.after.roles) {
     const row = roles.rows.find((each) => each[0] === name);
     if (!row) continue;
-    element(element(parent, "h3", {}, "Role "), "small", {}, `${roles.model}, mean over ${count(roles.prompts, "clean prompt")}`);
+    element(element(parent, "h3", {}, "Role "), "small", {}, `${roles.model}, mean over ${count(roles.prompts, roles.on_texts ? "text" : "clean prompt")}`);
     element(parent, "p", { class: "facts" }, roles.columns.map((each, k) => `${ROLE_NAMES[each] || each}\u00a0${number(row[k + 1])}`).join(" · "));
     const pattern = roles.patterns.find((each) => each.head === name && each.family === chosen.family);
     if (pattern) drawPattern(parent, name, pattern);
