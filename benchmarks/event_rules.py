@@ -78,14 +78,15 @@ class State:
 
 
 def measured(out: Path, name: str, state: State, probes: ProbeSet, rule: str, heads: list[Head]) -> Measured:
-    """The measurement in the folder, or a new one that is kept there."""
-    file = out / f"{name}-{rule.replace(' ', '_')}.npz"
-    if not file.is_file():
+    """The measurement in the folder if it has the same pairs and heads, or a new one that is kept there."""
+    file, of = out / f"{name}-{rule.replace(' ', '_')}.npz", np.array(heads).reshape(-1, 2)
+    kept = np.load(file) if file.is_file() else None
+    if kept is None or len(kept["clean"]) != len(probes) or not np.array_equal(kept["heads"].reshape(-1, 2), of):
         began = time.process_time()
         found = state.measure(probes, rule, heads)
-        np.savez_compressed(file, heads=np.array(heads), seconds=time.process_time() - began, **found)
+        np.savez_compressed(file, heads=of, seconds=time.process_time() - began, **found)
         print(f"{file.name}: {time.process_time() - began:.0f} CPU s", flush=True)
-    kept = np.load(file)
+        kept = np.load(file)
     return {key: kept[key] for key in kept.files}
 
 
@@ -192,7 +193,7 @@ def main() -> None:
     parser.add_argument("--family", default="recall")
     parser.add_argument("--rules", nargs="+", choices=list(RULES), default=[rule for rule in RULES if rule != "clean"])
     parser.add_argument("--pairs", type=int, default=64, help="of each of the two probe sets")
-    parser.add_argument("--patched", type=int, default=40, help="heads that are patched")
+    parser.add_argument("--patched", type=int, default=100, help="heads that are patched")
     parser.add_argument("--splits", type=int, default=10, help="random halvings of the pairs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

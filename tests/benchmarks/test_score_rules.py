@@ -1,5 +1,6 @@
 """The benchmarks of docs/evidence/scores.md on small inputs: their counts are right."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -179,22 +180,17 @@ def test_a_state_with_heads_off_is_measured(base: Path, tmp_path: Path) -> None:
 # --- circuits of edges: circuit_rules.py ----------------------------------------------------------------------------
 
 
-def test_each_half_of_the_pairs_selects_and_evaluates_once() -> None:
+def test_each_half_of_the_pairs_selects_and_evaluates_once(tmp_path: Path) -> None:
     rules = bench("circuit_rules")
     row = rules.curves(tiny_model("llama"), random_pairs(n=6), "logit_diff", "ends", "mean_abs")
     assert len(row["curves"]) == 2
     for curve in row["curves"]:
         assert curve["curve"][-1]["faithfulness"] == pytest.approx(1.0, abs=1e-6)
         assert rules.faithfulness_at(curve, 1.0) == pytest.approx(1.0, abs=1e-6)
-    assert row["curves"][0]["cpr"] != row["curves"][1]["cpr"]
-
-
-def test_the_smallest_faithful_circuit_has_no_worse_larger_one() -> None:
-    rules = bench("circuit_rules")
-
-    def curve(*values: float) -> dict:
-        return {"curve": [{"edges": 10 * (k + 1), "faithfulness": value} for k, value in enumerate(values)]}
-
-    assert rules.edges_for(curve(0.1, 0.9, 0.7, 0.85, 1.0)) == 40
-    assert rules.edges_for(curve(0.9, 0.9)) == 10
-    assert rules.edges_for(curve(0.1, 0.2)) == 20
+    one, other = (curve["cmd"] for curve in row["curves"])
+    assert one != other
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps({"model": "tiny", "rows": [row]}))
+    line = rules.table([file]).split("\n")[-1]
+    assert line.startswith("| tiny, custom, logit_diff | ends |")
+    assert f"| {(one + other) / 2:.3f} | {one:.3f}, {other:.3f} |" in line
