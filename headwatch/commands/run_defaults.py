@@ -111,7 +111,7 @@ class RunDefaults:
         self.notes.append(f"new pairs of {', '.join(names)}, {size} per family, seed {self.seed}")
         return ProbeSet.resolve(probes_argument(names), tokenizer, n_pairs=size, seed=self.seed)
 
-    def say(self) -> None:
+    def print_notes(self) -> None:
         """Print one line on standard error about what differs from the run, if anything does."""
         if self.notes:
             print(f"headwatch: other than in --run: {'; '.join(dict.fromkeys(self.notes))}", file=sys.stderr)

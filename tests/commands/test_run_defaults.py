@@ -1,4 +1,4 @@
-"""--run gives a command its pairs, metric, path and seed; an option that differs wins, and is said in one line."""
+"""--run gives a command its pairs, metric, path and seed; an option that differs wins, and one line names it."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_circuit_takes_the_pairs_and_the_scoring_of_the_run(
     assert "other than in --run" not in printed.err
 
 
-def test_options_win_and_are_said_in_one_line(
+def test_options_win_and_one_line_names_them(
     model: str, run: Path, scored: list[tuple[ProbeSet, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fast = ["--random", "0", "--run", str(run)]
