@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = model_name(arguments.model)
     own, tasks = split_suites(arguments.suite)
     from headwatch.commands.run_defaults import refuse_other_shape
-    from headwatch.evaluation.ablation import Arm, compare_tasks, make_arms, run_arms, table
+    from headwatch.evaluation.ablation import Arm, compare_tasks, make_arms, run_arms, table, unsolved
     from headwatch.evaluation.head_groups import names_of
     from headwatch.record.after import keep_result, run_to_keep_in
 
@@ -108,7 +109,10 @@ def run(arguments: argparse.Namespace) -> int:
         key = suite_name(suite)
 
         def evaluated(arm: Arm, suite: str = suite, key: str = key) -> Result:
-            return evaluator.evaluate(problems[suite], out / key / arm.name, arm.heads, f"{key}, {arm.label}")
+            result = evaluator.evaluate(problems[suite], out / key / arm.name, arm.heads, f"{key}, {arm.label}")
+            if not arm.heads and not result.accuracy.any():
+                print(f"headwatch: {unsolved(key, result)}", file=sys.stderr)
+            return result
 
         found[key] = run_arms(arms, evaluated)
         if not arguments.json:
