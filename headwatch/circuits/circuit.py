@@ -201,7 +201,7 @@ class Circuit:
                 tau=record["tau"],
             )
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}): give a circuit.json") from error
+            raise UserError(f"{path} cannot be read ({error.strerror}): give a file that Circuit.to_json wrote") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a circuit written by Circuit.to_json ({error})") from error
 
