@@ -201,7 +201,8 @@ class Circuit:
                 tau=record["tau"],
             )
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}): give a circuit.json") from error
+            reason = f"cannot be read ({error.strerror})"
+            raise UserError(f"{path} {reason}: give a file that Circuit.to_json wrote") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a circuit written by Circuit.to_json ({error})") from error
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--circuit {arguments.circuit}: there is no such file")
     if not arguments.dry_run:
         check_engine(arguments, tasks)
-    from headwatch.evaluation.ablation import Arm, compare_tasks, make_arms, run_arms, table
+    from headwatch.evaluation.ablation import Arm, compare_tasks, make_arms, run_arms, table, unsolved
     from headwatch.evaluation.head_groups import names_of
 
     shape = _shape(name, arguments.base, needed=not arguments.dry_run)
@@ -119,7 +120,10 @@ def run(arguments: argparse.Namespace) -> int:
         key = suite_name(suite)
 
         def evaluated(arm: Arm, suite: str = suite, key: str = key) -> Result:
-            return evaluator.evaluate(problems[suite], out / key / arm.name, arm.heads, f"{key}, {arm.label}")
+            result = evaluator.evaluate(problems[suite], out / key / arm.name, arm.heads, f"{key}, {arm.label}")
+            if not arm.heads and not result.accuracy.any():
+                print(f"headwatch: {unsolved(key, result)}", file=sys.stderr)
+            return result
 
         found[key] = run_arms(arms, evaluated)
         if not arguments.json:

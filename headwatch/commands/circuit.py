@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         same_pairs=arguments.same_pairs,
         seed=defaults.seed,
     )
-    defaults.say()
+    defaults.print_notes()
     title, loaded = Path(name).name, None
     rows, written = [], []
     with tqdm(total=len(probes.family_names), unit="family", file=sys.stderr, disable=None) as bar:

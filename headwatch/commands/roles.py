@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     texts = []
     if arguments.texts is not None:
         texts = read_texts(Path(arguments.texts), tokenizer, arguments.n_texts, arguments.max_tokens)
-    defaults.say()
+    defaults.print_notes()
     model = Loader(dtype, device).model(name)
     base = None if base_name is None else Loader(dtype).model(base_name)
     with tqdm(unit="prompt", file=sys.stderr, disable=None) as bar:

@@ -93,7 +93,8 @@ class RunDefaults:
         given, pairs = self.arguments.probes, self.arguments.pairs
         own = self._own_pairs(tokenizer)
         if own is None:
-            wanted = probes_argument(given or list(families))
+            recorded = [] if self.run is None else [name for name in self.run.families if name in FAMILIES]
+            wanted = probes_argument(given or recorded or list(families))
             return ProbeSet.resolve(wanted, tokenizer, n_pairs=pairs or n_pairs, seed=self.seed)
         names = list(own.family_names) if given is None else given
         other_seed = self.seed != int(self._settings.get("seed") or 0)
@@ -102,8 +103,8 @@ class RunDefaults:
             fewest = min(Counter(own.families)[name] for name in names)
             if pairs is None or pairs <= fewest:
                 return own if len(chosen) == len(own) else own.select(chosen)
-        unknown = [name for name in names if name not in FAMILIES and not Path(name).is_file()]
-        if given is None and unknown:
+        unknown = [name for name in names if name in own.family_names and name not in FAMILIES]
+        if unknown:
             raise UserError(
                 f"--run: its pairs of {', '.join(unknown)} cannot be generated again: leave --pairs and --seed out"
             )
@@ -111,7 +112,7 @@ class RunDefaults:
         self.notes.append(f"new pairs of {', '.join(names)}, {size} per family, seed {self.seed}")
         return ProbeSet.resolve(probes_argument(names), tokenizer, n_pairs=size, seed=self.seed)
 
-    def say(self) -> None:
+    def print_notes(self) -> None:
         """Print one line on standard error about what differs from the run, if anything does."""
         if self.notes:
             print(f"headwatch: other than in --run: {'; '.join(dict.fromkeys(self.notes))}", file=sys.stderr)

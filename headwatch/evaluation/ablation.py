@@ -96,6 +96,12 @@ def run_arms(arms: Sequence[Arm], evaluate: Callable[[Arm], Result]) -> dict[str
     return {"arms": rows, "against_random": [row for row in against if row is not None]}
 
 
+def unsolved(suite: str, none: Result) -> str:
+    """A warning for a benchmark of which nothing is solved with nothing off."""
+    cut = f" ({100 * none.unfinished:.0f} % of the answers were cut: raise --max-tokens)" if none.unfinished else ""
+    return f"{suite}: with nothing off the model solves no problem{cut}, so heads that are off cannot cost anything"
+
+
 def compare_tasks(arms: Sequence[Arm], found: Mapping[str, TaskResult]) -> dict[str, dict[str, Any]]:
     """`run_arms` of every metric of lm-evaluation-harness that is right or wrong for each document.
 

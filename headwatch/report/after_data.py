@@ -36,6 +36,7 @@ def _circuits(result: Mapping[str, Any]) -> dict[str, Any]:
             **{key: significant(family[key], 3) for key in ("cpr", "cmd")},
             **{key: [significant(value, 3) for value in family[key]] for key in ("random_cpr", "random_cmd")},
             "heads": len(family["heads"]),
+            "signal": family.get("signal"),
             "curve": [
                 [
                     *(row[key] for key in ("size", "edges", "heads")),

@@ -1,12 +1,14 @@
-"""--run gives a command its pairs, metric, path and seed; an option that differs wins, and is said in one line."""
+"""--run gives a command its pairs, metric, path and seed; an option that differs wins, and one line names it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.plain_run import write_plain_run
 from helpers.tiny_trainers import save_tiny_model, sft_trainer
+from transformers import AutoTokenizer
 
 from headwatch import HeadWatchCallback, ProbeSet
 from headwatch.analysis import circuit_report
@@ -58,7 +60,7 @@ def test_circuit_takes_the_pairs_and_the_scoring_of_the_run(
     assert "other than in --run" not in printed.err
 
 
-def test_options_win_and_are_said_in_one_line(
+def test_options_win_and_one_line_names_them(
     model: str, run: Path, scored: list[tuple[ProbeSet, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fast = ["--random", "0", "--run", str(run)]
@@ -82,6 +84,22 @@ def test_options_win_and_are_said_in_one_line(
         names = ["addition"] if "addition" in more else FAMILIES
         assert f"new pairs of {', '.join(names)}, {size} per family, seed {seed}" in line
         assert [len(probes) for probes, _ in scored] == [size] * len(names)
+
+
+def test_pairs_of_ones_own_cannot_be_generated_again(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ProbeSet.generate("recall", AutoTokenizer.from_pretrained(model), n_pairs=6)
+    probes = replace(own, families=("mine",) * 6)
+    watch = HeadWatchCallback(probes, scoring={"steps": 1, "edges": False}, every=100, strict=True)
+    sft_trainer(Path(model), tmp_path, [watch], max_steps=1).train()
+    capsys.readouterr()
+    command = ["circuit", model, "--run", str(tmp_path), "--random", "0"]
+    assert main([*command, "--json"]) == 0
+    assert [family["family"] for family in json.loads(capsys.readouterr().out)["families"]] == ["mine"]
+    for options in (["--pairs", "12"], ["--probes", "mine", "--seed", "1"]):
+        assert main([*command, *options]) == 2
+        assert "its pairs of mine cannot be generated again" in capsys.readouterr().err
 
 
 def test_roles_takes_the_pairs_of_the_run(model: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

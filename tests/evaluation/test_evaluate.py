@@ -150,6 +150,19 @@ def test_ablation_against_random_heads(
     assert against["difference"]["value"] == pytest.approx(arms["heads-x0"] - sum(sets) / 5)
 
 
+def test_a_benchmark_of_which_nothing_is_solved_is_reported(
+    solver: Path, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["ablate", str(solver), "--heads", "L0H0", "--random", "1", "--suite", str(problems), "--samples", "1"]
+    cut = ["--instruction", "", "--max-tokens", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert main([*command, *cut]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("headwatch: ")]
+    assert lines == [
+        "headwatch: sums: with nothing off the model solves no problem (100 % of the answers were cut: raise "
+        "--max-tokens), so heads that are off cannot cost anything"
+    ]
+
+
 def test_results_are_kept_in_a_run(solver: Path, problems: Path, tmp_path: Path) -> None:
     run = write_plain_run(tmp_path / "run", [0], layers=2, heads=4)
     shared = ["--suite", str(problems), "--samples", "1", *SHORT, "--run", str(tmp_path / "run")]

@@ -17,6 +17,8 @@ def keep_results(run: RunFolder, families: tuple[str, ...]) -> None:
     rng = np.random.default_rng(0)
     for place, model in enumerate(("base", "post")):
         circuits = [circuit(family, n_layers, n_heads, np.random.default_rng(place)) for family in families]
+        for each in circuits:
+            each["signal"] = "insufficient signal" if place == 0 else "ok"
         keep_result(run, "circuits", {"model": model, "families": circuits})
     heads = [f"L{layer}.H{head}" for layer in range(n_layers) for head in range(n_heads)]
     columns = ("entropy", "previous_token", "first_token", "distance", "induction", "write", "weight_change")

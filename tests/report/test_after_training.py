@@ -61,6 +61,7 @@ def test_nothing_overlaps_and_the_first_chart_stays_in_view(page_file: Path, vis
 def test_circuits_are_drawn_with_their_edges_and_curves(page_file: Path, visit: Visit) -> None:
     page = visit(page_file, "family=recall", width=1360)
     assert page.run("document.querySelectorAll('#circuits svg.circuit').length") == 2  # the base's is folded
+    assert "Insufficient signal: in base the metric" in page.run("document.getElementById('circuits').innerText")
     assert page.run("document.querySelector('#circuits svg.circuit').querySelectorAll('path').length") == 150
     boxes = page.run(
         "[...document.querySelector('#circuits svg.circuit').querySelectorAll('rect')].map((r) => "

@@ -65,6 +65,8 @@ function drawCircuits(box, run) {
     const keeps = row ? `${two(row[3])} [${two(row[4])}, ${two(row[5])}]` : "–";
     return { cells: [each.model, `${whole(own.edges)} of ${whole(own.real_edges)}`, whole(own.heads), keeps, with_(own.cpr, own.random_cpr), with_(own.cmd, own.random_cmd)] };
   }), [2, 5]);
+  const weak = found.filter((each) => each.families[chosen.family].signal === "insufficient signal").map((each) => each.model);
+  if (weak.length) element(box, "p", { class: "facts" }, `Insufficient signal: in ${listed(weak, 6)} the metric differs too little between clean and corrupted prompts for these numbers.`);
   found.slice().reverse().forEach((each, i) => {
     const own = each.families[chosen.family];
     if (!own.drawing) return;
