@@ -10,8 +10,11 @@ times. Each half is a probe set with its own history, and for each rule:
 - events: mean number per probe set (evidence rule, defaults; pending ones count, as there is no later probe);
 - in both: the same head with the same event in the other half, as a share of the events of one;
 - patching: its verdict on the events, from the same pairs (`lives.exact_patching`);
-- true: the part of the events that exact patching of all pairs also finds by the same rule, and the part of those that
-  a half finds.
+- true: the part of the events that exact patching of all pairs also finds by the evidence rule, and the part of those
+  that a half finds.
+
+On all pairs, over the patched heads: agreement of each rule's shares with the patched shares in each state, and of the
+changes of share between the states (Spearman correlation), and the mean absolute difference from patching.
 
 Exact patching is a rule too: what no score can exceed. Different halvings have pairs in common, so more of them
 make the means steadier, not the sample larger. Measurements are kept in the folder and not repeated.
@@ -28,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 from scores import RULES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -130,6 +134,30 @@ def events_of(before: Measured, after: Measured, pairs: Any) -> Events:
     return {(e.layer, e.head, e.kind) for e in history_of(before, after, pairs).events}
 
 
+def agreement(estimated: Floats, exact: Floats, heads: Any) -> dict[str, float]:
+    """Of shares, or of changes of share, [L, H], with those by exact patching of these heads."""
+    one, other = (values[heads[:, 0], heads[:, 1]] for values in (estimated, exact))
+    return {"agreement": float(spearmanr(one, other).statistic), "error": float(np.abs(one - other).mean())}
+
+
+def agreements(
+    rules: list[str], of: dict[tuple[str, str], Measured], changes: list[tuple[str, str]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """State or change -> rule -> agreement with exact patching on all pairs."""
+    share = {key: share_of(found) for key, found in of.items()}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for state in dict.fromkeys(state for state, _ in of):
+        heads = of[state, PATCHING]["heads"]
+        found[state] = {rule: agreement(share[state, rule], share[state, PATCHING], heads) for rule in rules}
+    for first, second in changes:
+        heads, of_rule = of[first, PATCHING]["heads"], {}
+        for rule in rules:
+            moved, truly = (share[second, which] - share[first, which] for which in (rule, PATCHING))
+            of_rule[rule] = agreement(moved, truly, heads)
+        found[f"{first} to {second}"] = of_rule
+    return found
+
+
 def compare(
     rules: list[str], of: dict[tuple[str, str], Measured], change: tuple[str, str], splits: int
 ) -> dict[str, dict[str, Any]]:
@@ -185,6 +213,19 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def table_of_agreement(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Markdown: one row per state or change, two columns per rule."""
+    rules = list(next(iter(found.values())))
+    lines = [
+        "| shares of, or change | " + " | ".join(f"{rule}: agreement | error" for rule in rules) + " |",
+        "| --- " * (1 + 2 * len(rules)) + "|",
+    ]
+    for what, by_rule in found.items():
+        cells = [f"{row['agreement']:.3f} | {row['error']:.2%}" for row in by_rule.values()]
+        lines.append(f"| {what} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the measurements, and events.json")
@@ -212,8 +253,10 @@ def main() -> None:
         of[name, PATCHING] = measured(options.out, name, state, probes, PATCHING, heads)
     rules = [*options.rules, PATCHING]
     found = {" to ".join(change): compare(rules, of, change, options.splits) for change in changes}
-    (options.out / "events.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(table(found))
+    agree = agreements(options.rules, of, changes)
+    both = {"events": found, "agreement": agree}
+    (options.out / "events.json").write_text(json.dumps(both, indent=1) + "\n", encoding="utf-8")
+    print(table(found), table_of_agreement(agree), sep="\n\n")
 
 
 if __name__ == "__main__":
