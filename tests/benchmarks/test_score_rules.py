@@ -126,6 +126,17 @@ def test_a_rule_is_judged_by_patching_and_by_itself(tmp_path: Path) -> None:
     assert (misled.planted, misled.found, misled.given, misled.false) == (sets, 0, sets, sets)
     assert (by_itself.planted, by_itself.false) == (0, 0)
     assert f"| {rules.PATCHING} | 32 | clean | 4 | 0 (0.0%) |" in rules.table(counts)
+    wrong = rules.errors(tmp_path)
+    assert wrong["ends"] == {"heads": 20, "wrong": 0, "wrong_first_layer": 0, "median": 0.0, "worst": 0.0}
+    # Head 0 has half its share; head 20 has none by patching, so no share to be wrong about.
+    assert wrong["clean"] == {
+        "heads": 20,
+        "wrong": 2,
+        "wrong_first_layer": 2,
+        "median": 0.0,
+        "worst": pytest.approx(0.5),
+    }
+    assert "| clean | 20 | 2 | 2 | 0.0% | 50% |" in rules.table_of_errors(wrong)
 
 
 # --- events: event_rules.py -----------------------------------------------------------------------------------------
