@@ -173,10 +173,11 @@ def test_events_are_compared_with_the_other_half_and_with_patching() -> None:
     assert "| 50% | 100% of 1 |" in text
     agree = rules.agreements(["ends", rules.PATCHING], of, [("base", "off")])
     assert list(agree) == ["base", "off", "base to off"]
-    assert agree["off"][rules.PATCHING] == {"agreement": pytest.approx(1.0), "error": 0.0}
+    assert agree["off"][rules.PATCHING] == {"agreement": pytest.approx(1.0), "error": 0.0, "large": 1, "wrong": 0}
+    assert agree["base"]["ends"]["large"] == 2  # of the three that were patched
     assert agree["base"]["ends"]["error"] < 1e-4
     assert agree["base to off"]["ends"]["error"] == pytest.approx((0.2 - 0.01) / 3, abs=1e-4)  # one of three heads
-    assert "| base to off | " in rules.table_of_agreement(agree)
+    assert "| base to off | exact patching | 1.000 | 0.00% | 1 | 0 |" in rules.table_of_agreement(agree)
 
 
 def test_a_state_with_heads_off_is_measured(base: Path, tmp_path: Path) -> None:
