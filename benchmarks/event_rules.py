@@ -14,7 +14,8 @@ times. Each half is a probe set with its own history, and for each rule:
   that a half finds.
 
 On all pairs, over the patched heads: agreement of each rule's shares with the patched shares in each state, and of the
-changes of share between the states (Spearman correlation), and the mean absolute difference from patching.
+changes of share between the states (Spearman correlation), the mean absolute difference from patching, and how many
+of the large ones are wrong by more than a quarter.
 
 Exact patching is a rule too: what no score can exceed. Different halvings have pairs in common, so more of them
 make the means steadier, not the sample larger. Measurements are kept in the folder and not repeated.
@@ -40,6 +41,7 @@ from headwatch.analysis.interventions import scaled_heads
 from headwatch.stats import EvidenceSettings, shares
 
 PATCHING = "exact patching"
+LARGE, WRONG = 0.05, 0.25  # of the metric gap; of the exact share
 VERDICTS = ("supports", "same sign", "contradicts")
 Head = tuple[int, int]
 Floats = NDArray[np.float64]
@@ -137,7 +139,13 @@ def events_of(before: Measured, after: Measured, pairs: Any) -> Events:
 def agreement(estimated: Floats, exact: Floats, heads: Any) -> dict[str, float]:
     """Of shares, or of changes of share, [L, H], with those by exact patching of these heads."""
     one, other = (values[heads[:, 0], heads[:, 1]] for values in (estimated, exact))
-    return {"agreement": float(spearmanr(one, other).statistic), "error": float(np.abs(one - other).mean())}
+    large = np.abs(other) >= LARGE
+    return {
+        "agreement": float(spearmanr(one, other).statistic),
+        "error": float(np.abs(one - other).mean()),
+        "large": int(large.sum()),
+        "wrong": int((np.abs(one - other) > WRONG * np.abs(other))[large].sum()),
+    }
 
 
 def agreements(
@@ -214,15 +222,12 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def table_of_agreement(found: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Markdown: one row per state or change, two columns per rule."""
-    rules = list(next(iter(found.values())))
-    lines = [
-        "| shares of, or change | " + " | ".join(f"{rule}: agreement | error" for rule in rules) + " |",
-        "| --- " * (1 + 2 * len(rules)) + "|",
-    ]
+    """Markdown: one row per state or change and rule."""
+    lines = [f"| | rule | agreement | error | {LARGE:.0%} or more | wrong by over {WRONG:.0%} |", "| --- " * 6 + "|"]
     for what, by_rule in found.items():
-        cells = [f"{row['agreement']:.3f} | {row['error']:.2%}" for row in by_rule.values()]
-        lines.append(f"| {what} | " + " | ".join(cells) + " |")
+        for rule, row in by_rule.items():
+            numbers = f"{row['agreement']:.3f} | {row['error']:.2%} | {row['large']} | {row['wrong']}"
+            lines.append(f"| {what} | {rule} | {numbers} |")
     return "\n".join(lines)
 
 

@@ -9,7 +9,8 @@ of 0), so no trainer runs here: the model of each probe is measured directly, by
 In planted.py the truth is the same score on other pairs, which favours whatever rule is judged. Here the truth is the
 evidence rule without its tests on shares by exact patching of all heads (both directions), on other pairs; it also
 decides which heads may be planted. For comparison each rule is judged by its own shares on the same other pairs, and
-exact patching of the probe pairs themselves is a rule too: what no score can exceed.
+exact patching of the probe pairs themselves is a rule too (--patch-probes): what no score can exceed. A second table
+compares the shares of all states with the exact ones, for heads that carry much.
 """
 
 import argparse
@@ -44,6 +45,7 @@ from headwatch.stats import EvidenceSettings
 
 PATCHING = "exact patching"
 OWN = "the rule's own score"
+LARGE, WRONG = 0.05, 0.25  # of the metric gap; of the exact share
 PROBES = range(0, STEPS + 1, EVERY)
 
 
@@ -153,6 +155,53 @@ def table(counts: dict[str, dict[str, dict[int, Count]]]) -> str:
     return "\n".join(lines)
 
 
+def errors(out: Path) -> dict[str, dict[str, float]]:
+    """Rule -> how far shares of heads that carry much are from exact patching, over all states of all plans.
+
+    A head of one base and family is `wrong` if its share differs by more than WRONG of the exact one at some probe.
+    """
+    relative: dict[str, list[NDArray[Any]]] = {}
+    heads: dict[str, dict[tuple[Any, ...], bool]] = {}
+    for plan in sorted(out.glob("plan-*.npz")):
+        found, base = np.load(plan), plan.stem.split("-")[1]
+        exact = found[f"{PATCHING}/truth"]  # [F, P, L, H]
+        for rule in (key.split("/")[0] for key in found.files if key.endswith("/truth")):
+            if rule == PATCHING:
+                continue
+            at = np.argwhere(np.abs(exact) >= LARGE)
+            error = np.array([abs(found[f"{rule}/truth"][tuple(a)] / exact[tuple(a)] - 1.0) for a in at])
+            relative.setdefault(rule, []).append(error)
+            for (family, _, layer, head), value in zip(at.tolist(), error, strict=True):
+                key = (base, family, layer, head)
+                of_rule = heads.setdefault(rule, {})
+                of_rule[key] = of_rule.get(key, False) or bool(value > WRONG)
+    return {
+        rule: {
+            "heads": len(heads[rule]),
+            "wrong": sum(heads[rule].values()),
+            "wrong_first_layer": sum(wrong for key, wrong in heads[rule].items() if key[2] == 0),
+            "median": float(np.median(np.concatenate(found))),
+            "worst": float(np.concatenate(found).max()),
+        }
+        for rule, found in relative.items()
+    }
+
+
+def table_of_errors(found: dict[str, dict[str, float]]) -> str:
+    """Markdown: one row per rule."""
+    lines = [
+        f"| rule | heads with a share of {LARGE:.0%} or more | wrong by over {WRONG:.0%} | of these in layer 0 "
+        "| median error | largest error |",
+        "| --- " * 6 + "|",
+    ]
+    lines += [
+        f"| {rule} | {row['heads']} | {row['wrong']} | {row['wrong_first_layer']} | {row['median']:.1%} "
+        f"| {row['worst']:.0%} |"
+        for rule, row in found.items()
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -176,8 +225,10 @@ def main() -> None:
         rule: {truth: {size: c.row() for size, c in by_size.items()} for truth, by_size in by_truth.items()}
         for rule, by_truth in counts.items()
     }
-    (options.out / "planted_rules.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(counts))
+    wrong = errors(options.out)
+    found = {"counts": rows, "errors": wrong}
+    (options.out / "planted_rules.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(table(counts), table_of_errors(wrong), sep="\n\n")
 
 
 if __name__ == "__main__":

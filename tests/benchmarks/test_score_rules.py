@@ -126,6 +126,17 @@ def test_a_rule_is_judged_by_patching_and_by_itself(tmp_path: Path) -> None:
     assert (misled.planted, misled.found, misled.given, misled.false) == (sets, 0, sets, sets)
     assert (by_itself.planted, by_itself.false) == (0, 0)
     assert f"| {rules.PATCHING} | 32 | clean | 4 | 0 (0.0%) |" in rules.table(counts)
+    wrong = rules.errors(tmp_path)
+    assert wrong["ends"] == {"heads": 20, "wrong": 0, "wrong_first_layer": 0, "median": 0.0, "worst": 0.0}
+    # Head 0 has half its share; head 20 has none by patching, so no share to be wrong about.
+    assert wrong["clean"] == {
+        "heads": 20,
+        "wrong": 2,
+        "wrong_first_layer": 2,
+        "median": 0.0,
+        "worst": pytest.approx(0.5),
+    }
+    assert "| clean | 20 | 2 | 2 | 0.0% | 50% |" in rules.table_of_errors(wrong)
 
 
 # --- events: event_rules.py -----------------------------------------------------------------------------------------
@@ -162,10 +173,11 @@ def test_events_are_compared_with_the_other_half_and_with_patching() -> None:
     assert "| 50% | 100% of 1 |" in text
     agree = rules.agreements(["ends", rules.PATCHING], of, [("base", "off")])
     assert list(agree) == ["base", "off", "base to off"]
-    assert agree["off"][rules.PATCHING] == {"agreement": pytest.approx(1.0), "error": 0.0}
+    assert agree["off"][rules.PATCHING] == {"agreement": pytest.approx(1.0), "error": 0.0, "large": 1, "wrong": 0}
+    assert agree["base"]["ends"]["large"] == 2  # of the three that were patched
     assert agree["base"]["ends"]["error"] < 1e-4
     assert agree["base to off"]["ends"]["error"] == pytest.approx((0.2 - 0.01) / 3, abs=1e-4)  # one of three heads
-    assert "| base to off | " in rules.table_of_agreement(agree)
+    assert "| base to off | exact patching | 1.000 | 0.00% | 1 | 0 |" in rules.table_of_agreement(agree)
 
 
 def test_a_state_with_heads_off_is_measured(base: Path, tmp_path: Path) -> None:
