@@ -27,7 +27,7 @@ demo: $(BIN)/headwatch  ## train a small model by SFT and by GRPO with the callb
 	$(BIN)/headwatch demo
 
 test: .venv/.installed lint  ## lint, type check and the tests, in two processes of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/.installed  ## the tests that take minutes each
 	$(BIN)/pytest -m slow
