@@ -80,7 +80,9 @@ def test_killed_at_any_moment(
 ) -> None:
     expected, total = whole
     resumed_from = []
-    for moment in [*moments_in((0.0, 0.55), total, 2, seed=0), *moments_in((0.6, 1.0), total, 4, seed=1)]:
+    # Before the first checkpoint is complete, before the second one, and after it.
+    phases = ((0.0, 0.35), 1), ((0.45, 0.65), 1), ((0.8, 1.0), 2)
+    for moment in [moment for phase, n in phases for moment in moments_in(phase, total, n, seed=0)]:
         output = tmp_path / str(moment)
         ended = fork.train(model, output, kill_at=moment)
         assert ended["killed"]
