@@ -33,7 +33,7 @@ test-slow: .venv/.installed  ## the tests that take minutes each
 	$(BIN)/pytest -m slow
 
 smoke: .venv/.installed  ## --dry-run and --smoke of every recipe, with one and two processes, and resumed recipes
-	$(BIN)/pytest tests/training/test_recipes.py tests/training/test_resumed_recipes.py -m "slow or not slow"
+	$(BIN)/pytest tests/training/test_recipes.py tests/training/test_resumed_recipes.py tests/training/test_processes.py -m "slow or not slow"
 
 fuzz: .venv/.installed  ## 5,000 damaged inputs of every format that is read
 	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/fuzz.py

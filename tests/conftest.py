@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Files that take longest, mostly because they start processes: first, so that two workers end together.
 LONGEST = (
-    *("test_sharded.py", "test_exactness.py", "test_no_trace.py", "test_processes.py", "test_interpreter.py"),
+    *("test_sharded.py", "test_exactness.py", "test_no_trace.py", "test_killed.py", "test_interpreter.py"),
     *("test_run_layout.py", "test_read_only_sharded.py", "test_trainers.py", "test_resume.py", "test_recipes.py"),
 )
 

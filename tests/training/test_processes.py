@@ -115,7 +115,8 @@ def test_the_memory_of_tied_embeddings(tmp_path: Path) -> None:
     assert tied.working == pytest.approx(untied.working, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", [pytest.param("sft_openr1_2gpu", marks=pytest.mark.slow), "grpo_openr1_8gpu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft_openr1_2gpu", "grpo_openr1_8gpu"])
 def test_a_smoke_run_says_which_sharding_it_ran_under(name: str, tmp_path: Path) -> None:
     """By `accelerate launch` with the recipe's own file, on two CPU processes: bf16 forward passes, as on GPUs."""
     recipe = ROOT / "recipes" / "qwen2.5-math-7b" / f"{name}.yaml"
