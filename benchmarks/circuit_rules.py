@@ -9,7 +9,6 @@ the halves change places. The table has the means of both directions, and faithf
 are those of a pass with edges, per pair.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scores import RULES
+from scores import RULES, rule_options
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headwatch import ProbeSet, score_edges
@@ -65,16 +64,9 @@ def table(files: list[Path]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a model folder or a name on the Hub")
-    parser.add_argument("--families", nargs="+", default=["recall", "sums"])
-    parser.add_argument("--metrics", nargs="+", default=["logit_diff", "kl"])
-    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=[rule for rule in RULES if rule != "clean"])
-    parser.add_argument("--pairs", type=int, default=16, help="of which half selects and half evaluates")
+    rules = [rule for rule in RULES if rule != "clean"]
+    parser = rule_options(__doc__, ["recall", "sums"], rules, "of which half selects and half evaluates", 16)
     parser.add_argument("--by", default="mean_abs", help="ranking of the edges (headwatch.circuits.selection)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--tables", type=Path, nargs="+", help="print the table of these files instead")
     options = parser.parse_args()
     if options.tables:
         print(table(options.tables))

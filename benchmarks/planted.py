@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from planted_tables import SIZES_FROM, table, table_by_base, table_by_size, table_of_losses
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from headwatch import HeadHistory, HeadWatchCallback, ProbeSet, RunFolder, score_heads
@@ -45,7 +46,6 @@ STEPS, EVERY = 12, 2
 N_TRUTH, TRUTH_SEED = 1024, 90_001
 FAMILIES = ("addition", "carry")
 CLEAR = 0.025  # planted changes of at least this part of the total |share| (five times min_change) make the headline
-SIZES_FROM = (0.0, 0.025, 0.035, 0.05)  # lower edges of the table by size
 Head = tuple[int, int]
 Scale = dict[Head, float]
 
@@ -401,69 +401,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def table(counts: dict[str, dict[int, Count]]) -> str:
-    """Markdown: one row per setting and size."""
-    lines = [
-        "| settings | pairs per family | planted events | found at the right probe | at another | small plants: found "
-        "| untouched heads | given an event | false |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, by_size in counts.items():
-        for size, c in by_size.items():
-            row = c.row()
-            lines.append(
-                f"| {name} | {size} | {c.planted} | {row['found_share']:.1%} | {c.late} "
-                f"| {c.small_found} of {c.small} | {c.untouched} "
-                f"| {c.given} ({row['given_share']:.2%}) | {c.false} ({row['false_share']:.2%}) |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def table_by_base(counts: dict[int, dict[int, Count]]) -> str:
-    """Markdown: planted events found and untouched heads with an event, per base, at the defaults."""
-    sizes = list(next(iter(counts.values())))
-    lines = [
-        "| base | " + " | ".join(f"{size} pairs: found | untouched with an event" for size in sizes) + " |",
-        "| --- " * (1 + 2 * len(sizes)) + "|",
-    ]
-    for base, by_size in counts.items():
-        cells = [f"{c.found} of {c.planted} | {c.given} of {c.untouched}" for c in by_size.values()]
-        lines.append(f"| {base} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def table_by_size(counts: dict[int, Count]) -> str:
-    """Markdown: planted events found at the right probe, by size, at the defaults."""
-    ends = [*(f" to {size:.1%}" for size in SIZES_FROM[1:]), " and more"]
-    head = " | ".join(f"{size:.1%}{end}" for size, end in zip(SIZES_FROM, ends, strict=True))
-    lines = [f"| pairs per family | {head} |", "| --- " * (len(SIZES_FROM) + 1) + "|"]
-    for pairs, count in counts.items():
-        cells = [count.by_size.get(size, [0, 0]) for size in SIZES_FROM]
-        lines.append(f"| {pairs} | " + " | ".join(f"{found} of {planted}" for planted, found in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def table_of_losses(counts: dict[int, Count]) -> str:
-    """Markdown: planted losses of base heads found, by whether the loss was detectable at the base."""
-    lines = ["| pairs per family | detectable at the base | not detectable |", "| --- | --- | --- |"]
-    for pairs, count in counts.items():
-        (sure, found), (unsure, also) = (count.losses.get(known, [0, 0]) for known in (True, False))
-        lines.append(f"| {pairs} | {found} of {sure} | {also} of {unsure} |")
-    return "\n".join(lines) + "\n"
+def plan_options(description: str | None, plans: int, n_truth: int) -> argparse.ArgumentParser:
+    """A parser with the options that benchmarks of planted changes share; the numbers are defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--bases", type=int, default=3)
+    parser.add_argument("--first-base", type=int, default=0, help="seed of the first base; the others follow")
+    parser.add_argument("--plans", type=int, default=plans, help="per base")
+    parser.add_argument("--heads", type=int, default=3, help="planted per plan")
+    parser.add_argument("--n-pairs", type=int, default=256, help="per family; probe sets are parts of them")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--n-truth", type=int, default=n_truth)
+    parser.add_argument("--only-analyse", action="store_true")
+    return parser
 
 
 def main() -> None:
     """Run the plans that do not exist yet, then analyse all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--bases", type=int, default=3)
-    parser.add_argument("--first-base", type=int, default=0, help="seed of the first base; the others follow")
-    parser.add_argument("--plans", type=int, default=3, help="per base")
-    parser.add_argument("--heads", type=int, default=3, help="planted per plan")
-    parser.add_argument("--n-pairs", type=int, default=256, help="recorded per family; probe sets are parts of them")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--n-truth", type=int, default=N_TRUTH)
-    parser.add_argument("--only-analyse", action="store_true")
+    parser = plan_options(__doc__, 3, N_TRUTH)
     parser.add_argument("--only-defaults", action="store_true", help="analyse only the default settings")
     options = parser.parse_args()
     logging.getLogger("headwatch").setLevel(logging.ERROR)

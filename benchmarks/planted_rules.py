@@ -36,6 +36,7 @@ from planted import (
     by_score,
     candidates,
     draw_plan,
+    plan_options,
 )
 from scores import RULES
 
@@ -203,18 +204,9 @@ def table_of_errors(found: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--bases", type=int, default=3)
-    parser.add_argument("--first-base", type=int, default=0, help="seed of the first base; the others follow")
-    parser.add_argument("--plans", type=int, default=2, help="per base")
-    parser.add_argument("--heads", type=int, default=3, help="planted per plan")
+    parser = plan_options(__doc__, 2, 512)
     parser.add_argument("--rules", nargs="+", choices=list(RULES), default=[rule for rule in RULES if rule != "clean"])
-    parser.add_argument("--n-pairs", type=int, default=256, help="per family; probe sets are parts of them")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--n-truth", type=int, default=512)
     parser.add_argument("--patch-probes", action="store_true", help="also judge exact patching of the probe pairs")
-    parser.add_argument("--only-analyse", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with quiet_libraries(), one_thread():

@@ -197,18 +197,25 @@ def table(files: list[Path]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def rule_options(description: str | None, families: list[str], rules: list[str], pairs: str, n: int) -> Any:
+    """A parser with the options that benchmarks of rules share; pairs: what the number of pairs means, by default n."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a model folder or a name on the Hub")
-    parser.add_argument("--families", nargs="+", default=["addition", "recall"])
+    parser.add_argument("--families", nargs="+", default=families)
     parser.add_argument("--metrics", nargs="+", default=["logit_diff", "kl"])
-    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
-    parser.add_argument("--questions", help="a .jsonl file of questions: for the family openers (fixed texts, kl)")
-    parser.add_argument("--no-circuit", action="store_true", help="leave the circuits out")
-    parser.add_argument("--pairs", type=int, default=8, help="compared with patching; four times as many are scored")
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=rules)
+    parser.add_argument("--pairs", type=int, default=n, help=pairs)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--tables", type=Path, nargs="+", help="print the table of these files instead")
+    return parser
+
+
+def main() -> None:
+    pairs = "compared with patching; four times as many are scored"
+    parser = rule_options(__doc__, ["addition", "recall"], list(RULES), pairs, 8)
+    parser.add_argument("--questions", help="a .jsonl file of questions: for the family openers (fixed texts, kl)")
+    parser.add_argument("--no-circuit", action="store_true", help="leave the circuits out")
     options = parser.parse_args()
     if options.tables:
         print(table(options.tables))

@@ -20,7 +20,7 @@ from headwatch.probes import ProbeSet
 
 MOST_RAISED = 2.0  # a budget is raised at most by this factor: a batch of more pairs was not measured
 LEAST_MEASURED_GB = 1.0  # below, workspaces of fixed size hide what a pair takes, and memory is no question
-TRIES = 4  # halvings after running out of memory
+TRIES = 4  # each after the first with half the budget, because memory ran out
 
 
 @dataclass(frozen=True)

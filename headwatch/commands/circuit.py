@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     from headwatch.model.loading import Loader, adapter_base, load_tokenizer, read_shape
     from headwatch.sinks.wandb_after import log_circuits
 
-    defaults = RunDefaults.of(run_folder, arguments)
+    defaults = RunDefaults(run_folder, arguments)
     if arguments.dry_run:
         return _print_plan(arguments, defaults.planned(FAMILIES, PAIRS), len(SIZES))
     refuse_other_shape(run_folder, arguments.model, read_shape(name))

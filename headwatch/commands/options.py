@@ -49,13 +49,18 @@ def at_least_zero(text: str) -> int:
 
 def finite(text: str) -> float:
     """Type of an option: a number that is not NaN or infinite."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} must be a finite number")
     return value
+
+
+def _float(text: str) -> float:
+    """The number; NaN for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def number(low: float, high: float = math.inf, *, includes_low: bool = True) -> Callable[[str], float]:
@@ -65,10 +70,7 @@ def number(low: float, high: float = math.inf, *, includes_low: bool = True) -> 
         words += f" and at most {high:g}"
 
     def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
+        value = _float(text)
         if not (low <= value <= high and (includes_low or value > low) and math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"{text} must be a number {words}")
         return value

@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--base {arguments.base} has {of_base[0]} layers x {of_base[1]} heads, and {arguments.model} has "
             f"{shape[0]} x {shape[1]}: give the model that it was trained from"
         )
-    defaults = RunDefaults.of(run_folder, arguments)
+    defaults = RunDefaults(run_folder, arguments)
     tokenizer = load_tokenizer(*filter(None, (name, adapter_base(name))))
     probes = defaults.probes(tokenizer, FAMILIES, PAIRS)
     texts = []

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,7 @@ class RunDefaults:
 
     run: RunFolder | None
     arguments: argparse.Namespace
-    notes: list[str]
-
-    @classmethod
-    def of(cls, run: RunFolder | None, arguments: argparse.Namespace) -> "RunDefaults":
-        """The options of `arguments`, completed from `run`."""
-        return cls(run, arguments, [])
+    notes: list[str] = field(default_factory=list)
 
     @property
     def _settings(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Options that evaluate and ablate share: benchmarks, sampling, and the plan that --dry-run prints."""
 
 import argparse
-from importlib.util import find_spec
 from typing import Any
 
 from headwatch.commands.options import at_least_one, number, one_of, seed_number
@@ -70,11 +69,12 @@ def split_suites(names: list[str]) -> tuple[list[str], list[str]]:
 def check_engine(arguments: argparse.Namespace, tasks: list[str]) -> None:
     """Refuse an engine or a harness that is not installed, before anything is loaded."""
     from headwatch.evaluation.harness import check_harness
+    from headwatch.evaluation.vllm_engine import require_vllm
 
     for task in tasks:
         check_harness(task)
-    if arguments.engine == "vllm" and find_spec("vllm") is None:
-        raise UserError("--engine vllm, but vLLM is not installed: pip install vllm, or leave it out")
+    if arguments.engine == "vllm":
+        require_vllm()
 
 
 def sampling_settings(arguments: argparse.Namespace) -> Any:

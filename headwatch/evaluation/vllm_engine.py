@@ -2,10 +2,21 @@
 
 import hashlib
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from headwatch.errors import UserError
 from headwatch.evaluation.sampling import Completion, Request, SamplingSettings
+
+
+def require_vllm() -> None:
+    """Refuse the engine where vLLM is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if find_spec("vllm") is None:
+        raise UserError("--engine vllm, but vLLM is not installed: pip install vllm, or leave it out")
 
 
 class VllmEngine:
@@ -23,10 +34,9 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, model: str, tokenizer: Any, settings: SamplingSettings) -> None:
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise UserError("--engine vllm, but vLLM is not installed: pip install vllm, or leave it out") from error
+        require_vllm()
+        from vllm import LLM
+
         self._settings = settings
         self._llm = LLM(model=model, generation_config="vllm", seed=settings.seed)
         context = self._llm.llm_engine.model_config.max_model_len

@@ -1,7 +1,7 @@
 """The memory budget of a run's passes: the same at every probe, on all ranks, and after a resume."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,22 +59,22 @@ class RunBudget:
             optimizer: the trainer's.
             whole: whether the weights are whole, so that processes may run passes of their own.
         """
+
+        def measure(before_gb: float) -> Budget:
+            own = replace(settings, memory_budget_gb=before_gb)
+            return measured_budget(model, probes, metrics, own, optimizer)
+
         if self._agreed is None:
-            self._agreed = self._agree(settings, model, probes, metrics, optimizer, whole)
+            is_fixed = settings.batch_size is not None or settings.memory_budget_gb is not None
+            self._agreed = settings if is_fixed else self._with_budget(settings, model, measure if whole else None)
         return self._agreed
 
-    def _agree(
-        self,
-        settings: ScoringSettings,
-        model: nn.Module,
-        probes: ProbeSet,
-        metrics: Metrics,
-        optimizer: object | None,
-        whole: bool,
+    def _with_budget(
+        self, settings: ScoringSettings, model: nn.Module, measure: Callable[[float], Budget] | None
     ) -> ScoringSettings:
+        """The settings with the default budget, on CUDA the recorded one, or one that `measure` corrects."""
         free = free_bytes(next(model.parameters()).device)
-        is_fixed = settings.batch_size is not None or settings.memory_budget_gb is not None
-        if is_fixed or (free is None and world()[1] == 1):
+        if free is None and world()[1] == 1:
             return settings
         before = smallest(default_budget_gb(model, free))
         if free is None:
@@ -82,30 +82,21 @@ class RunBudget:
         recorded = from_main(self._recorded)
         if recorded is not None and before >= SAME_DEVICE * recorded["before_gb"]:
             return replace(settings, memory_budget_gb=float(recorded["gb"]))
-        settings = replace(settings, memory_budget_gb=before)
-        budget = self.measured(settings, model, probes, metrics, optimizer) if whole else Budget(before, before)
-        agreed = smallest(budget.gb)
-        self._entry = replace(budget, gb=agreed).to_json()
-        return replace(settings, memory_budget_gb=agreed)
+        budget = Budget(before, before) if measure is None else measured_or_as_before(measure, before)
+        budget = replace(budget, gb=smallest(budget.gb))
+        self._entry = budget.to_json()
+        return replace(settings, memory_budget_gb=budget.gb)
 
-    def measured(
-        self,
-        settings: ScoringSettings,
-        model: nn.Module,
-        probes: ProbeSet,
-        metrics: Metrics,
-        optimizer: object | None = None,
-    ) -> Budget:
-        """The budget corrected on this process's largest batch; as it was where that fails, which the probe reports."""
-        before = settings.memory_budget_gb
-        assert before is not None
-        try:
-            return measured_budget(model, probes, metrics, settings, optimizer)
-        except Exception as error:
-            if left_trace(error):
-                raise
-            logger.debug("headwatch: no batch could be measured (%s)", error)
-            return Budget(before, before)
+
+def measured_or_as_before(measure: Callable[[float], Budget], before_gb: float) -> Budget:
+    """The budget that this process measures; as it was where that fails, which the probe itself reports."""
+    try:
+        return measure(before_gb)
+    except Exception as error:
+        if left_trace(error):
+            raise
+        logger.debug("headwatch: no batch could be measured (%s)", error)
+        return Budget(before_gb, before_gb)
 
 
 def smallest(gb: float) -> float:
