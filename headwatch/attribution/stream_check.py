@@ -19,6 +19,7 @@ this is compared with the largest source: a source that is missing, scaled or co
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from headwatch.attribution.run_layout import RunLayout
 from headwatch.errors import NonFiniteError, UnsupportedModelError
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.linear_map import compute_type
+from headwatch.model.parts import Layer
 from headwatch.model.precision import at_least_float32
 from headwatch.model.whole_weights import readable
 
@@ -119,24 +121,10 @@ def _stream_error(anatomy: Anatomy, differences: EndpointDifferences, rounding: 
         The largest error over the largest entry of that difference, beyond rounding if rounding is coarse; and the
         largest error beyond rounding, over the largest entry of any source, NaN if a value is not finite.
     """
-    total = differences.input.clone()
-    largest = [_largest(total)]
-    for z, r, mlp, layer in zip(differences.z, differences.r, differences.mlp, anatomy.layers, strict=True):
-        if layer.whole:
-            total += mlp
-            largest.append(_largest(mlp))
-            continue
-        with readable(layer.out):
-            bias = getattr(layer.out, "bias", None)  # not part of any head
-            out = layer.out.forward(z.to(compute_type(layer.out)[0]))
-            if bias is not None:
-                out = at_least_float32(out)
-                out = out - bias if r is None else out + (r - 1) * at_least_float32(bias)
-            if layer.attn_post_norm is not None or layer.multiplier != 1.0:
-                out = at_least_float32(out)
-            out = layer.scaled(out)
-        total.add_(out).add_(mlp)
-        largest += [_largest(out), _largest(mlp)]
+    total, sources = differences.input, _sources(anatomy, differences)
+    for stacked in sources:
+        total = total + stacked.sum(0, dtype=total.dtype)
+    largest = [_largest(differences.input), *map(_largest, sources)]
     errors = (total - differences.stream).abs()
     excesses = (errors - _STANDARD_DEVIATIONS * rounding).max()
     found = [_largest(differences.stream), errors.max(), excesses, rounding.max(), torch.stack(largest).max()]
@@ -147,6 +135,46 @@ def _stream_error(anatomy: Anatomy, differences: EndpointDifferences, rounding: 
     if coarse > _COARSE * of_stream:
         error = max(0.0, excess)
     return (error / of_stream if of_stream else error), excess / max(of_stream, largest_source, 1e-30)
+
+
+def _sources(anatomy: Anatomy, differences: EndpointDifferences) -> list[Tensor]:
+    """What every attention block and every MLP adds to the stream, as differences, stacked by dtype: [n, B, T - C, M].
+
+    One sum and one norm of a stack take the place of two per source, and one cast of all z that of one per layer.
+    """
+    by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+    z: dict[torch.dtype, Sequence[Tensor]] = {}  # of all layers, in the dtype of an o_proj
+    for index, layer in enumerate(anatomy.layers):
+        mlp = differences.mlp[index]
+        by_dtype[mlp.dtype].append(mlp)
+        if layer.whole:
+            continue
+        with readable(layer.out):
+            dtype, _ = compute_type(layer.out)
+            if dtype not in z:
+                needs_cast = any(own.dtype != dtype for own in differences.z)
+                z[dtype] = torch.stack(differences.z).to(dtype) if needs_cast else differences.z
+            out = _attention_output(layer, z[dtype][index], differences.r[index])
+        by_dtype[out.dtype].append(out)
+    return [torch.stack(states) for states in by_dtype.values()]
+
+
+def _attention_output(layer: Layer, z: Tensor, r: Tensor | None) -> Tensor:
+    """The difference of what a layer's attention adds to the stream, [B, T - C, M].
+
+    Args:
+        layer: the layer.
+        z: the difference of o_proj's input, in the dtype of o_proj, [B, T - C, H * D]; see `EndpointDifferences`.
+        r: the difference of a following norm's 1 / rms, [B, T - C, 1]; None without such a norm.
+    """
+    bias = getattr(layer.out, "bias", None)  # not part of any head
+    out = layer.out.forward(z)
+    if bias is not None:
+        out = at_least_float32(out)
+        out = out - bias if r is None else out + (r - 1) * at_least_float32(bias)
+    if layer.attn_post_norm is not None or layer.multiplier != 1.0:
+        out = at_least_float32(out)
+    return layer.scaled(out)
 
 
 def _largest(states: Tensor) -> Tensor:
