@@ -16,6 +16,7 @@ from headwatch.kernels.model_ops import AfterPrefix
 from headwatch.kernels.model_parts import after_prefix_fits, fused_parts
 from headwatch.kernels.score_ops import add_head_scores, difference, expand_head_space, expand_outputs, head_space
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.hooks import has_own_forward
 from headwatch.model.linear_map import linear_map
 from headwatch.model.parts import KINDS, Kind, Layer
 
@@ -160,7 +161,7 @@ def _maps_of(layer: Layer, reads: AttentionReads, rows: Tensor) -> tuple[list[Te
 
 def _raw_linear_map(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor | None]:
     """`linear_map` without a cast: the kernels read the weights' own dtype. None: no bias."""
-    if type(module) is nn.Linear and "forward" not in vars(module):
+    if type(module) is nn.Linear and not has_own_forward(module):
         weight = module.weight.detach()
         return weight, None if module.bias is None else module.bias.detach()
     return linear_map(module, d_in)

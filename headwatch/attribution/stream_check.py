@@ -19,7 +19,6 @@ this is compared with the largest source: a source that is missing, scaled or co
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -143,7 +142,7 @@ def _sources(anatomy: Anatomy, differences: EndpointDifferences) -> list[Tensor]
     One sum and one norm of a stack take the place of two per source, and one cast of all z that of one per layer.
     """
     by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-    z: dict[torch.dtype, Sequence[Tensor]] = {}  # of all layers, in the dtype of an o_proj
+    z: dict[torch.dtype, list[Tensor]] = {}  # of all layers, in the dtype of an o_proj
     for index, layer in enumerate(anatomy.layers):
         mlp = differences.mlp[index]
         by_dtype[mlp.dtype].append(mlp)
@@ -153,7 +152,7 @@ def _sources(anatomy: Anatomy, differences: EndpointDifferences) -> list[Tensor]
             dtype, _ = compute_type(layer.out)
             if dtype not in z:
                 needs_cast = any(own.dtype != dtype for own in differences.z)
-                z[dtype] = torch.stack(differences.z).to(dtype) if needs_cast else differences.z
+                z[dtype] = list(torch.stack(differences.z).to(dtype)) if needs_cast else differences.z
             out = _attention_output(layer, z[dtype][index], differences.r[index])
         by_dtype[out.dtype].append(out)
     return [torch.stack(states) for states in by_dtype.values()]
