@@ -83,7 +83,7 @@ class BatchPass:
         self.output = OutputMatrix(anatomy)
         self.operations = operations
         self.recorder = EndpointRecorder(anatomy, operations, mlp=first or pool is not None)
-        self.rounding = RoundingRecorder(anatomy) if first else None
+        self.rounding = RoundingRecorder(anatomy, operations) if first else None
         self.user_hooks = HookCheck(anatomy) if first else None
         self.at_peak = at_peak
         self.differences: EndpointDifferences | None = None

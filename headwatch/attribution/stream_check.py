@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.attribution.endpoints import EndpointDifferences, RunsOf, first_output
+from headwatch.attribution.operations import PLAIN, Operations
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.errors import NonFiniteError, UnsupportedModelError
 from headwatch.model.anatomy import Anatomy
@@ -42,37 +43,52 @@ _COARSE = 1e-4  # rounding above this part of the stream's difference: 16-bit ar
 
 
 class RoundingRecorder:
-    """Accumulates the variance of the residual stream's rounding error: see the top of this file."""
+    """Accumulates the variance of the residual stream's rounding error: see the top of this file.
 
-    def __init__(self, anatomy: Anatomy) -> None:
-        self._anatomy = anatomy
+    A layer's input and the output of its attention are kept until its MLP has run, and all three are added at once. If
+    the model adds to one of them in place in the meantime, its variance is estimated from the sum, slightly too large.
+
+    Args:
+        anatomy: the model.
+        operations: the plain operations, or the fused ones.
+    """
+
+    def __init__(self, anatomy: Anatomy, operations: Operations = PLAIN) -> None:
+        self._anatomy, self._operations = anatomy, operations
         self._variances: dict[int, Tensor] = {}  # by number of runs in a forward pass, each [runs, B, T - C, M]
 
     def hooks(self, layout: RunLayout, runs: RunsOf) -> list[RemovableHandle]:
         """Register hooks for one forward pass; `runs` maps each endpoint to the index of its run."""
+        kept: list[Tensor] = []
+        scales: list[float] = []
 
-        def add(states: Tensor, times: float) -> None:
-            scale = (torch.finfo(states.dtype).eps / 2) ** 2 * times
-            own = layout.by_run(states.detach())[: len(runs)]  # the endpoints' runs come first
+        def keep(states: Tensor, times: float, add: bool) -> None:
+            scales.append((torch.finfo(states.dtype).eps / 2) ** 2 * times)
+            kept.append(layout.by_run(states.detach())[: len(runs)])  # the endpoints' runs come first
+            if not add:
+                return
             if len(runs) not in self._variances:
-                dtype = torch.promote_types(own.dtype, torch.float32)
-                self._variances[len(runs)] = torch.zeros_like(own, dtype=dtype)
-            self._variances[len(runs)].addcmul_(own, own, value=scale)
+                dtype = torch.promote_types(kept[0].dtype, torch.float32)
+                self._variances[len(runs)] = torch.zeros_like(kept[0], dtype=dtype)
+            self._operations.add_squares(kept, scales, self._variances[len(runs)])
+            kept.clear()
+            scales.clear()
 
-        def of_stream(module: Any, args: tuple[Tensor, ...]) -> None:
-            add(args[0], 2.0)
+        def of_stream(add: bool) -> Any:
+            return lambda module, args: keep(args[0], 2.0, add)
 
-        def of_output(multiplier: float) -> Any:
-            return lambda module, args, output: add(first_output(output, args), multiplier**2)
+        def of_output(multiplier: float, add: bool) -> Any:
+            return lambda module, args, output: keep(first_output(output, args), multiplier**2, add)
 
-        handles = [self._anatomy.final_norm.register_forward_pre_hook(of_stream)]
+        handles = [self._anatomy.final_norm.register_forward_pre_hook(of_stream(add=True))]
         for decoder_layer, layer in zip(self._anatomy.decoder_layers, self._anatomy.layers, strict=True):
             attention_adds = layer.out if layer.attn_post_norm is None else layer.attn_post_norm.module
-            handles.append(decoder_layer.register_forward_pre_hook(of_stream))
+            handles.append(decoder_layer.register_forward_pre_hook(of_stream(add=layer.whole)))
             if layer.whole:  # what it adds is the difference of its output and its input
                 continue
-            handles.append(attention_adds.register_forward_hook(of_output(layer.multiplier)))
-            handles += [module.register_forward_hook(of_output(layer.multiplier)) for module in layer.mlp_adds]
+            handles.append(attention_adds.register_forward_hook(of_output(layer.multiplier, add=False)))
+            of_mlp = of_output(layer.multiplier, add=True)
+            handles += [module.register_forward_hook(of_mlp) for module in layer.mlp_adds]
         return handles
 
     def deviation(self) -> Tensor:
