@@ -196,6 +196,6 @@ def interpolated(clean: Tensor, corrupted: Tensor, alphas: Sequence[float]) -> T
 
     At alpha 0 and 1 it equals the endpoint to the last bit, so the run is that endpoint's run.
     """
-    exact = {0.0: corrupted, 1.0: clean}
-    start, towards = at_least_float32(corrupted), at_least_float32(clean) - at_least_float32(corrupted)
-    return torch.stack([exact[a] if a in exact else (start + a * towards).to(clean.dtype) for a in alphas])
+    start, stop = at_least_float32(corrupted), at_least_float32(clean)
+    exact, towards = {0.0: start, 1.0: stop}, stop - start
+    return torch.stack([exact[a] if a in exact else start.add(towards, alpha=a) for a in alphas]).to(clean.dtype)
