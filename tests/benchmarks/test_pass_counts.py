@@ -48,10 +48,10 @@ def test_the_counter_counts_what_runs(tool: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("edges", "kernels", "most", "gigabytes", "gib"),
     [
-        (True, "torch", 7_460, 436, 16.6),
-        (False, "torch", 5_795, 331, 12.9),
-        (True, "triton", 2_305, 216, 13.1),
-        (False, "triton", 1_950, 178, 9.7),
+        (True, "torch", 7_465, 436, 16.6),
+        (False, "torch", 5_800, 331, 12.9),
+        (True, "triton", 2_310, 216, 13.1),
+        (False, "triton", 1_955, 178, 9.7),
     ],
 )
 def test_openers_stay_under_their_ceilings(
@@ -76,7 +76,7 @@ def test_arithmetic_without_a_shared_prefix(tool: ModuleType, model: nn.Module) 
     """The first batch with kernels, all tokens of every pair: one wait as well."""
     probes = tool.random_pairs(151936, 64, 0, 32, seed=0)
     counts = tool.count_pass(model, probes, ScoringSettings(batch_size=64, kernels="triton"))
-    assert len(counts.kernels) <= 1_765
+    assert len(counts.kernels) <= 1_770
     assert sum(counts.synchronisations.values()) <= 1, counts.synchronisations
     assert counts.bytes <= 240e9
 
