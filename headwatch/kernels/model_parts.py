@@ -35,7 +35,7 @@ def fused_parts(model: nn.Module) -> Iterator[int]:
     block ends.
 
     Yields:
-        Number of replaced parts.
+        Number of parts that run as kernels.
     """
     count, llama = 0, _llama()
     with ExitStack() as stack:
