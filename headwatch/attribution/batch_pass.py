@@ -82,8 +82,8 @@ class BatchPass:
         self.metric, self.path, self.points_at_once = metric, path, points_at_once
         self.output = OutputMatrix(anatomy)
         self.operations = operations
-        self.recorder = EndpointRecorder(anatomy, operations)
-        self.rounding = RoundingRecorder(anatomy) if first else None
+        self.recorder = EndpointRecorder(anatomy, operations, mlp=first or pool is not None)
+        self.rounding = RoundingRecorder(anatomy, operations) if first else None
         self.user_hooks = HookCheck(anatomy) if first else None
         self.at_peak = at_peak
         self.differences: EndpointDifferences | None = None

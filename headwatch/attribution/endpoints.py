@@ -29,7 +29,7 @@ class EndpointDifferences:
         z: of the heads' outputs before o_proj, per layer, [B, T - C, H * D]; if a norm follows o_proj, of r z, where r
             is that norm's 1 / rms in the same run.
         r: of that r, per layer, [B, T - C, 1]; None without such a norm.
-        mlp: of what the MLP adds to the residual stream, per layer, [B, T - C, M].
+        mlp: of what the MLP adds to the residual stream, per layer, [B, T - C, M]; empty if it was not recorded.
         stream: of the final residual vector, [B, T - C, M].
         clean_logits, corrupted_logits: logits at the read positions, [B, P, V].
     """
@@ -50,10 +50,11 @@ class EndpointRecorder:
     Args:
         anatomy: the model.
         operations: the plain operations, or the fused ones.
+        mlp: whether to record what the MLPs add to the stream, which edges and the stream check read.
     """
 
-    def __init__(self, anatomy: Anatomy, operations: Operations = PLAIN) -> None:
-        self.anatomy, self.operations = anatomy, operations
+    def __init__(self, anatomy: Anatomy, operations: Operations = PLAIN, mlp: bool = True) -> None:
+        self.anatomy, self.operations, self._records_mlp = anatomy, operations, mlp
         self.embeddings: dict[Endpoint, Tensor] = {}
         self._states: dict[tuple[Any, Endpoint], Tensor] = {}
         self._differences: dict[Any, Tensor] = {}
@@ -97,14 +98,17 @@ class EndpointRecorder:
 
         for index, layer in enumerate(self.anatomy.layers):
             if layer.whole:
-                handles.append(layer.mlp.register_forward_hook(through(index)))
                 continue
             if layer.attn_post_norm is None:
                 handles.append(layer.out.register_forward_pre_hook(before(("z", index))))
             else:
                 handles += self._post_norm_hooks(index, layer.out, layer.attn_post_norm, rows)
-            adds = after(("mlp", index), layer.multiplier, len(layer.mlp_adds))
-            handles += [module.register_forward_hook(adds) for module in layer.mlp_adds]
+        for index, layer in enumerate(self.anatomy.layers) if self._records_mlp else ():
+            if layer.whole:
+                handles.append(layer.mlp.register_forward_hook(through(index)))
+            else:
+                adds = after(("mlp", index), layer.multiplier, len(layer.mlp_adds))
+                handles += [module.register_forward_hook(adds) for module in layer.mlp_adds]
         return handles
 
     def record_logits(self, runs: RunsOf, logits: Tensor) -> None:
@@ -114,6 +118,7 @@ class EndpointRecorder:
 
     def differences(self) -> EndpointDifferences:
         """The differences, after both endpoints have run."""
+        self._subtract_z()
         layers, first = range(self.anatomy.n_layers), self._differences["input"]
         none = first.new_zeros(()).expand(*first.shape[:-1], self.anatomy.n_heads * self.anatomy.head_dim)
         return EndpointDifferences(
@@ -121,7 +126,7 @@ class EndpointRecorder:
             input=self._differences["input"],
             z=[self._differences.get(("z", index), none) for index in layers],
             r=[self._differences.get(("r", index)) for index in layers],
-            mlp=[self._differences["mlp", index] for index in layers],
+            mlp=[self._differences["mlp", index] for index in layers] if self._records_mlp else [],
             stream=self._differences["stream"],
             clean_logits=self._logits["clean"],
             corrupted_logits=self._logits["corrupted"],
@@ -144,12 +149,30 @@ class EndpointRecorder:
         return [out.register_forward_pre_hook(keep), norm.module.register_forward_pre_hook(multiply)]
 
     def _record(self, key: Any, states: Mapping[Endpoint, Tensor], scale: float = 1.0) -> None:
-        """Keep the states [B, T, ...] of endpoints, or their difference once both are known."""
+        """Keep the states [B, T, ...] of endpoints, or their difference once both are known.
+
+        Without gradients, z is kept until `differences`, which subtracts that of all layers at once. No model changes
+        the input of o_proj in place; with gradients, memory is short when the forward pass ends.
+        """
         for endpoint, own in states.items():
             self._states[key, endpoint] = own
+        if key[0] == "z" and not torch.is_grad_enabled():
+            return
         if all((key, endpoint) in self._states for endpoint in ENDPOINTS):
             both = self._states.pop((key, "corrupted")), self._states.pop((key, "clean"))
             self._differences[key] = self.operations.difference(*both, scale)
+
+    def _subtract_z(self) -> None:
+        """The differences of all z that were kept, as views of one stack, [L, B, T - C, H * D]."""
+        layers = [index for index in range(self.anatomy.n_layers) if (("z", index), "clean") in self._states]
+        if not layers:
+            return
+        both = [
+            torch.stack([self._states.pop((("z", index), endpoint)) for index in layers])
+            for endpoint in ("corrupted", "clean")
+        ]
+        stacked = self.operations.difference(both[0], both[1], 1.0)
+        self._differences |= {("z", index): own for index, own in zip(layers, stacked, strict=True)}
 
 
 def rows_of(states: Tensor, layout: RunLayout, runs: RunsOf) -> dict[Endpoint, Tensor]:
@@ -173,6 +196,6 @@ def interpolated(clean: Tensor, corrupted: Tensor, alphas: Sequence[float]) -> T
 
     At alpha 0 and 1 it equals the endpoint to the last bit, so the run is that endpoint's run.
     """
-    exact = {0.0: corrupted, 1.0: clean}
-    start, towards = at_least_float32(corrupted), at_least_float32(clean) - at_least_float32(corrupted)
-    return torch.stack([exact[a] if a in exact else (start + a * towards).to(clean.dtype) for a in alphas])
+    start, stop = at_least_float32(corrupted), at_least_float32(clean)
+    exact, towards = {0.0: start, 1.0: stop}, stop - start
+    return torch.stack([exact[a] if a in exact else start.add(towards, alpha=a) for a in alphas]).to(clean.dtype)

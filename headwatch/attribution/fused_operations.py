@@ -1,6 +1,6 @@
 """The operations of a pass as fused kernels (headwatch/kernels), where a kernel fits; elsewhere the plain ones."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,8 +14,16 @@ from headwatch.attribution.tensor_pool import Piece
 from headwatch.kernels.launch import DTYPES, require_kernels
 from headwatch.kernels.model_ops import AfterPrefix
 from headwatch.kernels.model_parts import after_prefix_fits, fused_parts
-from headwatch.kernels.score_ops import add_head_scores, difference, expand_head_space, expand_outputs, head_space
+from headwatch.kernels.score_ops import (
+    add_head_scores,
+    add_squares,
+    difference,
+    expand_head_space,
+    expand_outputs,
+    head_space,
+)
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.hooks import has_own_forward
 from headwatch.model.linear_map import linear_map
 from headwatch.model.parts import KINDS, Kind, Layer
 
@@ -54,6 +62,13 @@ class FusedScores(Operations):
         """One kernel, where no copy is needed first."""
         fits = _fits(corrupted, clean) and corrupted.is_contiguous() and clean.is_contiguous()
         return difference(corrupted, clean, scale) if fits else super().difference(corrupted, clean, scale)
+
+    def add_squares(self, states: Sequence[Tensor], scales: Sequence[float], out: Tensor) -> None:
+        """One kernel for all three states of a layer."""
+        if out.dtype == torch.float32 and _fits(*states) and all(each.is_contiguous() for each in (*states, out)):
+            add_squares(states, scales, out)
+        else:
+            super().add_squares(states, scales, out)
 
     def add_head_scores(self, gradients: Tensor, difference: Tensor, scores: Tensor) -> None:
         """One kernel."""
@@ -160,7 +175,7 @@ def _maps_of(layer: Layer, reads: AttentionReads, rows: Tensor) -> tuple[list[Te
 
 def _raw_linear_map(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor | None]:
     """`linear_map` without a cast: the kernels read the weights' own dtype. None: no bias."""
-    if type(module) is nn.Linear and "forward" not in vars(module):
+    if type(module) is nn.Linear and not has_own_forward(module):
         weight = module.weight.detach()
         return weight, None if module.bias is None else module.bias.detach()
     return linear_map(module, d_in)

@@ -1,5 +1,6 @@
 """The operations of a pass for which there are fused kernels, in plain PyTorch; fused_operations.py has the kernels."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -44,6 +45,11 @@ class Operations:
         # A float32 tensor minus one in 16 bits is computed in float32, without a second cast.
         difference = at_least_float32(corrupted) - clean
         return difference if scale == 1.0 else difference * scale
+
+    def add_squares(self, states: Sequence[Tensor], scales: Sequence[float], out: Tensor) -> None:
+        """Add scale * states^2 of all states to `out`; all of one shape."""
+        for own, scale in zip(states, scales, strict=True):
+            out.addcmul_(own, own, value=scale)
 
     def add_head_scores(self, gradients: Tensor, difference: Tensor, scores: Tensor) -> None:
         """Add the sum over (n, T, D) of gradients [n, B, T, H D] * difference [B, T, H D] to scores [B, H]."""

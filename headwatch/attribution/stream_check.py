@@ -26,10 +26,12 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.attribution.endpoints import EndpointDifferences, RunsOf, first_output
+from headwatch.attribution.operations import PLAIN, Operations
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.errors import NonFiniteError, UnsupportedModelError
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.linear_map import compute_type
+from headwatch.model.parts import Layer
 from headwatch.model.precision import at_least_float32
 from headwatch.model.whole_weights import readable
 
@@ -41,37 +43,52 @@ _COARSE = 1e-4  # rounding above this part of the stream's difference: 16-bit ar
 
 
 class RoundingRecorder:
-    """Accumulates the variance of the residual stream's rounding error: see the top of this file."""
+    """Accumulates the variance of the residual stream's rounding error: see the top of this file.
 
-    def __init__(self, anatomy: Anatomy) -> None:
-        self._anatomy = anatomy
+    A layer's input and the output of its attention are kept until its MLP has run, and all three are added at once. If
+    the model adds to one of them in place in the meantime, its variance is estimated from the sum, slightly too large.
+
+    Args:
+        anatomy: the model.
+        operations: the plain operations, or the fused ones.
+    """
+
+    def __init__(self, anatomy: Anatomy, operations: Operations = PLAIN) -> None:
+        self._anatomy, self._operations = anatomy, operations
         self._variances: dict[int, Tensor] = {}  # by number of runs in a forward pass, each [runs, B, T - C, M]
 
     def hooks(self, layout: RunLayout, runs: RunsOf) -> list[RemovableHandle]:
         """Register hooks for one forward pass; `runs` maps each endpoint to the index of its run."""
+        kept: list[Tensor] = []
+        scales: list[float] = []
 
-        def add(states: Tensor, times: float) -> None:
-            scale = (torch.finfo(states.dtype).eps / 2) ** 2 * times
-            own = layout.by_run(states.detach())[: len(runs)]  # the endpoints' runs come first
+        def keep(states: Tensor, times: float, add: bool) -> None:
+            scales.append((torch.finfo(states.dtype).eps / 2) ** 2 * times)
+            kept.append(layout.by_run(states.detach())[: len(runs)])  # the endpoints' runs come first
+            if not add:
+                return
             if len(runs) not in self._variances:
-                dtype = torch.promote_types(own.dtype, torch.float32)
-                self._variances[len(runs)] = torch.zeros_like(own, dtype=dtype)
-            self._variances[len(runs)].addcmul_(own, own, value=scale)
+                dtype = torch.promote_types(kept[0].dtype, torch.float32)
+                self._variances[len(runs)] = torch.zeros_like(kept[0], dtype=dtype)
+            self._operations.add_squares(kept, scales, self._variances[len(runs)])
+            kept.clear()
+            scales.clear()
 
-        def of_stream(module: Any, args: tuple[Tensor, ...]) -> None:
-            add(args[0], 2.0)
+        def of_stream(add: bool) -> Any:
+            return lambda module, args: keep(args[0], 2.0, add)
 
-        def of_output(multiplier: float) -> Any:
-            return lambda module, args, output: add(first_output(output, args), multiplier**2)
+        def of_output(multiplier: float, add: bool) -> Any:
+            return lambda module, args, output: keep(first_output(output, args), multiplier**2, add)
 
-        handles = [self._anatomy.final_norm.register_forward_pre_hook(of_stream)]
+        handles = [self._anatomy.final_norm.register_forward_pre_hook(of_stream(add=True))]
         for decoder_layer, layer in zip(self._anatomy.decoder_layers, self._anatomy.layers, strict=True):
             attention_adds = layer.out if layer.attn_post_norm is None else layer.attn_post_norm.module
-            handles.append(decoder_layer.register_forward_pre_hook(of_stream))
+            handles.append(decoder_layer.register_forward_pre_hook(of_stream(add=layer.whole)))
             if layer.whole:  # what it adds is the difference of its output and its input
                 continue
-            handles.append(attention_adds.register_forward_hook(of_output(layer.multiplier)))
-            handles += [module.register_forward_hook(of_output(layer.multiplier)) for module in layer.mlp_adds]
+            handles.append(attention_adds.register_forward_hook(of_output(layer.multiplier, add=False)))
+            of_mlp = of_output(layer.multiplier, add=True)
+            handles += [module.register_forward_hook(of_mlp) for module in layer.mlp_adds]
         return handles
 
     def deviation(self) -> Tensor:
@@ -119,36 +136,62 @@ def _stream_error(anatomy: Anatomy, differences: EndpointDifferences, rounding: 
         The largest error over the largest entry of that difference, beyond rounding if rounding is coarse; and the
         largest error beyond rounding, over the largest entry of any source, NaN if a value is not finite.
     """
-    total = differences.input.clone()
-    largest = [_largest(total)]
-    for z, r, mlp, layer in zip(differences.z, differences.r, differences.mlp, anatomy.layers, strict=True):
-        if layer.whole:
-            total += mlp
-            largest.append(_largest(mlp))
-            continue
-        with readable(layer.out):
-            bias = getattr(layer.out, "bias", None)  # not part of any head
-            out = layer.out.forward(z.to(compute_type(layer.out)[0]))
-            if bias is not None:
-                out = at_least_float32(out)
-                out = out - bias if r is None else out + (r - 1) * at_least_float32(bias)
-            if layer.attn_post_norm is not None or layer.multiplier != 1.0:
-                out = at_least_float32(out)
-            out = layer.scaled(out)
-        total.add_(out).add_(mlp)
-        largest += [_largest(out), _largest(mlp)]
+    total, sources = differences.input, _sources(anatomy, differences)
+    for stacked in sources:
+        total = total + stacked.sum(0, dtype=total.dtype)
     errors = (total - differences.stream).abs()
     excesses = (errors - _STANDARD_DEVIATIONS * rounding).max()
-    found = [_largest(differences.stream), errors.max(), excesses, rounding.max(), torch.stack(largest).max()]
-    numbers = torch.stack(found)
-    of_stream, error, excess, coarse, largest_source = numbers.tolist()
+    largest_source = _largest(differences.input, *sources)
+    found = [_largest(differences.stream), errors.max(), excesses, rounding.max(), largest_source]
+    of_stream, error, excess, coarse, of_sources = torch.stack(found).tolist()
     if not math.isfinite(error) or not math.isfinite(of_stream):
         return error, math.nan
     if coarse > _COARSE * of_stream:
         error = max(0.0, excess)
-    return (error / of_stream if of_stream else error), excess / max(of_stream, largest_source, 1e-30)
+    return (error / of_stream if of_stream else error), excess / max(of_stream, of_sources, 1e-30)
 
 
-def _largest(states: Tensor) -> Tensor:
-    """The largest absolute value, in float32 or float64; NaN if there is one."""
-    return at_least_float32(torch.linalg.vector_norm(states, math.inf))
+def _sources(anatomy: Anatomy, differences: EndpointDifferences) -> list[Tensor]:
+    """What every attention block and every MLP adds to the stream, as differences, stacked by dtype: [n, B, T - C, M].
+
+    One sum and one maximum of a stack take the place of two per source, and one cast of all z that of one per layer.
+    """
+    by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+    z: dict[torch.dtype, list[Tensor]] = {}  # of all layers, in the dtype of an o_proj
+    for index, layer in enumerate(anatomy.layers):
+        mlp = differences.mlp[index]
+        by_dtype[mlp.dtype].append(mlp)
+        if layer.whole:
+            continue
+        with readable(layer.out):
+            dtype, _ = compute_type(layer.out)
+            if dtype not in z:
+                needs_cast = any(own.dtype != dtype for own in differences.z)
+                z[dtype] = list(torch.stack(differences.z).to(dtype)) if needs_cast else differences.z
+            out = _attention_output(layer, z[dtype][index], differences.r[index])
+        by_dtype[out.dtype].append(out)
+    return [torch.stack(states) for states in by_dtype.values()]
+
+
+def _attention_output(layer: Layer, z: Tensor, r: Tensor | None) -> Tensor:
+    """The difference of what a layer's attention adds to the stream, [B, T - C, M].
+
+    Args:
+        layer: the layer.
+        z: the difference of o_proj's input, in the dtype of o_proj, [B, T - C, H * D]; see `EndpointDifferences`.
+        r: the difference of a following norm's 1 / rms, [B, T - C, 1]; None without such a norm.
+    """
+    bias = getattr(layer.out, "bias", None)  # not part of any head
+    out = layer.out.forward(z)
+    if bias is not None:
+        out = at_least_float32(out)
+        out = out - bias if r is None else out + (r - 1) * at_least_float32(bias)
+    if layer.attn_post_norm is not None or layer.multiplier != 1.0:
+        out = at_least_float32(out)
+    return layer.scaled(out)
+
+
+def _largest(*states: Tensor) -> Tensor:
+    """The largest absolute value of all states, in float32 or float64; NaN if there is one."""
+    extremes = [value for own in states for value in torch.aminmax(own)]  # on CPUs a norm takes 20 times as long
+    return at_least_float32(torch.stack(extremes).abs().max())

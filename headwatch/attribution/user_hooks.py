@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from headwatch.errors import UnsupportedModelError
 from headwatch.model.anatomy import Anatomy
+from headwatch.model.hooks import has_own_forward
 from headwatch.model.linear_map import linear_map
 from headwatch.model.precision import at_least_float32
 
@@ -36,7 +37,7 @@ class HookCheck:
                 handles += self._around_output(module)
         for layer in self._anatomy.layers:
             for projection in layer.projections:
-                if "forward" in vars(projection.module):
+                if has_own_forward(projection.module):
                     handles.append(projection.module.register_forward_hook(self._compare_with_linear_map))
         return handles
 

@@ -36,6 +36,37 @@ def rotary_plain(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
     return q * cos + rotated(q) * sin, k * cos + rotated(k) * sin
 
 
+def linear_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """weight @ x + bias, [..., M] -> [..., W], and x for the next linear map of the same input."""
+    return torch.nn.functional.linear(x, weight, bias), x
+
+
+class Linear(torch.autograd.Function):
+    """`linear_plain`, in whose backward pass the gradient of x is added to that of the next map in one product.
+
+    Where several linear maps read one x, autograd computes one product for each and then their sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[..., M], [W, M], [W] -> [..., W], [..., M]; the second output is a view for one other `Linear` alone."""
+        ctx.save_for_backward(weight)
+        ctx.set_materialize_grads(False)
+        return torch.nn.functional.linear(x, weight, bias), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+        """The gradient of x, written into that of the second output, which nobody else holds."""
+        (weight,), (grad, rest) = ctx.saved_tensors, grads
+        if grad is None:
+            return rest, None, None
+        rows = grad.flatten(0, -2)
+        if rest is None:
+            return (rows @ weight).view(*grad.shape[:-1], -1), None, None
+        rest.view(-1, rest.shape[-1]).addmm_(rows, weight)
+        return rest, None, None
+
+
 class RmsNorm(torch.autograd.Function):
     """`rms_norm_plain` as one kernel forward and one backward, for x and weight of one dtype."""
 

@@ -2,6 +2,9 @@
 
 A part is replaced only where its code is that of Llama's: the same bytecode and constants (transformers copies it into
 most model types), and no forward of its own on the instance. Everything else runs as it is.
+
+Projections that read one input (q, k and v; gate and up) sum its gradient in their products. They must be plain
+nn.Linear, and their hooks still run.
 """
 
 import sys
@@ -16,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from headwatch.kernels.launch import DTYPES
-from headwatch.kernels.model_ops import RmsNorm, Rotary, SwiGlu
+from headwatch.kernels.model_ops import Linear, RmsNorm, Rotary, SwiGlu
+from headwatch.model.forward import under_autocast
 from headwatch.model.hooks import overridden
 
 _ROTARY = "apply_rotary_pos_emb"
+_ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of projections that read one input
 
 
 @contextmanager
@@ -30,7 +35,7 @@ def fused_parts(model: nn.Module) -> Iterator[int]:
     block ends.
 
     Yields:
-        Number of replaced parts.
+        Number of parts that run as kernels.
     """
     count, llama = 0, _llama()
     with ExitStack() as stack:
@@ -40,6 +45,8 @@ def fused_parts(model: nn.Module) -> Iterator[int]:
             if replacement is not None:
                 stack.enter_context(overridden(module, forward=replacement))
                 count += 1
+            for projection, forward in _of_one_input(module):
+                stack.enter_context(overridden(projection, forward=forward))
             files.add(type(module).__module__)
         for name in files:
             file = sys.modules.get(name)
@@ -99,6 +106,57 @@ def _swiglu(module: Any, x: Tensor) -> Tensor:
     if gate.dtype not in DTYPES or up.dtype != gate.dtype:
         return module.act_fn(gate) * up
     return SwiGlu.apply(gate, up)
+
+
+class _SharedInput:
+    """The input that several linear maps read, one after the other: each takes it from the one before (`Linear`).
+
+    Args:
+        readers: number of maps, after whose calls the input is released.
+    """
+
+    def __init__(self, readers: int) -> None:
+        self._readers = readers
+        self._x: Tensor | None = None
+        self._next: Tensor | None = None
+        self._version = self._calls = 0
+
+    def linear(self, module: nn.Linear, x: Tensor) -> Tensor:
+        """The module's output; `x` is recognised as the input of the map before if it is the same, unchanged tensor."""
+        if not _can_share(module, x):
+            return nn.Linear.forward(module, x)
+        if x is not self._x or x._version != self._version:
+            self._x, self._next, self._version, self._calls = x, x, x._version, 0
+        y, self._next = Linear.apply(self._next, module.weight, module.bias)
+        self._calls += 1
+        if self._calls == self._readers:
+            self._x = self._next = None
+        return y
+
+
+def _can_share(module: nn.Linear, x: Tensor) -> bool:
+    """Whether `Linear` can run: with gradients, of one dtype, and on a plain weight (none sharded or quantised)."""
+    if not torch.is_grad_enabled() or not x.requires_grad or x.dim() < 2 or under_autocast(x.device):
+        return False
+    return type(module.weight) in (Tensor, nn.Parameter) and module.weight.dtype == x.dtype
+
+
+def _of_one_input(module: nn.Module) -> Iterator[tuple[nn.Linear, Callable[[Tensor], Tensor]]]:
+    """A module's projections that read one input, each with its forward."""
+    for names in _ONE_INPUT:
+        found = [getattr(module, name, None) for name in names]
+        own = [each for each in found if type(each) is nn.Linear and "forward" not in vars(each)]
+        shared = _SharedInput(len(own))
+        for projection in own if len(own) > 1 else ():
+            yield projection, _linear_forward(shared, projection)
+
+
+def _linear_forward(shared: _SharedInput, projection: nn.Linear) -> Callable[[Tensor], Tensor]:
+    def forward(input: Tensor) -> Tensor:
+        return shared.linear(projection, input)
+
+    forward.same_function = True  # type: ignore[attr-defined]
+    return forward
 
 
 def _rotary(function: Any) -> Any:

@@ -49,6 +49,22 @@ def difference(corrupted: Tensor, clean: Tensor, scale: float) -> Tensor:
     return out
 
 
+def add_squares(states: Sequence[Tensor], scales: Sequence[float], out: Tensor) -> None:
+    """out += sum over states of scale * states^2, up to three states per kernel.
+
+    Args:
+        states: any floating dtypes, contiguous, all of the shape of `out`.
+        scales: one number per state.
+        out: float32, contiguous.
+    """
+    size = out.numel()
+    for first in range(0, len(states), 3):
+        own, factors = list(states[first : first + 3]), list(scales[first : first + 3])
+        missing = 3 - len(own)
+        arguments = [*own, *[out] * missing, *factors, *[0.0] * missing, out, size]
+        launch("add_squares", (-(-size // _BLOCK),), arguments, STATES=len(own), BLOCK=_BLOCK)
+
+
 @dataclass(frozen=True)
 class HeadSpace:
     """The gradients of one layer's queries, keys and values, summed over runs in head space (head_space.py).

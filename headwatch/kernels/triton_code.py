@@ -168,6 +168,23 @@ def difference(corrupted, clean, out, scale, size, BLOCK: tl.constexpr):  # type
 
 
 @triton.jit
+def add_squares(a, b, c, of_a, of_b, of_c, out, size, STATES: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """out += of_a a^2 + of_b b^2 + of_c c^2 in float32, entry by entry; the first STATES of the three."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = tl.load(out + at, mask=inside, other=0.0)
+    value = tl.load(a + at, mask=inside, other=0.0).to(tl.float32)
+    total += of_a * value * value
+    if STATES > 1:
+        value = tl.load(b + at, mask=inside, other=0.0).to(tl.float32)
+        total += of_b * value * value
+    if STATES > 2:
+        value = tl.load(c + at, mask=inside, other=0.0).to(tl.float32)
+        total += of_c * value * value
+    tl.store(out + at, total, mask=inside)
+
+
+@triton.jit
 def head_scores(  # type: ignore[no-untyped-def]
     g, dz, out, runs, length, width, gn, gb, gt, zb, zt, ob, oh, BLOCK_T: tl.constexpr, BLOCK: tl.constexpr
 ):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 _ABSENT = object()
@@ -38,3 +39,11 @@ def overridden(owner: Any, **attributes: object) -> Iterator[None]:
                 setattr(owner, name, value)
             elif name in vars(owner):
                 delattr(owner, name)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether the forward of a module was replaced on the instance, except by one that computes the same.
+
+    The latter has a true attribute `same_function` and is set only inside a pass (headwatch/kernels/model_parts.py).
+    """
+    return "forward" in vars(module) and not getattr(vars(module)["forward"], "same_function", False)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from headwatch.model.hooks import has_own_forward
 from headwatch.model.precision import at_least_float32
 
 
@@ -23,7 +24,7 @@ def linear_map(module: nn.Module, d_in: int) -> tuple[Tensor, Tensor]:
     Returns:
         Weight [out, in] and bias [out].
     """
-    if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module):
+    if type(module) in (nn.Linear, Conv1D) and not has_own_forward(module):
         own: Any = module
         weight = at_least_float32(own.weight.detach() if type(module) is nn.Linear else own.weight.detach().T)
         return weight, weight.new_zeros(len(weight)) if own.bias is None else at_least_float32(own.bias.detach())

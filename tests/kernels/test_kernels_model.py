@@ -25,6 +25,15 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
+def linear_readers(linear: Callable[..., Any], x: Tensor, weights: list[Tensor], bias: Tensor) -> tuple[Tensor, ...]:
+    """Three linear maps of one input, the last two of which share its gradient with the map before."""
+    outs = []
+    for weight in weights:
+        y, x = linear(x, weight, bias if weight is weights[1] else None)
+        outs.append(y)
+    return tuple(outs)
+
+
 def compare(
     fused: Callable[..., Any], plain: Callable[..., Any], inputs: list[Tensor], fixed: tuple[Any, ...], limit: float
 ) -> None:
@@ -38,6 +47,33 @@ def compare(
         found.append([*outs, *torch.autograd.grad(outs, leaves, seeds)])
     for own, expected in zip(*found, strict=True):
         assert error(own, expected) < limit
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(2, 3, 64), (5, 60), (7, 1, 1)], ids=str)
+def test_linear_maps_of_one_input(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    x, bias = (random(*s, dtype=dtype, device=device) for s in (shape, (6,)))
+    weights = [random(w, shape[-1], dtype=dtype, device=device, seed=w) for w in (12, 6, 5)]
+    compare(
+        lambda x: linear_readers(ops.Linear.apply, x, weights, bias),
+        lambda x: linear_readers(ops.linear_plain, x, weights, bias),
+        [x],
+        (),
+        TOLERANCE[dtype],
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("used", [(0, 2), (1,), (2,)], ids=str)
+def test_linear_maps_without_a_gradient(used: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    """Only some of the outputs are read."""
+    x, bias = random(3, 8, dtype=dtype, device=device), random(6, dtype=dtype, device=device)
+    weights = [random(6, 8, dtype=dtype, device=device, seed=seed) for seed in (1, 2, 3)]
+
+    def of(linear: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda x: tuple(linear_readers(linear, x, weights, bias)[i] for i in used)
+
+    compare(of(ops.Linear.apply), of(ops.linear_plain), [x], (), TOLERANCE[dtype])
 
 
 @DTYPES

@@ -52,6 +52,8 @@ def test_a_pass_with_kernels_is_the_plain_pass(
     names = launched(monkeypatch)
     found = score_edges(model, probes, steps=2, kernels="triton")
     assert {"rms_norm", "rms_norm_backward", "swiglu", "rotary", "head_scores", "head_space", "expand"} <= names
+    assert "add_squares" in names
+    assert found.heads.checks.stream == pytest.approx(plain.heads.checks.stream, abs=1e-6)
     assert ("after_prefix" in names) == (probes is OPENERS)
     assert largest_error(found.per_pair, plain.per_pair) < limit
     assert largest_error(found.heads.per_pair, plain.heads.per_pair) < limit

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from headwatch.attribution.head_space import head_gradients
+from headwatch.attribution.operations import PLAIN
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.kernels import score_ops as ops
 from headwatch.model.parts import Norm
@@ -49,6 +50,23 @@ def test_difference(dtype: torch.dtype, device: torch.device) -> None:
     found = ops.difference(corrupted, clean, 0.5)
     assert found.dtype == torch.float32
     assert error(found, (corrupted.double() - clean.double()) * 0.5) < LIMIT
+
+
+@DTYPES
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(2, 1, 7, 77), (2, 3, 4, 128)], ids=str)
+def test_add_squares(shape: tuple[int, ...], count: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Of a stream in float32 and outputs in float32 or 16 bits, against the plain operation in float64."""
+    states = [random(*shape, dtype=dtype if i else torch.float32, device=device, seed=i) for i in range(count)]
+    scales = [3.0, 0.5, 7.0, 0.25][:count]
+    before = random(*shape, device=device, seed=9).abs()
+    found, expected = before.clone(), before.double()
+    ops.add_squares(states, scales, found)
+    PLAIN.add_squares([own.double() for own in states], scales, expected)
+    assert error(found, expected) < LIMIT
+    plain = before.clone()
+    PLAIN.add_squares(states, scales, plain)
+    assert error(found, plain) < LIMIT
 
 
 @pytest.mark.parametrize(
