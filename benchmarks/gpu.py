@@ -43,9 +43,10 @@ from headwatch import ProbeSet, score_edges, score_heads
 from headwatch.attribution import EdgeScores
 from headwatch.attribution.batch_size import default_budget_gb, free_bytes
 from headwatch.attribution.calibration import measured_budget
-from headwatch.attribution.kernel_trial import limit_of, try_parts
+from headwatch.attribution.kernel_trial import try_parts
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
+from headwatch.attribution.tolerance import limit_of
 from headwatch.circuits.selection import graph_of
 from headwatch.circuits.stability import EdgeStatistics, circuits_of_statistics, edge_statistics, real_edges
 from headwatch.kernels.launch import installed
