@@ -54,6 +54,24 @@ def test_a_run_with_graphs_has_the_same_scores_and_weights(kind: str, tmp_path: 
     assert all(torch.equal(own, expected[name]) for name, own in weights.items())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("lora", [False, True])
+def test_cuda_graphs_of_a_training(lora: bool, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    (plain, expected), (found, weights) = (
+        trained(tmp_path / str(graphs), model, graphs, bf16=True, lora=lora) for graphs in (False, True)
+    )
+    entry = found.manifest["cuda_graphs"]
+    assert entry["off"] is None
+    assert entry["graphs"] >= 1
+    assert entry["memory_mb"] > 0
+    for step in found.steps:
+        one, other = (run.read_scores(step).head_scores for run in (found, plain))
+        assert abs(one - other).max() <= 1e-3 * abs(other).max()
+    assert all(torch.equal(own, expected[name]) for name, own in weights.items())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the model is on a GPU")
 def test_without_a_gpu_there_is_one_line_and_no_graph(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found, _ = trained(tmp_path / "run", save_tiny_model(tmp_path / "model"), True)
     assert caplog.text.count("no CUDA graphs: the model is on cpu") == 1
