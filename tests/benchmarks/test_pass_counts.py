@@ -16,7 +16,7 @@ from helpers.benches import bench
 from torch import nn
 from transformers import Qwen2Config
 
-from headwatch import Anatomy
+from headwatch import Anatomy, ProbeSet
 from headwatch.attribution.batch_pass import BatchScores
 from headwatch.attribution.batch_size import batch_sizes, default_budget_gb
 from headwatch.attribution.fused_operations import PARTS
@@ -24,7 +24,7 @@ from headwatch.attribution.graphs import BatchGraphs
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
@@ -32,6 +32,13 @@ SMALL = {
     "num_key_value_heads": 2,
     "vocab_size": 512,
 }
+
+
+def padded(probes: ProbeSet) -> ProbeSet:
+    """The pairs, the first of them shorter than the others."""
+    mask = probes.attention_mask.clone()
+    mask[0, :3] = 0
+    return replace(probes, attention_mask=mask)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +97,14 @@ def test_openers_stay_under_their_ceilings(
         assert tool.modelled_seconds(counts, tool.DEVICES["H200 141 GB"]) <= 0.15
 
 
+@pytest.mark.parametrize(("prefix", "suffix"), [(200, 16), (0, 32)])
+def test_padding_costs_no_further_wait(prefix: int, suffix: int, tool: ModuleType) -> None:
+    """Pairs of several lengths, as openers are: transformers would look for padding twice per forward pass."""
+    model, probes = tool.meta_model(Qwen2Config(**SMALL)), padded(tool.random_pairs(512, 4, prefix, suffix, seed=0))
+    counts = tool.count_pass(model, probes, ScoringSettings(batch_size=4))
+    assert sum(counts.synchronisations.values()) <= 1, counts.synchronisations
+
+
 def test_arithmetic_without_a_shared_prefix(tool: ModuleType, model: nn.Module) -> None:
     """The first batch with kernels, all tokens of every pair: one wait as well."""
     probes = tool.random_pairs(151936, 64, 0, 32, seed=0)
@@ -142,9 +157,7 @@ def test_a_cuda_graph_of_a_batch_can_be_recorded(
     model = tool.meta_model(Qwen2Config(**SMALL))
     probes = tool.random_pairs(512, 4, prefix, suffix, seed=0)
     if pads:
-        mask = probes.attention_mask.clone()
-        mask[0, :3] = 0
-        probes = replace(probes, attention_mask=mask)
+        probes = padded(probes)
     with bench("pass_counter").counting(model) as counts:
 
         def totals() -> list[int]:
