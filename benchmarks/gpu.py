@@ -15,6 +15,8 @@ Without a CUDA device it stops with one line. Its parts, each recorded with its 
   what the device computes for them;
 - budget: the default memory budget, and what the measured memory of the largest batch makes of it;
 - trial: what kernels="auto" measures and decides on these probes (kernel_trial.py);
+- graphs: passes in batches of 8 pairs with CUDA graphs (scoring.cuda_graphs) and without: times, largest difference of
+  the scores, and the memory that the graphs keep;
 - profile: torch.profiler's tables of one pass with edges, with kernels and without, in profile-*.txt;
 - recipe, with --recipe STEPS: the SmolLM2-135M recipe (SFT on GSM8K), a real training of so many steps with probes. It
   downloads the model and the rows.
@@ -40,12 +42,14 @@ from gpu_model import DEVICES, SHAPES, count_pass, meta_model, modelled_seconds
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from headwatch import ProbeSet, score_edges, score_heads
-from headwatch.attribution import EdgeScores
+from headwatch.attribution import EdgeScores, HeadScores
 from headwatch.attribution.batch_size import default_budget_gb, free_bytes
 from headwatch.attribution.calibration import measured_budget
-from headwatch.attribution.kernel_trial import limit_of, try_parts
+from headwatch.attribution.graphs import BatchGraphs, CudaCapture
+from headwatch.attribution.kernel_trial import difference_of, try_parts
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
+from headwatch.attribution.tolerance import limit_of
 from headwatch.circuits.selection import graph_of
 from headwatch.circuits.stability import EdgeStatistics, circuits_of_statistics, edge_statistics, real_edges
 from headwatch.kernels.launch import installed
@@ -58,6 +62,7 @@ RECIPE = Path(__file__).parents[1] / "recipes/smollm2-135m/sft_gsm8k.yaml"
 TESTS = (
     "tests/kernels",
     "tests/attribution",
+    "tests/monitor/test_run_graphs.py",
     "tests/end_to_end/test_no_trace.py",
     "tests/end_to_end/test_quantised.py",
 )
@@ -159,6 +164,30 @@ def circuits(model: Any, pairs: int) -> dict[str, Any]:
         "importance": float(abs(own.importance_draws - other.importance_draws).max()),
         "seconds": timed(statistics),
     }
+
+
+def graphs(model: Any, probes: ProbeSet, kernels: str) -> dict[str, Any]:
+    """Passes with edges in small batches, with CUDA graphs and without."""
+    settings, capture = ScoringSettings(batch_size=8, kernels=kernels), CudaCapture(torch.device("cuda"))
+    own = BatchGraphs(capture)
+
+    def score(kept: BatchGraphs | None) -> HeadScores | EdgeScores:
+        return score_pairs(model, probes, settings, graphs=kept)
+
+    score(own)  # records them
+    return {
+        "seconds": {"usual": timed(lambda: score(None), 3), "graphs": timed(lambda: score(own), 3)},
+        "difference": difference_of(score(own), score(None)),
+        "repetitions": own.repetitions,
+        "memory_mb": capture.memory_mb(),
+        "failure": own.failure,
+    }
+
+
+def all_graphs(model: Any, pairs: int) -> dict[str, Any]:
+    """`graphs` of every kind of pass."""
+    of = {label: random_pairs(model.config.vocab_size, pairs, *shape, seed=0) for label, shape in PROBES.items()}
+    return {f"{label}, {own}": graphs(model, of[label], own) for label, own in product(of, kernel_choices())}
 
 
 def budget(model: Any, pairs: int) -> dict[str, Any]:
@@ -267,6 +296,7 @@ def main() -> None:
         "passes": lambda: passes(large(), options.pairs),
         "circuits": lambda: circuits(large(), options.pairs),
         "budget": lambda: budget(large(), options.pairs),
+        "graphs": lambda: all_graphs(large(), options.pairs),
         "trial": lambda: trial(large(), options.pairs),
         "profile": lambda: profiles(large(), options.pairs, options.out),
     }

@@ -69,7 +69,7 @@ class HeadWatchCallback(TrainerCallback):
         seed: seed of the generated pairs and of the bootstrap.
         tokenizer: tokenizer of the generated pairs; None is the trainer's.
         scoring: how heads and edges are scored (`ScoringSettings`): metric, steps, alphas, edges, batch_size,
-            memory_budget_gb, kernels.
+            memory_budget_gb, kernels, cuda_graphs.
         circuit: the paper's circuit rule (`CircuitSettings`): top_n, tau.
         evidence: the rule of events and headlines (`EvidenceSettings`): q, min_change, carry, keep, ...
         openers: how the pairs of the family "openers" are made and read (`Openers`): questions, source, tokens, ...

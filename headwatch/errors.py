@@ -15,3 +15,8 @@ class StartError(RuntimeError):
 
 class NonFiniteError(RuntimeError):
     """NaN or infinity in the scores: the training has diverged, and no option of headwatch fixes that."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line of at most 300 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

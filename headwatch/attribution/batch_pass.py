@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.attribution.batching import Batch
+from headwatch.attribution.edge_blocks import EdgeBlocks
 from headwatch.attribution.edges import EdgeCollector
 from headwatch.attribution.endpoints import EndpointDifferences, EndpointRecorder, RunsOf, interpolated, rows_of
 from headwatch.attribution.metrics import Metric, Reads, logit_diff
@@ -37,15 +38,17 @@ class BatchScores:
         heads: head scores, [B, L, H].
         input: score of the token embeddings, [B].
         edges: edge scores, [B, S, R], or None.
-        differences: both endpoints.
-        rounding: standard deviation of the stream's rounding, [B, T - C, M]; None unless measured.
+        clean_logits, corrupted_logits: logits at the read positions, [B, P, V].
+        stream: what the stream check needs (stream_check.py), in a pass's first batch: both endpoints, and the standard
+            deviation of the stream's rounding, [B, T - C, M].
     """
 
     heads: Tensor
     input: Tensor
     edges: Tensor | None
-    differences: EndpointDifferences
-    rounding: Tensor | None
+    clean_logits: Tensor
+    corrupted_logits: Tensor
+    stream: tuple[EndpointDifferences, Tensor] | None = None
 
 
 class BatchPass:
@@ -58,7 +61,8 @@ class BatchPass:
         metric: what is differentiated.
         path: the points at which gradients are taken.
         points_at_once: points per forward and backward pass.
-        pool: allocates the tensors of edges; None scores heads only.
+        pool: allocates the tensors of edges.
+        blocks: the targets of edges by block; None scores heads only.
         first: whether this is a pass's first batch: also measure the stream's rounding (stream_check.py), and check for
             hooks that change values (user_hooks.py).
         at_peak: called between each forward and backward pass, where most memory is in use.
@@ -73,7 +77,8 @@ class BatchPass:
         metric: Metric,
         path: Path,
         points_at_once: int,
-        pool: TensorPool | None,
+        pool: TensorPool,
+        blocks: EdgeBlocks | None,
         first: bool = False,
         at_peak: Callable[[], None] | None = None,
         operations: Operations = PLAIN,
@@ -82,13 +87,13 @@ class BatchPass:
         self.metric, self.path, self.points_at_once = metric, path, points_at_once
         self.output = OutputMatrix(anatomy)
         self.operations = operations
-        self.recorder = EndpointRecorder(anatomy, operations, mlp=first or pool is not None)
+        self.recorder = EndpointRecorder(anatomy, operations, mlp=first or blocks is not None)
         self.rounding = RoundingRecorder(anatomy, operations) if first else None
         self.user_hooks = HookCheck(anatomy) if first else None
         self.at_peak = at_peak
         self.differences: EndpointDifferences | None = None
         self.masks: Masks | None = None
-        self.edges = None if pool is None else EdgeCollector(anatomy, batch.size, pool, operations)
+        self.edges = None if blocks is None else EdgeCollector(anatomy, batch.size, blocks, pool, operations)
 
     def run(self) -> BatchScores:
         """Run the prefix, the endpoints and the points, no run twice."""
@@ -112,8 +117,9 @@ class BatchPass:
             heads=self.heads / m,
             input=self.input / m,
             edges=None if self.edges is None else self.edges.close().div_(m),
-            differences=self.differences,
-            rounding=None if self.rounding is None else self.rounding.deviation(),
+            clean_logits=self.differences.clean_logits,
+            corrupted_logits=self.differences.corrupted_logits,
+            stream=None if self.rounding is None else (self.differences, self.rounding.deviation()),
         )
 
     def _allocate(self) -> None:

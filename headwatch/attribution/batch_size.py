@@ -15,10 +15,11 @@ from headwatch.probes import ProbeSet
 GIB = 2**30
 MIN_BUDGET_GB = 2.0
 PART_OF_FREE = 0.5
+PART_KEPT = 0.25  # where CUDA graphs keep it while the training runs
 RESERVED_COPIES = 3  # of the trainable parameters: gradients and the two moments of Adam
 
 
-def default_budget_gb(model: nn.Module, free: int | None = None) -> float:
+def default_budget_gb(model: nn.Module, free: int | None = None, kept: bool = False) -> float:
     """The size of the trainable parameters' gradients on this device, and at least 2 GiB; on CUDA more, where memory is
     free. In GiB.
 
@@ -31,11 +32,13 @@ def default_budget_gb(model: nn.Module, free: int | None = None) -> float:
     Args:
         model: the model.
         free: free bytes of its CUDA device (`free_bytes`), or None.
+        kept: whether the training cannot use the memory between probes, because CUDA graphs keep it.
     """
     trainable = trainable_bytes(model)
     if free is None:
         return budget_gb(trainable)
-    return max(budget_gb(trainable), PART_OF_FREE * (free - RESERVED_COPIES * trainable) / GIB)
+    part = PART_KEPT if kept else PART_OF_FREE
+    return max(budget_gb(trainable), part * (free - RESERVED_COPIES * trainable) / GIB)
 
 
 def budget_gb(gradient_bytes: int) -> float:

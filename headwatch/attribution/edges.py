@@ -7,7 +7,6 @@ Large tensors are divided into pieces of some tokens each (tensor_pool.py).
 """
 
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,51 +15,35 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from headwatch.attribution.attention_gradients import AttentionReads, RankOneTerms
+from headwatch.attribution.edge_blocks import EdgeBlocks
 from headwatch.attribution.endpoints import EndpointDifferences, first_output
 from headwatch.attribution.operations import PLAIN, Operations
 from headwatch.attribution.run_layout import RunLayout
 from headwatch.attribution.tensor_pool import Piece, TensorPool, pieces
-from headwatch.attribution.transfers import on_device
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.parts import KINDS, Norm, Projection
 from headwatch.model.precision import at_least_float32, without_tf32
 from headwatch.model.whole_weights import readable
 
-# Number of targets multiplied with the sources in one product. With fewer, reading the sources dominates: on
-# SmolLM2-135M, with 28 targets per layer, one layer at a time ran at 40 GFLOP/s and four at 70 (dev/log.md).
-TARGETS_AT_ONCE = 100
-
 
 class EdgeCollector:
     """Accumulates a batch's edge scores through hooks on the forward and backward passes of the interpolated runs.
 
-    Wave w contains the targets that read the input and the first w layers: the attention of layer w and the MLP of
-    layer w - 1 (of layer w if the two are parallel); the last wave contains the logits. A block of successive waves is
-    multiplied with all sources of its last wave in one product, in which edges that do not exist are set to zero.
-
     Args:
         anatomy: the model.
         pairs: B.
+        blocks: the targets by block.
         pool: allocates large tensors.
         operations: the plain operations, or the fused ones.
     """
 
-    def __init__(self, anatomy: Anatomy, pairs: int, pool: TensorPool, operations: Operations = PLAIN) -> None:
-        self.anatomy, self.pairs, self.pool, self.operations = anatomy, pairs, pool, operations
+    def __init__(
+        self, anatomy: Anatomy, pairs: int, blocks: EdgeBlocks, pool: TensorPool, operations: Operations = PLAIN
+    ) -> None:
+        self.anatomy, self.pairs, self.blocks, self.pool, self.operations = anatomy, pairs, blocks, pool, operations
         self._layout = RunLayout(pairs, 1)
         self._reads: list[AttentionReads] = []
         self._residual: dict[int, Tensor] = {}  # inputs of norms that attention and MLP share, until the MLP runs
-        n_layers = anatomy.n_layers
-        waves: list[list[int]] = [[] for _ in range(n_layers + 1)]
-        for index, layer in enumerate(anatomy.layers):
-            waves[index] += [] if layer.whole else self._attention_targets(index)
-            waves[index if layer.parallel else index + 1].append(anatomy.mlp_target(index))
-        waves[-1].append(len(anatomy.targets) - 1)
-        at_once = max(1, round(TARGETS_AT_ONCE / (3 * anatomy.n_heads + 1)))
-        self._last_wave = [min(first + at_once - 1, n_layers) for first in range(0, n_layers + 1, at_once)]
-        self._blocks = [list(chain(*waves[first : first + at_once])) for first in range(0, n_layers + 1, at_once)]
-        self._place = {target: (b, row) for b, block in enumerate(self._blocks) for row, target in enumerate(block)}
-        self._most_targets = max(map(len, self._blocks))
         self._incomplete: dict[int, list[Tensor]] = {}  # gradients of a block's targets, pieces of [B T, R', M]
         self._missing: dict[int, int] = {}
         self._rank_one: dict[int, list[RankOneTerms]] = {}
@@ -74,13 +57,9 @@ class EdgeCollector:
             self.anatomy, differences, self.pool, self._pieces, self.operations
         )
         self._sums = [
-            like.new_zeros(self.pairs, self._n_sources(block), len(targets))
-            for block, targets in enumerate(self._blocks)
+            like.new_zeros(self.pairs, self.blocks.n_sources(block), len(targets))
+            for block, targets in enumerate(self.blocks.targets)
         ]
-
-    def _n_sources(self, block: int) -> int:
-        """Number of sources before the last wave of a block: the input, and the layers that it reads."""
-        return 1 + self._last_wave[block] * (self.anatomy.n_heads + 1)
 
     def hooks(self, layout: RunLayout) -> list[RemovableHandle]:
         """Register hooks for one forward pass; call `finish` after its backward pass."""
@@ -112,13 +91,8 @@ class EdgeCollector:
         n_sources, n_targets = len(self.anatomy.sources), len(self.anatomy.targets)
         scores = self._sums[0].new_zeros(self.pairs, n_sources, n_targets)
         for block, summed in enumerate(self._sums):
-            scores[:, : summed.shape[1]].index_copy_(2, on_device(self._blocks[block], scores.device), summed)
-        return scores.masked_fill_(on_device(~self.anatomy.is_real(), scores.device), 0)
-
-    def _attention_targets(self, index: int) -> list[int]:
-        """Targets of one layer's attention in the order of their rows in a block: all q, all k, all v."""
-        first = self.anatomy.attention_targets(index).start
-        return [first + 3 * head + place for place in range(3) for head in range(self.anatomy.n_heads)]
+            scores[:, : summed.shape[1]].index_copy_(2, self.blocks.columns[block], summed)
+        return scores.masked_fill_(self.blocks.no_edge, 0)
 
     # Forward: every target reads its own copy, whose gradient is hooked.
 
@@ -173,12 +147,12 @@ class EdgeCollector:
 
     def _rows(self, target: int, width: int) -> list[Tensor]:
         """Rows for the gradients of `width` targets from this one on: pieces of [width, B T, M]."""
-        block, first = self._place[target]
-        targets, d_model = len(self._blocks[block]), self.anatomy.d_model
+        block, first = self.blocks.place[target]
+        targets, d_model = len(self.blocks.targets[block]), self.anatomy.d_model
         if block not in self._incomplete:
             self._incomplete[block] = [
                 self.pool.allocate(
-                    own, (targets, piece.n_tokens, d_model), self._most_targets * piece.n_tokens * d_model
+                    own, (targets, piece.n_tokens, d_model), self.blocks.most_targets * piece.n_tokens * d_model
                 )
                 for piece, own in zip(self._pieces, self.sources, strict=True)
             ]
@@ -189,11 +163,11 @@ class EdgeCollector:
     @without_tf32()
     def _multiply_when_complete(self, target: int) -> None:
         """Add the products of this target's block and the sources that it reads to the scores."""
-        block, _ = self._place[target]
+        block, _ = self.blocks.place[target]
         if self._missing[block]:
             return
-        gradients, n_sources = self._incomplete.pop(block), self._n_sources(block)
-        rank_one = self._joined(self._rank_one.pop(block, []), len(self._blocks[block]))
+        gradients, n_sources = self._incomplete.pop(block), self.blocks.n_sources(block)
+        rank_one = self._joined(self._rank_one.pop(block, []), len(self.blocks.targets[block]))
         for piece, sources, rows in zip(self._pieces, self.sources, gradients, strict=True):
             summed = self._sums[block][piece.pairs]
             read = sources[:n_sources]
@@ -239,7 +213,7 @@ class EdgeCollector:
     def _attention_gradients(self, index: int, reads: AttentionReads) -> None:
         """Write the gradients at the copies of one layer's q, k and v to their rows; keep their rank-one terms."""
         target, layout = self.anatomy.attention_targets(index).start, self._layout
-        block, first = self._place[target]
+        block, first = self.blocks.place[target]
         terms, rows = self._rank_one.setdefault(block, []), self._rows(target, 3 * self.anatomy.n_heads)
         terms += self.operations.attention_gradients(
             self.anatomy.layers[index], reads, layout, rows, self._pieces, first

@@ -13,18 +13,9 @@ from headwatch.attribution.metrics import Metric
 from headwatch.attribution.scores import EdgeScores, HeadScores, heads_of
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
-from headwatch.model.forward import under_autocast
+from headwatch.errors import one_line
 from headwatch.model.read_only import left_trace
 from headwatch.probes import ProbeSet
-
-FLOAT32_LIMIT = 1e-4
-"""Largest accepted difference of the mean scores over the largest mean score, in float32. Kernels and plain operations
-differ there by the order of their sums alone: by up to 4e-6 in random models of three layers (tests/kernels), and more
-where scores cancel. A kernel that is wrong is off by a large part of the score."""
-
-HALF_LIMIT = 0.1
-"""The same in 16 bits, also under autocast, where the plain scores are themselves off by up to 0.15 of the largest from
-those in float32 (docs/evidence/reliability.md). Kernels round gradients at fewer places than the plain operations."""
 
 ROUNDS = 2  # timed passes, after one that compiles
 
@@ -52,12 +43,6 @@ class PartTrial:
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
         return asdict(self)
-
-
-def limit_of(model: nn.Module) -> float:
-    """The largest accepted error for this model."""
-    like = next(model.parameters())
-    return FLOAT32_LIMIT if like.dtype == torch.float32 and not under_autocast(like.device) else HALF_LIMIT
 
 
 def try_parts(
@@ -127,8 +112,3 @@ def difference_of(found: HeadScores | EdgeScores, expected: HeadScores | EdgeSco
         return largest / plain.abs().max() if bool(plain.any()) else largest
 
     return float(torch.stack([error(*pair) for pair in pairs]).max())
-
-
-def one_line(error: BaseException) -> str:
-    """An error as one line of at most 300 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, masking_utils
 from transformers.cache_utils import DynamicLayer
 
 from headwatch.attribution.batching import Batch
@@ -38,6 +38,19 @@ def repeated_heads(anatomy: Anatomy, repeated: bool) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in anatomy.layers if repeated else ():
             stack.enter_context(overridden(layer.attention, num_key_value_groups=1))
+        yield
+
+
+@contextmanager
+def masks_without_reading(padded: bool) -> Iterator[None]:
+    """Let transformers make the masks of a padded batch inside the block without looking for padding on the device.
+
+    It looks whether a mask could be left out, which waits for the device twice per forward pass. Here every call has
+    padding, in its first column. Under `torch.compile` and while CUDA records a graph it makes them without looking.
+    """
+    with ExitStack() as stack:
+        if padded and hasattr(masking_utils, "is_tracing"):
+            stack.enter_context(overridden(masking_utils, is_tracing=lambda *arguments: True))
         yield
 
 
@@ -77,7 +90,8 @@ def run(
         past = DynamicCache()
         past.layers = [UnkeptLayer() for _ in anatomy.layers]
     columns = layout.last_columns(batch.keep, batch.clean.shape[1] - batch.cut, ids.device)
-    with last_mlp_where_read(anatomy, columns), layout.separated(anatomy), repeated_heads(anatomy, repeats):
+    masks = masks_without_reading(padded)
+    with last_mlp_where_read(anatomy, columns), layout.separated(anatomy), repeated_heads(anatomy, repeats), masks:
         out = call(
             input_ids=ids,
             attention_mask=batch.mask.repeat(copies, 1) if padded else None,
@@ -151,7 +165,8 @@ def prefix_cache(call: Call, anatomy: Anatomy, batch: Batch) -> Cache | None:
     cut = slice(0, batch.cut)
     past = DynamicCache()
     past.layers = [EmptyLayer() for _ in anatomy.layers]
-    with last_mlp_where_read(anatomy, torch.arange(batch.cut - 1, batch.cut, device=batch.clean.device)):
+    columns = torch.arange(batch.cut - 1, batch.cut, device=batch.clean.device)
+    with last_mlp_where_read(anatomy, columns), masks_without_reading(batch.padded):
         call(
             input_ids=batch.clean[:, cut],
             attention_mask=batch.mask[:, cut] if batch.padded else None,

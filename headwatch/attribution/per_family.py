@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from headwatch.attribution.graphs import BatchGraphs
 from headwatch.attribution.metrics import Metric, resolve_metric
 from headwatch.attribution.observer import Observer, renumbered
 from headwatch.attribution.scores import EdgeScores, HeadScores, Readings, mean_relative_error, merge
@@ -51,6 +52,7 @@ def score_by_metric(
     observe: Observer | None = None,
     kernel_parts: Collection[str] = (),
     edges_on_device: bool = False,
+    graphs: BatchGraphs | None = None,
 ) -> HeadScores | EdgeScores:
     """Score the pairs of each family by its own metric, in one pass per metric.
 
@@ -61,7 +63,7 @@ def score_by_metric(
         settings: everything else; its own metric is not used.
         optimizer: the trainer's optimizer.
         observe: receives pairs by their numbers in `probes`.
-        kernel_parts, edges_on_device: see `score_pairs`.
+        kernel_parts, edges_on_device, graphs: see `score_pairs`.
     """
     groups = rows_by_metric(probes.families, metrics)
     parts = [
@@ -73,6 +75,7 @@ def score_by_metric(
             observe=observe if len(groups) == 1 else renumbered(observe, rows),
             kernel_parts=kernel_parts,
             edges_on_device=edges_on_device,
+            graphs=graphs,
         )
         for metric, rows in groups
     ]

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from headwatch.attribution.batch_pass import BatchPass, BatchScores
 from headwatch.attribution.batch_size import batch_sizes, default_budget_gb, free_bytes
 from headwatch.attribution.batching import Batch, batches
+from headwatch.attribution.edge_blocks import EdgeBlocks
 from headwatch.attribution.fused_operations import operations_of, required_parts
+from headwatch.attribution.graphs import BatchGraphs
 from headwatch.attribution.metrics import Metric, logit_diff, resolve_metric
 from headwatch.attribution.observer import Observer
 from headwatch.attribution.path import Path
@@ -21,10 +23,12 @@ from headwatch.attribution.scores import Checks, EdgeScores, HeadScores, Reading
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.attribution.stream_check import check_stream
 from headwatch.attribution.tensor_pool import TensorPool
+from headwatch.attribution.tolerance import limit_of
 from headwatch.attribution.transfers import Downloads, on_device, wait_for
 from headwatch.errors import UserError
 from headwatch.model.anatomy import Anatomy
 from headwatch.model.forward import callers_autocast, under_autocast
+from headwatch.model.graph_state import graph_state
 from headwatch.model.read_only import read_only_pass
 from headwatch.probes import ProbeSet
 
@@ -112,6 +116,7 @@ def score_pairs(
     observe: Observer | None = None,
     kernel_parts: Collection[str] = (),
     edges_on_device: bool = False,
+    graphs: BatchGraphs | None = None,
 ) -> HeadScores | EdgeScores:
     """The pass behind `score_heads` and `score_edges`.
 
@@ -124,6 +129,7 @@ def score_pairs(
         observe: called with every batch's clean run.
         kernel_parts: parts of the pass that run as kernels under kernels="auto" (`fused_operations.PARTS`).
         edges_on_device: leave the edges of all pairs on the model's device instead of the CPU.
+        graphs: CUDA graphs of batches, kept from pass to pass; without them every kernel is launched.
     """
     require_answers(settings.metric_name, probes)
     device = next(model.parameters()).device
@@ -139,7 +145,7 @@ def score_pairs(
         required = required_parts(settings.kernels, like.device, like.dtype)
         operations = operations_of(kernel_parts if settings.kernels == "auto" else required)
         scores = _Scores(anatomy, probes, settings, dtype, like.device if edges_on_device else torch.device("cpu"))
-        pool = TensorPool() if settings.edges else None
+        pool, blocks = TensorPool(), EdgeBlocks(anatomy, like.device) if settings.edges else None
         size, points_at_once = batch_sizes(
             anatomy,
             probes,
@@ -149,16 +155,26 @@ def score_pairs(
             reuse_prefix,
             scores.metric is not logit_diff,
         )
-        peak, autocast = PeakMemory(like.device), under_autocast(like.device)
+        peak, autocast, limit = PeakMemory(like.device), under_autocast(like.device), limit_of(model)
         stack.enter_context(peak)
         call = stack.enter_context(callers_autocast(anatomy.model, like.device))
+        if graphs is not None:
+            graphs.begin(graph_state(model))
+        of_graphs = scores.metric, tuple(scores.path.points), points_at_once, settings.edges, type(operations), autocast
+
+        def run(batch: Batch, pool: TensorPool, first: bool = False) -> BatchScores:
+            parts = anatomy, call, batch, scores.metric, scores.path, points_at_once, pool, blocks
+            return BatchPass(*parts, first=first, at_peak=peak.sample, operations=operations).run()
+
         for number, batch in enumerate(batches(probes, size, like.device, reuse_prefix, pad=dtype != torch.float64)):
             # The first batch suffices for the stream check, which costs as much as all o_proj.
             first = number == 0
-            parts = anatomy, call, batch, scores.metric, scores.path, points_at_once, pool
-            found = BatchPass(*parts, first=first, at_peak=peak.sample, operations=operations).run()
-            if found.rounding is not None:
-                scores.stream_error = check_stream(anatomy, found.differences, found.rounding)
+            if graphs is None or first:
+                found = run(batch, pool, first)
+            else:
+                found = graphs.score(of_graphs, batch, run, pool, limit)
+            if found.stream is not None:
+                scores.stream_error = check_stream(anatomy, *found.stream)
             if first and found.edges is not None:
                 check_row_sums(anatomy, found.heads, found.edges, autocast)
             scores.store(batch, found, observe)
@@ -201,11 +217,11 @@ class _Scores:
     @torch.no_grad()
     def store(self, batch: Batch, found: BatchScores, observe: Observer | None) -> None:
         """Store one batch's scores and readings."""
-        rows, clean, put = batch.pairs, found.differences.clean_logits, self._downloads.add
+        rows, clean, put = batch.pairs, found.clean_logits, self._downloads.add
         put(self.heads, rows, found.heads)
         put(self.input, rows, found.input)
         put(self.readings.metric_clean, rows, self.metric(clean, clean, batch.reads))
-        put(self.readings.metric_corrupted, rows, self.metric(found.differences.corrupted_logits, clean, batch.reads))
+        put(self.readings.metric_corrupted, rows, self.metric(found.corrupted_logits, clean, batch.reads))
         put(self.readings.correct, rows, batch.reads.correct(clean))
         if observe is not None:
             observe(rows, clean, batch.reads)

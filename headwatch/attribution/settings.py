@@ -23,6 +23,8 @@ class ScoringSettings:
             trainable parameters' gradients, and at least 2 GiB; on CUDA more, where memory is free (batch_size.py).
         kernels: fused Triton kernels: "auto" (in a training on CUDA, those that agree with plain PyTorch and are faster
             on the first batch; elsewhere none), "torch" (none) or "triton" (all; CUDA only).
+        cuda_graphs: in a training on CUDA, repeat batches whose shape was seen before as CUDA graphs. Faster where
+            batches are small; a graph keeps the memory of its batch from probe to probe (graphs.py).
 
     Raises:
         UserError: a value is out of range or unknown.
@@ -35,13 +37,15 @@ class ScoringSettings:
     batch_size: int | None = None
     memory_budget_gb: float | None = None
     kernels: str = "auto"
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         path_points(self.alphas, self.steps, self.metric_name)
         check_kernels(self.kernels)
         size, budget = self.batch_size, self.memory_budget_gb
-        if not isinstance(self.edges, bool):
-            raise UserError(f"edges={self.edges!r} must be True or False")
+        for name in ("edges", "cuda_graphs"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name}={getattr(self, name)!r} must be True or False")
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise UserError(f"batch_size={size!r} must be a whole number of at least 1, or None")
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0):

@@ -16,6 +16,7 @@ from headwatch.model.whole_weights import whole_weights
 from headwatch.monitor.console import ProbeProgress, patching_bar, say
 from headwatch.monitor.distributed import from_main
 from headwatch.monitor.run_budget import RunBudget
+from headwatch.monitor.run_graphs import RunGraphs
 from headwatch.monitor.run_kernels import RunKernels
 from headwatch.monitor.sharded_scoring import PairShard
 from headwatch.probes import ProbeSet
@@ -35,6 +36,7 @@ class ProbePass:
     Attributes:
         kernels: which kernels the passes use.
         budget: their memory budget.
+        graphs: their CUDA graphs.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class ProbePass:
         self.metrics, self.kernels, self.budget = metrics, RunKernels(), RunBudget()
         self._settings, self._patching, self._shows_bars, self._is_main = settings, patching, shows_bars, is_main
         self._edges_on_device = edges_on_device
+        self.graphs = RunGraphs(settings.cuda_graphs, is_main)
 
     def score(
         self, probes: ProbeSet, model: Any, optimizer: Any, observer: AnswerObserver | None, step: int
@@ -108,7 +111,7 @@ class ProbePass:
         observer: AnswerObserver | None,
         step: int,
     ) -> tuple[PairShard, HeadScores | EdgeScores | None, Exception | None]:
-        progress = None
+        progress, error = None, None
         try:
             # Gathered once: ranks may run different numbers of passes inside. Layer by layer: all run the same passes.
             with whole_weights(model, optimizer, Anatomy.of(model).decoder_layers) as whole:
@@ -127,11 +130,14 @@ class ProbePass:
                     observe=progress,
                     kernel_parts=self.kernels.parts,
                     edges_on_device=self._edges_on_device,
+                    graphs=self.graphs.of(model),
                 )
             return share, scores, None
         except Exception as caught:
+            error = caught
             return share, None, caught
         finally:
+            self.graphs.after_pass(error)
             if progress is not None:
                 progress.close()
 
@@ -141,7 +147,11 @@ class ProbePass:
 
     def to_record(self) -> dict[str, Any]:
         """What the manifest says of the passes, where it has changed."""
-        found = {"kernels": self.kernels.to_record(), "memory_budget": self.budget.to_record()}
+        found = {
+            "kernels": self.kernels.to_record(),
+            "memory_budget": self.budget.to_record(),
+            "cuda_graphs": self.graphs.to_record(),
+        }
         return {key: entry for key, entry in found.items() if entry is not None}
 
     def resume(self, manifest: Mapping[str, Any]) -> None:

@@ -76,7 +76,7 @@ class RunBudget:
         free = free_bytes(next(model.parameters()).device)
         if free is None and world()[1] == 1:
             return settings
-        before = smallest(default_budget_gb(model, free))
+        before = smallest(default_budget_gb(model, free, kept=settings.cuda_graphs))
         if free is None:
             return replace(settings, memory_budget_gb=before)
         recorded = from_main(self._recorded)

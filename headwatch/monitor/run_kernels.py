@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from headwatch.attribution.fused_operations import PARTS
-from headwatch.attribution.kernel_trial import PartTrial, limit_of, one_line, try_parts
+from headwatch.attribution.kernel_trial import PartTrial, try_parts
 from headwatch.attribution.per_family import Metrics
 from headwatch.attribution.settings import ScoringSettings
-from headwatch.errors import NonFiniteError, UserError
+from headwatch.attribution.tolerance import limit_of
+from headwatch.errors import NonFiniteError, UserError, one_line
 from headwatch.kernels.launch import DTYPES, installed
 from headwatch.model.read_only import left_trace
 from headwatch.model.whole_weights import whole_weights

@@ -15,15 +15,13 @@ from helpers.tiny_models import (
 )
 
 from headwatch import Anatomy, score_edges, score_heads
-from headwatch.attribution import ScoringSettings
-from headwatch.attribution import edges as edges_module
+from headwatch.attribution import ScoringSettings, edge_blocks
 from headwatch.attribution import tensor_pool as pool_module
 from headwatch.attribution.batch_size import batch_sizes
-from headwatch.attribution.edges import EdgeCollector
+from headwatch.attribution.edge_blocks import EdgeBlocks
 from headwatch.attribution.endpoints import interpolated
 from headwatch.attribution.naive import naive_edges, naive_heads
 from headwatch.attribution.scoring import score_pairs
-from headwatch.attribution.tensor_pool import TensorPool
 
 METRICS = ("logit_diff", "kl", "nll")
 RULES = [(m, a) for m in METRICS for a in ("midpoint", "right", "left", "clean", "ends") if (m, a) != ("kl", "clean")]
@@ -59,8 +57,8 @@ def test_edges_equal_the_naive_reference_in_further_architectures(architecture: 
 def test_layers_per_product(architecture: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default the few targets of a tiny model share one product."""
     model, probes = tiny_model(architecture), random_pairs(2)
-    monkeypatch.setattr(edges_module, "TARGETS_AT_ONCE", at_once)
-    blocks = EdgeCollector(Anatomy.of(model), 1, TensorPool())._blocks
+    monkeypatch.setattr(edge_blocks, "TARGETS_AT_ONCE", at_once)
+    blocks = EdgeBlocks(Anatomy.of(model), torch.device("cpu")).targets
     assert len(blocks) == (len(Anatomy.of(model).layers) + 1 if at_once == 1 else 2)
     edges = score_edges(model, probes, steps=2)
     assert largest_error(edges.per_pair, naive_edges(model, probes, steps=2)) < 1e-9

@@ -5,10 +5,8 @@ import torch
 from helpers.tiny_models import random_pairs, tiny_model
 from torch import Tensor
 
-from headwatch import Anatomy, score_heads
-from headwatch.attribution import scoring
-from headwatch.attribution.batch_pass import BatchScores
-from headwatch.attribution.endpoints import EndpointDifferences
+from headwatch import Anatomy, score_edges, score_heads
+from headwatch.attribution.endpoints import EndpointDifferences, EndpointRecorder
 from headwatch.attribution.stream_check import check_stream
 from headwatch.errors import NonFiniteError
 from headwatch.model.parts import Layer
@@ -96,14 +94,14 @@ def test_a_value_that_is_not_finite_is_found_in_every_source(kind: str, value: f
 
 def test_heads_alone_record_mlps_in_the_first_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Later batches are not checked, and nothing else reads them."""
-    found: list[BatchScores] = []
-    run = scoring.BatchPass.run
-    monkeypatch.setattr(scoring.BatchPass, "run", lambda self: found.append(run(self)) or found[-1])
+    found: list[EndpointDifferences] = []
+    of = EndpointRecorder.differences
+    monkeypatch.setattr(EndpointRecorder, "differences", lambda self: found.append(of(self)) or found[-1])
     model, pairs = tiny_model("llama"), random_pairs(4, side="none")
     score_heads(model, pairs, steps=1, batch_size=2)
-    n_layers, (first, *later) = Anatomy.of(model).n_layers, [len(each.differences.mlp) for each in found]
+    n_layers, (first, *later) = Anatomy.of(model).n_layers, [len(each.mlp) for each in found]
     assert later
     assert (first, set(later)) == (n_layers, {0})
     found.clear()
-    scoring.score_edges(model, pairs, steps=1, batch_size=2)
-    assert {len(each.differences.mlp) for each in found} == {n_layers}
+    score_edges(model, pairs, steps=1, batch_size=2)
+    assert {len(each.mlp) for each in found} == {n_layers}

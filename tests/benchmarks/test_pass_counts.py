@@ -4,16 +4,41 @@ Qwen2.5-Math-1.5B's shapes, 64 openers (200 shared tokens, 16 of their own), 5 p
 deterministic; `python benchmarks/gpu_model.py --where` lists what they consist of.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from helpers.benches import bench
 from torch import nn
+from transformers import Qwen2Config
 
-from headwatch import Anatomy
+from headwatch import Anatomy, ProbeSet
+from headwatch.attribution.batch_pass import BatchScores
 from headwatch.attribution.batch_size import batch_sizes, default_budget_gb
+from headwatch.attribution.fused_operations import PARTS
+from headwatch.attribution.graphs import BatchGraphs
+from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+}
+
+
+def padded(probes: ProbeSet) -> ProbeSet:
+    """The pairs, the first of them shorter than the others."""
+    mask = probes.attention_mask.clone()
+    mask[0, :3] = 0
+    return replace(probes, attention_mask=mask)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +97,14 @@ def test_openers_stay_under_their_ceilings(
         assert tool.modelled_seconds(counts, tool.DEVICES["H200 141 GB"]) <= 0.14
 
 
+@pytest.mark.parametrize(("prefix", "suffix"), [(200, 16), (0, 32)])
+def test_padding_costs_no_further_wait(prefix: int, suffix: int, tool: ModuleType) -> None:
+    """Pairs of several lengths, as openers are: transformers would look for padding twice per forward pass."""
+    model, probes = tool.meta_model(Qwen2Config(**SMALL)), padded(tool.random_pairs(512, 4, prefix, suffix, seed=0))
+    counts = tool.count_pass(model, probes, ScoringSettings(batch_size=4))
+    assert sum(counts.synchronisations.values()) <= 1, counts.synchronisations
+
+
 def test_arithmetic_without_a_shared_prefix(tool: ModuleType, model: nn.Module) -> None:
     """The first batch with kernels, all tokens of every pair: one wait as well."""
     probes = tool.random_pairs(151936, 64, 0, 32, seed=0)
@@ -110,3 +143,39 @@ def test_a_family_fits_in_two_batches_on_80_gb(tool: ModuleType, model: nn.Modul
         assert points == 5
         assert -(-64 // pairs) <= 2
         assert batch_sizes(anatomy, probes, 5, None, counted_gib)[0] < 64
+
+
+@pytest.mark.parametrize("kernels", [(), PARTS])
+@pytest.mark.parametrize(("prefix", "suffix"), [(200, 16), (0, 32)])
+@pytest.mark.parametrize(("pads", "metric"), [(False, "logit_diff"), (True, "kl")])
+def test_a_cuda_graph_of_a_batch_can_be_recorded(
+    pads: bool, prefix: int, suffix: int, metric: str, kernels: tuple[str, ...], tool: ModuleType
+) -> None:
+    """Nothing in it waits for the device, or copies to or from the host: CUDA would refuse the one and repeat the other
+    from memory that is long used for something else.
+    """
+    model = tool.meta_model(Qwen2Config(**SMALL))
+    probes = tool.random_pairs(512, 4, prefix, suffix, seed=0)
+    if pads:
+        probes = padded(probes)
+    with bench("pass_counter").counting(model) as counts:
+
+        def totals() -> list[int]:
+            return [len(counts.kernels), *(sum(own.values()) for own in of_the_host)]
+
+        def record(work: Callable[[], BatchScores]) -> tuple[Callable[[], None], BatchScores]:
+            before = totals()
+            with patch.object(torch.cuda, "is_current_stream_capturing", lambda: True):
+                scores = work()
+            recorded.append([now - then for now, then in zip(totals(), before, strict=True)])
+            return (lambda: None), scores
+
+        of_the_host: tuple[Any, ...] = (counts.synchronisations, counts.uploads, counts.downloads)
+        recorded: list[list[int]] = []
+        settings, graphs = ScoringSettings(metric=metric, batch_size=2), BatchGraphs(record)
+        for _ in range(2):
+            score_pairs(model, probes, settings, kernel_parts=kernels, graphs=graphs)
+    ((launched, *of_host),) = recorded
+    assert launched > 100
+    assert of_host == [0, 0, 0], of_the_host
+    assert ("rms_norm" in counts.by_name) == bool(kernels)

@@ -7,9 +7,10 @@ from helpers.tiny_models import largest_error, random_openers, random_pairs, tin
 from headwatch import ProbeSet, score_edges, score_heads
 from headwatch.attribution import kernel_trial
 from headwatch.attribution.fused_operations import PARTS
-from headwatch.attribution.kernel_trial import FLOAT32_LIMIT, try_parts
+from headwatch.attribution.kernel_trial import try_parts
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
+from headwatch.attribution.tolerance import FLOAT32_LIMIT
 from headwatch.errors import UserError
 from headwatch.kernels import launch
 

@@ -60,8 +60,10 @@ def test_the_largest_batch_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = max(each.estimated_gb for each in planned_batches(model, probes, settings))
     budget = measured_budget(model, probes, metrics, settings)
     assert (budget.before_gb, budget.estimated_gb) == (1.0, largest)
-    assert budget.measured_gb
-    assert budget.gb == pytest.approx(min(largest / budget.measured_gb, 2.0))
+    assert budget.measured_gb is not None
+    # 0: the process holds enough memory that earlier tests have freed, and nothing can be said.
+    expected = min(largest / budget.measured_gb, 2.0) if budget.measured_gb else 1.0
+    assert budget.gb == pytest.approx(expected)
 
 
 def settings_of(budget: RunBudget, settings: ScoringSettings, model: torch.nn.Module, probes: ProbeSet) -> float | None:

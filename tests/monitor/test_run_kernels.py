@@ -11,9 +11,10 @@ from helpers.tiny_trainers import save_tiny_model, sft_trainer
 
 from headwatch import HeadWatchCallback, UserError, score_heads
 from headwatch.attribution.fused_operations import PARTS
-from headwatch.attribution.kernel_trial import HALF_LIMIT, PartTrial, limit_of
+from headwatch.attribution.kernel_trial import PartTrial
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
+from headwatch.attribution.tolerance import HALF_LIMIT, limit_of
 from headwatch.kernels.launch import KernelError
 from headwatch.monitor.run_kernels import RunKernels
 
