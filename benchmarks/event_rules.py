@@ -63,15 +63,15 @@ class State:
         self.folder, _, heads = described.partition(":")
         self.off = heads.split(",") if heads else []
 
-    def measure(self, probes: ProbeSet, rule: str, heads: list[Head]) -> Measured:
+    def measure(self, probes: ProbeSet, rule: str, heads: list[Head], metric: str) -> Measured:
         """By one rule, or by exact patching of these heads (the effects of the others are 0)."""
         model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval().requires_grad_(False)
         with scaled_heads(model, self.off) if self.off else nullcontext():
             if rule != PATCHING:
-                scored = score_heads(model, probes, **RULES[rule])
+                scored = score_heads(model, probes, metric=metric, **RULES[rule])
                 effects, readings = scored.per_pair.numpy(), scored.readings
             else:
-                patched, anatomy = patch_heads(model, probes, heads), Anatomy.of(model)
+                patched, anatomy = patch_heads(model, probes, heads, metric), Anatomy.of(model)
                 effects, readings = np.zeros((len(probes), anatomy.n_layers, anatomy.n_heads)), patched.readings
                 for column, head in enumerate(heads):
                     effects[:, *head] = patched.per_pair[:, column].numpy()
@@ -83,13 +83,15 @@ class State:
         }
 
 
-def measured(out: Path, name: str, state: State, probes: ProbeSet, rule: str, heads: list[Head]) -> Measured:
+def measured(
+    out: Path, name: str, state: State, probes: ProbeSet, rule: str, heads: list[Head], metric: str
+) -> Measured:
     """The measurement in the folder if it has the same pairs and heads, or a new one that is kept there."""
-    file, of = out / f"{name}-{rule.replace(' ', '_')}.npz", np.array(heads).reshape(-1, 2)
+    file, of = out / f"{name}-{metric}-{rule.replace(' ', '_')}.npz", np.array(heads).reshape(-1, 2)
     kept = np.load(file) if file.is_file() else None
     if kept is None or len(kept["clean"]) != len(probes) or not np.array_equal(kept["heads"].reshape(-1, 2), of):
         began = time.process_time()
-        found = state.measure(probes, rule, heads)
+        found = state.measure(probes, rule, heads, metric)
         np.savez_compressed(file, heads=of, seconds=time.process_time() - began, **found)
         print(f"{file.name}: {time.process_time() - began:.0f} CPU s", flush=True)
         kept = np.load(file)
@@ -237,6 +239,7 @@ def main() -> None:
     parser.add_argument("--states", nargs="+", required=True, metavar="NAME=MODEL[:HEADS]")
     parser.add_argument("--changes", nargs="+", required=True, metavar="NAME:NAME")
     parser.add_argument("--family", default="recall")
+    parser.add_argument("--metric", choices=("logit_diff", "kl"), default="logit_diff")
     parser.add_argument("--rules", nargs="+", choices=list(RULES), default=[rule for rule in RULES if rule != "clean"])
     parser.add_argument("--pairs", type=int, default=64, help="of each of the two probe sets")
     parser.add_argument("--patched", type=int, default=100, help="heads that are patched")
@@ -249,13 +252,13 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(next(iter(states.values())).folder)
     probes = ProbeSet.generate(options.family, tokenizer, n_pairs=2 * options.pairs, seed=options.seed)
     of = {
-        (name, rule): measured(options.out, name, state, probes, rule, [])
+        (name, rule): measured(options.out, name, state, probes, rule, [], options.metric)
         for name, state in states.items()
         for rule in options.rules
     }
     heads = chosen_heads(of, changes, options.patched)
     for name, state in states.items():
-        of[name, PATCHING] = measured(options.out, name, state, probes, PATCHING, heads)
+        of[name, PATCHING] = measured(options.out, name, state, probes, PATCHING, heads, options.metric)
     rules = [*options.rules, PATCHING]
     found = {" to ".join(change): compare(rules, of, change, options.splits) for change in changes}
     agree = agreements(options.rules, of, changes)

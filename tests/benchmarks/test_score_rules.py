@@ -184,14 +184,14 @@ def test_a_state_with_heads_off_is_measured(base: Path, tmp_path: Path) -> None:
     rules = bench("event_rules")
     probes = ProbeSet.generate("addition", build_tokenizer(), n_pairs=4, seed=0)
     state = rules.State(f"{base}:L0.H1,L1.H3")
-    found = rules.measured(tmp_path, "off", state, probes, "ends", [])
+    found = rules.measured(tmp_path, "off", state, probes, "ends", [], "logit_diff")
     assert np.abs(found["effects"]).min(axis=0)[[0, 1], [1, 3]].tolist() == [0.0, 0.0]
-    exact = rules.measured(tmp_path, "off", state, probes, rules.PATCHING, [(0, 0), (0, 1)])
+    exact = rules.measured(tmp_path, "off", state, probes, rules.PATCHING, [(0, 0), (0, 1)], "logit_diff")
     assert exact["effects"].shape == found["effects"].shape
     assert np.abs(exact["effects"][:, 0, 1]).max() < 1e-6  # off
     assert np.abs(exact["effects"][:, 0, 0]).max() > 1e-4
     assert exact["clean"] == pytest.approx(found["clean"], abs=1e-5)
-    again = rules.measured(tmp_path, "off", rules.State("nowhere"), probes, "ends", [])  # read from the folder
+    again = rules.measured(tmp_path, "off", rules.State("nowhere"), probes, "ends", [], "logit_diff")  # read from the folder
     assert np.array_equal(again["effects"], found["effects"])
 
 
