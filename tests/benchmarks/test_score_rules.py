@@ -191,7 +191,8 @@ def test_a_state_with_heads_off_is_measured(base: Path, tmp_path: Path) -> None:
     assert np.abs(exact["effects"][:, 0, 1]).max() < 1e-6  # off
     assert np.abs(exact["effects"][:, 0, 0]).max() > 1e-4
     assert exact["clean"] == pytest.approx(found["clean"], abs=1e-5)
-    again = rules.measured(tmp_path, "off", rules.State("nowhere"), probes, "ends", [], "logit_diff")  # read from the folder
+    # Read from the folder.
+    again = rules.measured(tmp_path, "off", rules.State("nowhere"), probes, "ends", [], "logit_diff")
     assert np.array_equal(again["effects"], found["effects"])
 
 
