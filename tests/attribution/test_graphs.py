@@ -58,8 +58,7 @@ def no_prefix(n: int) -> ProbeSet:
 PAIRS = {"openers": openers, "no prefix": no_prefix, "padded": random_openers, "padded on both sides": random_pairs}
 
 
-@pytest.mark.parametrize("metric", ["logit_diff", "kl"])
-@pytest.mark.parametrize("edges", [False, True])
+@pytest.mark.parametrize(("edges", "metric"), [(False, "logit_diff"), (True, "kl")])
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_repeated_batch_equals_the_usual_way(kind: str, edges: bool, metric: str) -> None:
     """Over three probes with training between them: every batch but the first of a pass, from its third time on."""

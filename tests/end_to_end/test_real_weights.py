@@ -40,7 +40,7 @@ def train(model: str, output: Path, lora: bool, **extra: Any) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(3600)  # bf16 takes minutes per step on a CPU without instructions for it
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "lora"])
 @pytest.mark.parametrize(
     "model",
     [
