@@ -72,7 +72,7 @@ def test_a_repeated_batch_equals_the_usual_way(kind: str, edges: bool, metric: s
     assert graphs.repetitions >= (3 if kind.startswith("padded") else 5)  # padded: every batch has a shape of its own
 
 
-@pytest.mark.parametrize("architecture", ["llama-biases", "gemma3", "gpt2", "neox", "phi3"])
+@pytest.mark.parametrize("architecture", ["llama-biases", "gemma3", "gpt2", "phi3"])
 def test_other_architectures(architecture: str) -> None:
     model, probes, graphs = tiny_model(architecture, torch.float32), openers(8), BatchGraphs(CpuCapture())
     settings = ScoringSettings(batch_size=2)
