@@ -4,6 +4,7 @@
     python benchmarks/gpu_model.py --shape llama-3.2-1b --prefix 0 --suffix 32 --kind heads
     python benchmarks/gpu_model.py --model FOLDER --pairs 128        # a model folder's config.json
     python benchmarks/gpu_model.py --where                           # the lines that wait for the device, and upload
+    python benchmarks/gpu_model.py --host                            # measured: what the host does per batch
 
 Two tables: plain PyTorch, and with the fused kernels of headwatch/kernels (`--kernels torch` or `triton`: one).
 
@@ -14,6 +15,7 @@ the kernels of all batches. A batch is counted once per size and kind (the first
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,6 +115,33 @@ def launch_bound(counts: Counts, device: Device, launch: float = LAUNCH) -> int:
     )
 
 
+def host_seconds(config: PretrainedConfig, settings: ScoringSettings, rounds: int = 5) -> tuple[float, float]:
+    """CPU seconds that the host takes to launch the first batch of a pass and a later one; measured.
+
+    The pass runs on the CPU, over two pairs and a model of as many layers and heads that are 4 wide: the arithmetic
+    takes little time, and what remains is Python and torch. Without the kernels of headwatch/kernels.
+    """
+    narrow = config.__class__(
+        hidden_size=4 * config.num_attention_heads,
+        intermediate_size=64,
+        head_dim=4,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        vocab_size=64,
+    )
+    model, probes = AutoModelForCausalLM.from_config(narrow).eval(), random_pairs(64, 2, 20, 4, seed=0)
+    seconds = {}
+    for size in (2, 1):  # one batch, and two
+        own = replace(settings, batch_size=size, kernels="torch")
+        score_pairs(model, probes, own)
+        began = time.process_time()
+        for _ in range(rounds):
+            score_pairs(model, probes, own)
+        seconds[size] = (time.process_time() - began) / rounds
+    return seconds[2], seconds[1] - seconds[2]
+
+
 def print_where(counts: Counts) -> None:
     """The lines that wait for the device and upload, and the operations."""
     for title, found in (("synchronisations", counts.synchronisations), ("uploads", counts.uploads)):
@@ -140,6 +169,7 @@ def main() -> None:
     parser.add_argument("--budget-gb", type=float, help="pairs per batch from this memory budget instead")
     parser.add_argument("--kernels", choices=("torch", "triton", "both"), default="both")
     parser.add_argument("--launch", type=float, default=1e6 * LAUNCH, help="microseconds from one kernel to the next")
+    parser.add_argument("--host", action="store_true", help="measure what the host does per batch, and nothing else")
     parser.add_argument("--where", action="store_true", help="list synchronisations, copies and kernels")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args()
@@ -156,6 +186,10 @@ def main() -> None:
         batch_size=options.batch_size or (None if options.budget_gb else options.pairs),
         memory_budget_gb=options.budget_gb,
     )
+    if options.host:
+        first, later = host_seconds(config, settings)
+        print(f"CPU seconds of the host: first batch {first:.3f}, later batches {later:.3f} (measured on this machine)")
+        return
     path = PathPoints.of(settings.alphas, settings.steps, *resolve_metric(settings.metric))
     size, _ = batch_sizes(Anatomy.of(model), probes, len(path.points), settings.batch_size, settings.memory_budget_gb)
     n_batches = -(-options.pairs // size)
