@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 LONGEST = (
     *("test_sharded.py", "test_exactness.py", "test_no_trace.py", "test_killed.py", "test_interpreter.py"),
     *("test_run_layout.py", "test_read_only_sharded.py", "test_trainers.py", "test_resume.py", "test_recipes.py"),
+    "test_resumed_recipes.py",
 )
 
 

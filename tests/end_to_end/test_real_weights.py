@@ -39,16 +39,10 @@ def train(model: str, output: Path, lora: bool, **extra: Any) -> dict[str, Any]:
     return trained_weights(trainer)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)  # bf16 takes minutes per step on a CPU without instructions for it
-@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "lora"])
-@pytest.mark.parametrize(
-    "model",
-    [
-        "smollm2-135m",
-        pytest.param("gemma-3-270m", marks=pytest.mark.slow),
-        pytest.param("qwen2.5-coder-0.5b", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("model", ["smollm2-135m", "gemma-3-270m", "qwen2.5-coder-0.5b"])
 def test_one_line_in_a_script_with_the_trainers_defaults(model: str, lora: bool, tmp_path: Path) -> None:
     if not (MODELS / model / "model.safetensors").is_file():
         pytest.skip(f"no weights in {MODELS / model}")

@@ -16,6 +16,12 @@ DATA = Path(__file__).parents[2].joinpath("../shared/data").resolve()
 BLOCK = "<think>\nLet us see.\n</think>\n<answer>\n{}\n</answer>"
 
 
+@pytest.fixture(autouse=True)
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One answer of the table never ends; all others take well under a second."""
+    monkeypatch.setattr(rewards._grader, "timeout", 2.0)
+
+
 def test_the_table_has_at_least_two_hundred_answers() -> None:
     assert sum(map(len, TABLE.values())) >= 200
 
