@@ -17,6 +17,6 @@ class NonFiniteError(RuntimeError):
     """NaN or infinity in the scores: the training has diverged, and no option of headwatch fixes that."""
 
 
-def one_line(error: BaseException) -> str:
-    """An error as one line of at most 300 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+def type_and_message(error: BaseException, most: int = 300) -> str:
+    """An error's type and message, one line of at most `most` characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:most]

@@ -1,9 +1,9 @@
 """CUDA graphs of a run's batches: a batch whose shape was seen before is one launch instead of some two thousand.
 
-A graph repeats kernels at fixed addresses, without Python. What it reads is the weights where they are (an optimizer
-changes them in place) and its own copy of the batch; everything else was decided when it was recorded. So a graph
-belongs to a shape of batch and to a state of the model (headwatch/model/graph_state.py), and is recorded again where
-these change. The first batch of a pass checks the model, and never is a graph.
+A graph repeats kernels at fixed addresses, without Python. It reads the weights where they are (an optimizer changes
+them in place) and its own copy of the batch; everything else was decided when it was recorded. So a graph belongs to a
+shape of batch and to a state of the model (headwatch/model/graph_state.py), and is recorded again where these change.
+The first batch of a pass checks the model and is never a graph.
 
 A shape is scored without a graph when it is first seen, which also prepares libraries and compiles kernels. The second
 time the graph is recorded and compared with the scores of the usual way; from the third time on it is used.
@@ -18,8 +18,7 @@ from torch import Tensor
 from headwatch.attribution.batch_pass import BatchScores
 from headwatch.attribution.batching import Batch
 from headwatch.attribution.tensor_pool import TensorPool
-from headwatch.errors import one_line
-from headwatch.model.read_only import left_trace
+from headwatch.errors import type_and_message
 
 MOST_STATES = 4  # of the model, after which its graphs are given up: they would be recorded at every probe
 
@@ -34,7 +33,7 @@ Capture = Callable[[Callable[[], BatchScores]], tuple[Callable[[], object], Batc
 class _Graph:
     """A recorded batch: its copy of the inputs, and the result.
 
-    `run` holds what the graph reads besides the weights: the constants of the edges, say.
+    `run` holds what the graph reads besides the weights, for example the constants of the edges.
     """
 
     batch: Batch
@@ -112,9 +111,7 @@ class BatchGraphs:
             graph = _Graph(own, repeat, scores, run)
             error = _difference(graph.score(batch), expected)
         except Exception as caught:
-            if left_trace(caught):
-                raise
-            self._stop(one_line(caught))
+            self._stop(type_and_message(caught))
             return
         if error <= limit:
             self._graphs[key] = graph
@@ -178,7 +175,7 @@ class CudaCapture:
     def __call__(self, work: Callable[[], BatchScores]) -> tuple[Callable[[], object], BatchScores]:
         """See `Capture`."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads (a watchdog of NCCL, say) may ask the device anything meanwhile.
+        # Other threads may call CUDA meanwhile, for example NCCL's watchdog.
         with (
             torch.cuda.device(self._device),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),

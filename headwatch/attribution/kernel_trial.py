@@ -13,7 +13,7 @@ from headwatch.attribution.metrics import Metric
 from headwatch.attribution.scores import EdgeScores, HeadScores, heads_of
 from headwatch.attribution.scoring import score_pairs
 from headwatch.attribution.settings import ScoringSettings
-from headwatch.errors import one_line
+from headwatch.errors import type_and_message
 from headwatch.model.read_only import left_trace
 from headwatch.probes import ProbeSet
 
@@ -82,7 +82,7 @@ def try_parts(
         except Exception as error:
             if left_trace(error):
                 raise
-            trials[part] = PartTrial(part, failure=one_line(error))
+            trials[part] = PartTrial(part, failure=type_and_message(error))
     seconds = _timed({"": plain, **ways})
     for part in ways:
         trials[part] = PartTrial(part, errors[part], seconds[part] / seconds[""])

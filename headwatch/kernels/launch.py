@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwatch.errors import UserError
+from headwatch.errors import UserError, type_and_message
 
 observers: list[Callable[[str, list[Tensor], int], None]] = []
 """Called for every launch on meta tensors with the kernel's name, its tensors, and its floating-point operations."""
@@ -67,7 +67,7 @@ def launch(name: str, grid: tuple[int, ...], arguments: list[Any], operations: i
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        reason = type_and_message(error, 200)
         raise KernelError(f'the kernel {name} failed ({reason}); kernels="torch" runs without kernels') from error
 
 

@@ -1,4 +1,4 @@
-"""What a CUDA graph of a model takes for granted: where its weights are, and what its modules decide in Python."""
+"""What must not change while a CUDA graph of a model is used: addresses of weights, plain attributes of modules."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -26,9 +26,9 @@ def no_graphs_because(model: nn.Module) -> str | None:
 
 
 def own_python(model: nn.Module) -> str | None:
-    """A module that runs code of the user's or moves its weights: a graph would not."""
+    """The first module that runs a hook of the user's, or whose weights accelerate moves; a graph would do neither."""
     for name, module in model.named_modules():
-        if hasattr(module, "_hf_hook") and type(module._hf_hook).__name__ != "LayerwiseCastingHook":
+        if hasattr(module, "_hf_hook"):
             return f"accelerate moves the weights of {name or 'the model'}"
         for hooks in _HOOKS:
             for hook in vars(module)[hooks].values():

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from headwatch.attribution.graphs import BatchGraphs, CudaCapture
-from headwatch.errors import one_line
+from headwatch.errors import type_and_message
 from headwatch.model.graph_state import no_graphs_because
 from headwatch.monitor.console import say
 
@@ -43,7 +43,7 @@ class RunGraphs:
             return
         reason = self._graphs.failure
         if error is not None and len(self._graphs):
-            reason = f"a pass failed ({one_line(error)})"
+            reason = f"a pass failed ({type_and_message(error)})"
         if reason is not None:
             self._give_up(reason)
 

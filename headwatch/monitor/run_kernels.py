@@ -13,7 +13,7 @@ from headwatch.attribution.kernel_trial import PartTrial, try_parts
 from headwatch.attribution.per_family import Metrics
 from headwatch.attribution.settings import ScoringSettings
 from headwatch.attribution.tolerance import limit_of
-from headwatch.errors import NonFiniteError, UserError, one_line
+from headwatch.errors import NonFiniteError, UserError, type_and_message
 from headwatch.kernels.launch import DTYPES, installed
 from headwatch.model.read_only import left_trace
 from headwatch.model.whole_weights import whole_weights
@@ -104,7 +104,7 @@ class RunKernels:
         except Exception as error:  # the probe itself will raise it again, or the kernels are not used
             if left_trace(error):
                 raise
-            failure = one_line(error)
+            failure = type_and_message(error)
         trials = agreed(trials)
         self.parts = tuple(trial.part for trial in trials if trial.passes(limit))
         failures = [trial.failure for trial in trials if trial.failure is not None]
@@ -125,7 +125,7 @@ class RunKernels:
         own = error is not None and not isinstance(error, other) and not left_trace(error)
         if agree(ERROR if own else OK) == OK:
             return False
-        failure = one_line(error) if own and error is not None else "on another process: see its message"
+        failure = type_and_message(error) if own and error is not None else "on another process: see its message"
         logger.warning("headwatch: a pass with kernels failed, plain PyTorch is used from now on (%s)", failure)
         self.parts = ()
         self._record((self._entry or {}) | {"parts": [], "failure": failure})
