@@ -220,7 +220,7 @@ def test_a_batch_of_another_shape_has_its_own_graph() -> None:
     """Two metrics and two shapes; neither takes the graph of the other."""
     model, capture = tiny_model("llama", torch.float32), CpuCapture()
     graphs = BatchGraphs(capture)
-    for probes in (openers(8), openers(8, prefix=10, suffix=4)):
+    for probes in (openers(8), openers(8, prefix=13, suffix=4)):
         for metric in ("logit_diff", "kl"):
             settings = ScoringSettings(metric=metric, batch_size=2)
             for _ in range(2):
